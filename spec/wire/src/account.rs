@@ -1,0 +1,152 @@
+//! Accounts, log-in and the relay's own description: bodies of `/v1/relay`, `/v1/accounts` and `/v1/auth`.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::{AccountId, Bytes, DeviceId, Incarnation, Limits, Nonce, RelayId, Signature, SignedDeviceList};
+
+/// `GET /v1/relay`: who the relay is and what it allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Relay {
+    /// The relay, to be pinned at registration; part of what registrations and log-ins sign.
+    pub relay_id: RelayId,
+    /// The present life of its store.
+    pub incarnation: Incarnation,
+    /// Its time, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// MLS cipher suites for which it takes key packages.
+    pub suites: Vec<u16>,
+    /// Its limits.
+    pub limits: Limits,
+}
+
+/// `POST /v1/accounts`: registers an account with its first device list. Repeating it changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RegisterRequest {
+    /// The account.
+    pub account_id: AccountId,
+    /// A name to be found by, if wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<Username>,
+    /// The first device list: version 1.
+    pub device_list: SignedDeviceList,
+    /// The identity key's signature ([`Domain::Registration`](crate::Domain::Registration)).
+    pub signature: Signature,
+}
+
+/// `PUT /v1/account/devices`: replaces the account's device list by the next one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct UpdateDeviceListRequest {
+    /// The next list.
+    pub device_list: SignedDeviceList,
+}
+
+/// What a relay answers about an account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Account {
+    /// The account.
+    pub account_id: AccountId,
+    /// Its username, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<Username>,
+    /// Its newest device list.
+    pub device_list: SignedDeviceList,
+}
+
+/// `POST /v1/auth/challenge`: a nonce for one log-in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Challenge {
+    /// To be signed.
+    pub nonce: Nonce,
+    /// When it ends, in the relay's milliseconds.
+    pub expires_at_ms: u64,
+}
+
+/// `POST /v1/auth/login`: proves possession of the device key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LoginRequest {
+    /// The device.
+    pub device_id: DeviceId,
+    /// The challenge's nonce.
+    pub nonce: Nonce,
+    /// The device key's signature ([`Domain::Login`](crate::Domain::Login)).
+    pub signature: Signature,
+}
+
+/// A session: `Authorization: Bearer` with the token in base64url.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Session {
+    /// The bearer token.
+    pub token: Bytes,
+    /// When it ends, in the relay's milliseconds.
+    pub expires_at_ms: u64,
+}
+
+/// A username: 2 to 32 characters of `a-z`, `0-9`, `.`, `_` and `-`. Capitals are lowered.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(value_type = String, pattern = "^[a-z0-9._-]{2,32}$"))]
+pub struct Username(String);
+
+/// Text that is not a username.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a username has 2 to 32 characters of a-z, 0-9, '.', '_' and '-'")]
+pub struct UsernameError;
+
+impl Username {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Username {
+    type Err = UsernameError;
+
+    fn from_str(text: &str) -> Result<Self, UsernameError> {
+        let name = text.to_ascii_lowercase();
+        let allowed = |c: u8| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+        let fits = (2..=32).contains(&name.len()) && name.bytes().all(allowed);
+        if fits { Ok(Self(name)) } else { Err(UsernameError) }
+    }
+}
+
+impl fmt::Display for Username {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Username {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Username(..)")
+    }
+}
+
+impl<'de> Deserialize<'de> for Username {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usernames_are_short_plain_and_lower_case() {
+        assert_eq!("Alice.B-1_x".parse::<Username>().map(|name| name.to_string()), Ok("alice.b-1_x".into()));
+        for bad in ["", "a", "with space", "émile", "a/b", &"x".repeat(33)] {
+            assert_eq!(bad.parse::<Username>(), Err(UsernameError), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Key packages: bodies of `/v1/keys`. Each is handed out once, the last-resort one whenever no other is left.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AccountId, Bytes, DeviceId, MessageId};
+
+/// MLS cipher suites (RFC 9420, section 17.1) that Undertone uses.
+pub mod suite {
+    /// `MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519`: the default.
+    pub const DEFAULT: u16 = 0x0003;
+}
+
+/// `POST /v1/keys/key-packages`: publishes key packages of the calling device, all or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PublishRequest {
+    /// Makes repeating the request harmless: a key handed out in between does not come back.
+    pub message_id: MessageId,
+    /// One-time key packages: `KeyPackage` of RFC 9420, section 10, without an `MLSMessage` around it.
+    pub key_packages: Vec<Bytes>,
+    /// The new last-resort key package, if it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_resort: Option<Bytes>,
+}
+
+/// `GET /v1/keys` and the answer to publishing: what the calling device has at the relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct KeyCounts {
+    /// One entry per suite that has any.
+    pub key_packages: Vec<KeyPackageCount>,
+}
+
+/// How many key packages of one suite a device has at the relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct KeyPackageCount {
+    /// The MLS cipher suite.
+    pub suite: u16,
+    /// One-time key packages that can still be handed out.
+    pub one_time: u64,
+    /// Whether there is a last-resort key package that can be handed out.
+    pub last_resort: bool,
+}
+
+/// `POST /v1/keys/claim`: takes one key package for each device of an account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ClaimRequest {
+    /// The account.
+    pub account_id: AccountId,
+    /// The MLS cipher suite.
+    pub suite: u16,
+}
+
+/// One entry for each listed device of the account, in ascending order of device ids.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ClaimResponse {
+    /// The key packages.
+    pub key_packages: Vec<ClaimedKeyPackage>,
+}
+
+/// A key package handed out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ClaimedKeyPackage {
+    /// The device.
+    pub device_id: DeviceId,
+    /// The key package; absent if the device has published none that still lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_package: Option<Bytes>,
+    /// Whether it is the last-resort one, which others may have been given too.
+    pub last_resort: bool,
+}

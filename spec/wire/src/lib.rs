@@ -1,0 +1,66 @@
+//! The Undertone protocol as types: what a relay and a device say to each other, and the signed structures both check.
+//!
+//! The prose is in `spec/protocol.md`; where a rule can be a type or a function, it is here, once, for both sides. This
+//! crate opens no socket, reads no clock and holds no state.
+//!
+//! Every body exists in two encodings made from the same types: JSON, so that `curl` works, and CBOR for the SDK.
+//! Byte strings and identifiers are base64url and UUID text in JSON and raw bytes in CBOR; decoding takes both forms.
+//!
+//! ```
+//! use undertone_wire::{AccountId, Encoding, PublicKey};
+//!
+//! // An account id commits to the account's first identity key.
+//! let identity = PublicKey::from([7; 32]);
+//! let account = AccountId::from_identity_key(&identity);
+//! assert!(account.commits_to(&identity));
+//!
+//! let json = Encoding::Json.encode(&account);
+//! assert_eq!(Encoding::Json.decode::<AccountId>(&json)?, account);
+//! # Ok::<(), undertone_wire::DecodeError>(())
+//! ```
+
+mod account;
+mod bytes;
+mod credential;
+mod device_list;
+mod encoding;
+mod error;
+mod frame;
+mod group;
+mod ids;
+mod keys;
+mod limits;
+pub mod path;
+mod queue;
+mod signing;
+
+pub use account::{
+    Account, Challenge, LoginRequest, RegisterRequest, Relay, Session, UpdateDeviceListRequest, Username, UsernameError,
+};
+pub use bytes::{Bytes, Hash, LengthError, Nonce, PublicKey, Signature};
+pub use credential::{CredentialError, LeafCredential};
+pub use device_list::{
+    Certificate, DeviceEntry, DeviceList, DeviceListError, KeySet, RecoveryKey, Rotation, RotationAuthority,
+    SignedCertificate, SignedDeviceList, chain_continues, verify_rotations,
+};
+pub use encoding::{DecodeError, Encoding};
+pub use error::{ErrorCode, LimitReached, Problem};
+pub use frame::{ByeReason, ClientFrame, ServerFrame, subprotocol};
+pub use group::{
+    AuthenticatedData, CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommit, GroupCommits, GroupList,
+    GroupMember, GroupMembers, GroupPosition, GroupSummary, LeaveRequest, SendRequest, SendResponse, StaleGroup,
+    UnackedCommit, WelcomeParts, WelcomeSecrets,
+};
+pub use ids::{AccountId, DeviceId, GroupId, IdError, Incarnation, MessageId, RelayId};
+pub use keys::{ClaimRequest, ClaimResponse, ClaimedKeyPackage, KeyCounts, KeyPackageCount, PublishRequest, suite};
+pub use limits::Limits;
+pub use queue::{AckRequest, Delivery, Envelope, FetchResponse, Span};
+pub use signing::{Domain, public_key, sign, verify};
+
+/// Name of the response header in which the relay tells its time, in milliseconds since the Unix epoch.
+///
+/// Devices learn their clock's offset from it and make message ids from the relay's time.
+pub const TIME_HEADER: &str = "undertone-time";
+
+/// Media type of a [`Problem`] (RFC 9457).
+pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";

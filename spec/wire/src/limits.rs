@@ -1,0 +1,80 @@
+//! Every limit of the protocol with its default. A relay's own values are in `GET /v1/relay`.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $name:ident = $default:expr;)+) => {
+        /// What a relay allows. Sizes in bytes, times in seconds unless the name says otherwise.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        #[serde(default)]
+        pub struct Limits {
+            $($(#[$doc])* pub $name: u64,)+
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+    };
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const DAY: u64 = 24 * 60 * 60;
+
+limits! {
+    /// An application message or a leave notice.
+    envelope_bytes_max = 256 * KIB;
+    /// A commit.
+    commit_bytes_max = 2 * MIB;
+    /// The shared part of a Welcome.
+    welcome_bytes_max = 2 * MIB;
+    /// One joiner's part of a Welcome.
+    welcome_secrets_bytes_max = 4 * KIB;
+    /// A sealed group info.
+    group_info_bytes_max = 2 * MIB;
+    /// The body of a request that posts a commit.
+    commit_body_bytes_max = 8 * MIB;
+    /// The body of any other request.
+    body_bytes_max = MIB;
+    /// A key package.
+    key_package_bytes_max = 16 * KIB;
+    /// A device list.
+    device_list_bytes_max = 128 * KIB;
+    /// A frame that a device sends on its stream.
+    client_frame_bytes_max = 4 * KIB;
+    /// Member devices of a group.
+    group_devices_max = 1_000;
+    /// Devices that one commit adds.
+    commit_added_max = 100;
+    /// Devices of an account.
+    account_devices_max = 16;
+    /// Changes of an account's identity key.
+    rotations_max = 64;
+    /// Sessions of a device; a new one ends the oldest.
+    device_sessions_max = 8;
+    /// One-time keys of a device, for each kind and suite.
+    one_time_keys_max = 200;
+    /// Entries in one answer to a fetch.
+    fetch_entries_max = 256;
+    /// Bytes of ciphertext in one answer to a fetch; one entry always fits.
+    fetch_bytes_max = 4 * MIB;
+    /// Longest `wait` of a fetch.
+    fetch_wait_s_max = 55;
+    /// How long the same message id gets the same answer.
+    idempotency_window_s = DAY;
+    /// How far ahead of the relay's time a message id's time may be.
+    clock_ahead_s_max = 600;
+    /// How long commits and what was not acked are kept.
+    retention_s = 30 * DAY;
+    /// How long a challenge lives.
+    challenge_ttl_s = 60;
+    /// How long a session lives.
+    session_ttl_s = 30 * DAY;
+    /// Longest lifetime of a key package, from `not_before` to `not_after`.
+    key_package_lifetime_s_max = 92 * DAY;
+    /// What must be left of a key package's lifetime when it is published or handed out.
+    key_package_remaining_s_min = 37 * DAY;
+}

@@ -1,0 +1,54 @@
+//! Paths of the HTTP API. `{..}` stands for an id; [`fill`] puts one in.
+
+/// `GET`: the relay's description.
+pub const RELAY: &str = "/v1/relay";
+/// `POST`: register.
+pub const ACCOUNTS: &str = "/v1/accounts";
+/// `GET`: an account by its id.
+pub const ACCOUNT: &str = "/v1/accounts/{account}";
+/// `GET`: an account by its username.
+pub const USERNAME: &str = "/v1/usernames/{username}";
+/// `DELETE`: the calling device's account.
+pub const OWN_ACCOUNT: &str = "/v1/account";
+/// `PUT`: the calling device's account's next device list.
+pub const OWN_DEVICES: &str = "/v1/account/devices";
+/// `POST`: a nonce to log in with.
+pub const CHALLENGE: &str = "/v1/auth/challenge";
+/// `POST`: log in.
+pub const LOGIN: &str = "/v1/auth/login";
+/// `POST`: end the session.
+pub const LOGOUT: &str = "/v1/auth/logout";
+/// `GET`: counts of the calling device's keys.
+pub const KEYS: &str = "/v1/keys";
+/// `POST`: publish key packages.
+pub const KEY_PACKAGES: &str = "/v1/keys/key-packages";
+/// `POST`: claim key packages.
+pub const CLAIM: &str = "/v1/keys/claim";
+/// `GET`: own groups; `POST`: create one.
+pub const GROUPS: &str = "/v1/groups";
+/// `GET`: a group.
+pub const GROUP: &str = "/v1/groups/{group}";
+/// `GET`: a group's member devices.
+pub const GROUP_MEMBERS: &str = "/v1/groups/{group}/members";
+/// `GET`: missed commits; `POST`: a commit.
+pub const GROUP_COMMITS: &str = "/v1/groups/{group}/commits";
+/// `POST`: an application message.
+pub const GROUP_MESSAGES: &str = "/v1/groups/{group}/messages";
+/// `POST`: leave a group.
+pub const GROUP_LEAVE: &str = "/v1/groups/{group}/leave";
+/// `GET`: fetch from the calling device's queue.
+pub const QUEUE: &str = "/v1/queue";
+/// `POST`: ack.
+pub const ACK: &str = "/v1/queue/ack";
+/// `GET`, as a WebSocket: the stream.
+pub const STREAM: &str = "/v1/stream";
+/// `GET`: whether the relay is alive.
+pub const HEALTH: &str = "/healthz";
+
+/// A path with its `{..}` replaced by `id`, whose text needs no escaping.
+pub fn fill(path: &str, id: impl std::fmt::Display) -> String {
+    match (path.split_once('{'), path.split_once('}')) {
+        (Some((before, _)), Some((_, after))) => format!("{before}{id}{after}"),
+        _ => path.to_owned(),
+    }
+}

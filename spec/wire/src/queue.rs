@@ -1,0 +1,95 @@
+//! Queues: what a device is handed, and how it says that it has it. Bodies of `/v1/queue`.
+//!
+//! Invariant: the numbers of a device's queue are consecutive from 1; a number that will never come is told in a
+//! [`Span`] of missed ones.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Bytes, GroupId};
+
+/// One entry of a device's queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Delivery {
+    /// Its number in the queue.
+    pub seq: u64,
+    /// What was delivered.
+    pub envelope: Envelope,
+}
+
+/// What a queue entry holds: ciphertexts with as much around them as the receiver needs to open them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Envelope {
+    /// An application message of a group, the receiver's own ones included.
+    GroupMessage {
+        /// The group.
+        group_id: GroupId,
+        /// The bytes that were posted.
+        message: Bytes,
+    },
+    /// A commit, to those who were members before it, its author included.
+    GroupCommit {
+        /// The group.
+        group_id: GroupId,
+        /// The commit's number in the group.
+        commit_seq: u64,
+        /// The bytes that were posted.
+        commit: Bytes,
+    },
+    /// The receiver was added to a group.
+    Welcome {
+        /// The group.
+        group_id: GroupId,
+        /// The number of the commit that added the receiver.
+        commit_seq: u64,
+        /// The shared part of the Welcome.
+        group_info: Bytes,
+        /// The receiver's own part.
+        secrets: Bytes,
+    },
+    /// Devices are no longer members although no commit said so: their account is gone or they were unlinked.
+    MembersGone {
+        /// The group.
+        group_id: GroupId,
+        /// The group's `members_version` since.
+        members_version: u64,
+    },
+    /// An envelope of a kind that this version does not know. It is acked like any other.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Numbers that will never be delivered, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Span {
+    /// The first.
+    pub from: u64,
+    /// The last.
+    pub to: u64,
+}
+
+/// `GET /v1/queue?after=&limit=&wait=`: the entries after a number, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FetchResponse {
+    /// Entries, oldest first; empty if nothing came while waiting.
+    pub deliveries: Vec<Delivery>,
+    /// Numbers above `after` and below `next_seq` that will never come.
+    pub missed: Vec<Span>,
+    /// The number that the next entry will get.
+    pub next_seq: u64,
+    /// The oldest number still held; equal to `next_seq` if none is.
+    pub oldest_available: u64,
+}
+
+/// `POST /v1/queue/ack`: everything up to a number has been taken and may be deleted. Repeating it changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AckRequest {
+    /// The last number taken.
+    pub up_to: u64,
+}
