@@ -1,1 +1,146 @@
-//! Placeholder.
+//! The Undertone relay: accounts and their devices, key packages, groups by numbers and device ids, and one ordered
+//! queue of opaque ciphertexts per device.
+//!
+//! The binary `undertone-server` is a thin user of [`Relay`]; tests drive the same type in process.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use undertone_server::{Config, Place, Relay, SystemClock, SystemRandom};
+//!
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let config = Config::new(Place::Sqlite(folder.path().join("undertone.db")), "127.0.0.1:0".parse()?);
+//! let relay = Relay::bind(config, Arc::new(SystemClock), Arc::new(SystemRandom)).await?;
+//! println!("serving on http://{}", relay.local_addr());
+//! relay.serve(async { /* until this ends */ }).await?;
+//! # Ok(()) }
+//! ```
+
+mod auth;
+mod clock;
+mod config;
+mod directory;
+mod encoding;
+mod error;
+mod groups;
+mod jobs;
+mod keys;
+mod limits;
+mod mls;
+mod node;
+mod once;
+mod queue;
+mod router;
+mod store;
+mod stream;
+mod wake;
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+
+pub use clock::{Clock, ManualClock, Random, RandomError, SystemClock, SystemRandom};
+pub use config::{Arguments, Config, ConfigError};
+pub use router::openapi;
+pub use store::{Place, StoreError};
+
+use crate::{node::Node, store::Db, wake::Wake};
+
+/// How long requests in flight and streams may take to finish when the relay stops.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// A relay that listens, and serves once [`Relay::serve`] runs.
+pub struct Relay {
+    node: Node,
+    listener: TcpListener,
+    local_addr: SocketAddr,
+}
+
+/// Why a relay cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RelayError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, io::Error),
+    /// The store cannot be opened, or failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Serving failed.
+    #[error("cannot serve: {0}")]
+    Serve(io::Error),
+}
+
+impl Relay {
+    /// Opens the store, makes what is missing, migrates, and begins to listen.
+    pub async fn bind(config: Config, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Result<Self, RelayError> {
+        let wake = Arc::new(Wake::default());
+        let db = Db::open(&config.place, Arc::clone(&wake)).await?;
+        let identity = db.identity(&*random).await?;
+        let listen = |error| RelayError::Listen(config.listen, error);
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let local_addr = listener.local_addr().map_err(listen)?;
+        let node = Node::new(db, wake, clock, random, config.limits, identity);
+        Ok(Self { node, listener, local_addr })
+    }
+
+    /// The address that it listens on, with the port that was chosen if port 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// A handle for upkeep out of turn.
+    pub fn upkeep(&self) -> Upkeep {
+        Upkeep(self.node.clone())
+    }
+
+    /// Serves until `shutdown` ends. Then no connection is taken any more, streams are told `bye`, requests in flight
+    /// finish, and the store is closed after a last checkpoint.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RelayError> {
+        let Self { node, listener, .. } = self;
+        let jobs = tokio::spawn(jobs::run(node.clone()));
+        let stopping = node.clone();
+        let shutdown = async move {
+            shutdown.await;
+            stopping.stop();
+        };
+
+        let listener = listener.tap_io(|connection| {
+            if connection.set_nodelay(true).is_err() {
+                tracing::debug!("a connection does not take TCP_NODELAY");
+            }
+        });
+        let mut stopped = node.stopping();
+        let serving = axum::serve(listener, router::router(node.clone())).with_graceful_shutdown(shutdown);
+        let bounded = async {
+            stopped.wait().await;
+            drop(stopped);
+            tokio::time::sleep(STOP_WITHIN).await;
+        };
+        let served = tokio::select! {
+            served = serving.into_future() => served,
+            () = bounded => Ok(()),
+        };
+        node.stop();
+        if tokio::time::timeout(STOP_WITHIN, node.stopped()).await.is_err() {
+            tracing::warn!("some streams did not end in time");
+        }
+        jobs.abort();
+        node.db.close().await?;
+        served.map_err(RelayError::Serve)
+    }
+}
+
+/// Upkeep of a relay that serves: what it also does by itself from time to time.
+#[derive(Clone)]
+pub struct Upkeep(Node);
+
+impl Upkeep {
+    /// Deletes everything whose time is over, and empties the write-ahead log.
+    pub async fn run(&self) -> Result<(), StoreError> {
+        jobs::tidy(&self.0).await?;
+        self.0.db.checkpoint().await?;
+        Ok(())
+    }
+}

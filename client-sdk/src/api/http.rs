@@ -1,0 +1,428 @@
+//! A real relay over HTTP: one request, one answer, one row of the table below.
+//!
+//! It owns the connection pool and what an answer's status, media type and time header mean. It does not retry, follow
+//! redirects or use a proxy: the transport is plain HTTP for now, and tokens go to the relay or nowhere.
+//!
+//! Invariant: what is not wholly an answer of an Undertone relay is never taken for one. Reasons in errors name no
+//! address and no id.
+
+use std::{
+    error::Error as _,
+    io, iter,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use reqwest::{
+    Client, Method, RequestBuilder, Response, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE, HeaderMap},
+    redirect, retry,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+use undertone_wire::{
+    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, CommitRequest, CommitResponse,
+    CreateGroupRequest, Encoding, Group, GroupCommits, GroupId, GroupList, GroupMembers, KeyCounts, LeaveRequest,
+    LoginRequest, PROBLEM_MEDIA_TYPE, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
+    Session, TIME_HEADER, Username, path, path::fill,
+};
+use url::Url;
+
+use super::{Answer, ApiError, FrameStream, RelayApi, ws};
+
+/// The device's time, in milliseconds since the Unix epoch.
+pub(crate) type NowMs = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// How long connecting may take, how long the relay may think, and how long it may pause within an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The slowest network on which a large request still gets through.
+const UPLOAD_BYTES_PER_S_MIN: u64 = 16 * 1024;
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+const ACCEPTED: &str = "application/cbor, application/problem+json";
+
+/// A relay at an address.
+pub(crate) struct HttpApi {
+    client: Client,
+    base: String,
+    now_ms: NowMs,
+    clock_offset_ms: AtomicI64,
+}
+
+impl HttpApi {
+    /// The relay whose paths begin at `base`: `http://` only, until TLS is in. Nothing is connected yet.
+    pub(crate) fn new(base: &Url, now_ms: NowMs) -> Result<Self, ApiError> {
+        if base.scheme() != "http" || base.query().is_some() || base.fragment().is_some() {
+            let reason = "its address must be http://HOST:PORT, because this version speaks no TLS";
+            return Err(ApiError::NotARelay(reason.into()));
+        }
+        let client = Client::builder()
+            .connect_timeout(PATIENCE)
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .no_proxy()
+            .build()
+            .map_err(unreachable)?;
+        let base = base.as_str().trim_end_matches('/').to_owned();
+        Ok(Self { client, base, now_ms, clock_offset_ms: AtomicI64::new(0) })
+    }
+
+    fn get(&self, path: &str) -> RequestBuilder {
+        self.request(Method::GET, path)
+    }
+
+    fn post<T: Serialize>(&self, path: &str, body: &T) -> RequestBuilder {
+        let request = self.request(Method::POST, path).header(CONTENT_TYPE, Encoding::Cbor.media_type());
+        request.body(Encoding::Cbor.encode(body))
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.base)).header(ACCEPT, ACCEPTED)
+    }
+
+    /// Sends a request and takes the head of the answer, and the relay's time from it.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ApiError> {
+        let request = request.build().map_err(unreachable)?;
+        let bytes = request.body().and_then(reqwest::Body::as_bytes).map_or(0, <[u8]>::len) as u64;
+        let patience = PATIENCE + Duration::from_secs(bytes / UPLOAD_BYTES_PER_S_MIN);
+        let response = timeout(patience, self.client.execute(request)).await.map_err(|_| silent())?;
+        let response = response.map_err(unreachable)?;
+        self.note_time(response.headers());
+        Ok(response)
+    }
+
+    fn note_time(&self, headers: &HeaderMap) {
+        let relay_ms = headers.get(TIME_HEADER).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if let Some(offset_ms) = relay_ms.and_then(|relay_ms| relay_ms.checked_signed_diff((self.now_ms)())) {
+            self.clock_offset_ms.store(offset_ms, Relaxed);
+        }
+    }
+
+    /// A request whose answer has a body.
+    fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> Answer<'_, T> {
+        Box::pin(async { Reply::read(self.send(request).await?).await?.decode() })
+    }
+
+    /// A request whose answer has none.
+    fn tell(&self, request: RequestBuilder) -> Answer<'_, ()> {
+        Box::pin(async { Reply::read(self.send(request).await?).await?.nothing() })
+    }
+}
+
+impl RelayApi for HttpApi {
+    fn relay(&self) -> Answer<'_, Relay> {
+        self.ask(self.get(path::RELAY))
+    }
+    fn register<'a>(&'a self, request: &'a RegisterRequest) -> Answer<'a, Account> {
+        self.ask(self.post(path::ACCOUNTS, request))
+    }
+    fn challenge(&self) -> Answer<'_, Challenge> {
+        self.ask(self.request(Method::POST, path::CHALLENGE))
+    }
+    fn login<'a>(&'a self, request: &'a LoginRequest) -> Answer<'a, Session> {
+        self.ask(self.post(path::LOGIN, request))
+    }
+
+    fn logout<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()> {
+        self.tell(self.request(Method::POST, path::LOGOUT).bearer_auth(text(token)))
+    }
+    fn delete_account<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()> {
+        self.tell(self.request(Method::DELETE, path::OWN_ACCOUNT).bearer_auth(text(token)))
+    }
+    fn account<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, Account> {
+        self.ask(self.get(&fill(path::ACCOUNT, account)).bearer_auth(text(token)))
+    }
+    fn account_by_username<'a>(&'a self, token: &'a Bytes, username: &'a Username) -> Answer<'a, Account> {
+        self.ask(self.get(&fill(path::USERNAME, username)).bearer_auth(text(token)))
+    }
+
+    fn key_counts<'a>(&'a self, token: &'a Bytes) -> Answer<'a, KeyCounts> {
+        self.ask(self.get(path::KEYS).bearer_auth(text(token)))
+    }
+    fn publish<'a>(&'a self, token: &'a Bytes, request: &'a PublishRequest) -> Answer<'a, KeyCounts> {
+        self.ask(self.post(path::KEY_PACKAGES, request).bearer_auth(text(token)))
+    }
+    fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse> {
+        self.ask(self.post(path::CLAIM, request).bearer_auth(text(token)))
+    }
+
+    fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList> {
+        self.ask(self.get(path::GROUPS).bearer_auth(text(token)))
+    }
+    fn create_group<'a>(&'a self, token: &'a Bytes, request: &'a CreateGroupRequest) -> Answer<'a, Group> {
+        self.ask(self.post(path::GROUPS, request).bearer_auth(text(token)))
+    }
+    fn group_members<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, GroupMembers> {
+        self.ask(self.get(&fill(path::GROUP_MEMBERS, group)).bearer_auth(text(token)))
+    }
+    fn group_commits<'a>(&'a self, token: &'a Bytes, group: GroupId, after: u64) -> Answer<'a, GroupCommits> {
+        let path = format!("{}?after={after}", fill(path::GROUP_COMMITS, group));
+        self.ask(self.get(&path).bearer_auth(text(token)))
+    }
+    fn commit<'a>(
+        &'a self,
+        token: &'a Bytes,
+        group: GroupId,
+        request: &'a CommitRequest,
+    ) -> Answer<'a, CommitResponse> {
+        self.ask(self.post(&fill(path::GROUP_COMMITS, group), request).bearer_auth(text(token)))
+    }
+    fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse> {
+        self.ask(self.post(&fill(path::GROUP_MESSAGES, group), request).bearer_auth(text(token)))
+    }
+    fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse> {
+        self.ask(self.post(&fill(path::GROUP_LEAVE, group), request).bearer_auth(text(token)))
+    }
+
+    fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()> {
+        self.tell(self.post(path::ACK, request).bearer_auth(text(token)))
+    }
+    fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>> {
+        let path = format!("{}?after={after}", path::STREAM);
+        Box::pin(ws::open(self, self.get(&path).bearer_auth(text(token))))
+    }
+
+    fn clock_offset_ms(&self) -> i64 {
+        self.clock_offset_ms.load(Relaxed)
+    }
+}
+
+/// A token as it stands in `Authorization`: the text form that bytes have in JSON, without its quotes.
+fn text(token: &Bytes) -> String {
+    String::from_utf8_lossy(&Encoding::Json.encode(token)).trim_matches('"').to_owned()
+}
+
+/// A whole answer.
+pub(super) struct Reply {
+    status: StatusCode,
+    encoding: Option<Encoding>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    pub(super) async fn read(mut response: Response) -> Result<Self, ApiError> {
+        let (status, encoding) = (response.status(), encoding(response.headers()));
+        let mut body = Vec::new();
+        while let Some(chunk) = timeout(PATIENCE, response.chunk()).await.map_err(|_| silent())?.map_err(unreachable)? {
+            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(ApiError::NotARelay("the answer has more than 16 MiB".into()));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Self { status, encoding, body })
+    }
+
+    fn decode<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        match self.encoding {
+            Some(encoding) if self.status.is_success() => {
+                encoding.decode(&self.body).map_err(|_| ApiError::NotARelay("the answer cannot be understood".into()))
+            }
+            _ => Err(self.refusal()),
+        }
+    }
+
+    fn nothing(self) -> Result<(), ApiError> {
+        if self.status.is_success() && self.body.is_empty() { Ok(()) } else { Err(self.refusal()) }
+    }
+
+    /// What an answer says that is not the one hoped for.
+    pub(super) fn refusal(self) -> ApiError {
+        let failed = self.status.is_client_error() || self.status.is_server_error();
+        let problem = self.encoding.filter(|_| failed).and_then(|encoding| encoding.decode::<Problem>(&self.body).ok());
+        match (problem, self.status.as_u16()) {
+            (Some(problem), _) => ApiError::Refused(Box::new(problem)),
+            (None, status @ 502..=504) => ApiError::Unreachable(format!("something before it answers {status}")),
+            (None, status) => ApiError::NotARelay(format!("status {status} with an unknown body")),
+        }
+    }
+}
+
+fn encoding(headers: &HeaderMap) -> Option<Encoding> {
+    let media_type = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    let problem = essence.eq_ignore_ascii_case(PROBLEM_MEDIA_TYPE).then_some(Encoding::Json);
+    problem.or_else(|| Encoding::from_media_type(essence))
+}
+
+fn silent() -> ApiError {
+    ApiError::Unreachable("no answer in time".into())
+}
+
+/// The kind of a failure; its text might hold an address.
+#[expect(clippy::needless_pass_by_value, reason = "an adapter for map_err")]
+pub(super) fn unreachable(error: reqwest::Error) -> ApiError {
+    if error.is_timeout() {
+        return silent();
+    }
+    let mut sources = iter::successors(error.source(), |&error| error.source());
+    let kind = sources.find_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let what = if error.is_connect() { "no connection" } else { "the connection broke" };
+    ApiError::Unreachable(kind.map_or_else(|| what.to_owned(), |kind| format!("{what}: {kind}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        task::JoinHandle,
+    };
+    use undertone_wire::ErrorCode;
+
+    use super::*;
+
+    const NOW_MS: u64 = 1_000_000;
+
+    /// A relay that answers one request with `answer`, byte for byte, and closes. The handle gives the request.
+    async fn relay_answering(answer: Vec<u8>) -> (HttpApi, JoinHandle<Vec<u8>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = Url::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+        let served = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
+            while !whole(&request) {
+                let read = socket.read(&mut buffer).await.unwrap();
+                assert_ne!(read, 0, "the request ended too early");
+                request.extend_from_slice(&buffer[..read]);
+            }
+            // A client that refuses an answer hangs up in the middle of it.
+            let _ = socket.write_all(&answer).await;
+            let _ = socket.shutdown().await;
+            request
+        });
+        (HttpApi::new(&base, Arc::new(|| NOW_MS)).unwrap(), served)
+    }
+
+    fn whole(request: &[u8]) -> bool {
+        let Some(head) = request.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+        let text = String::from_utf8_lossy(&request[..head]).to_lowercase();
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        request.len() == head + 4 + length.unwrap_or(0)
+    }
+
+    fn answer(status: u16, media_type: &str, body: &[u8]) -> Vec<u8> {
+        let head = format!(
+            "HTTP/1.1 {status} X\r\ncontent-type: {media_type}\r\nundertone-time: {}\r\ncontent-length: {}\r\n\r\n",
+            NOW_MS + 250,
+            body.len()
+        );
+        [head.as_bytes(), body].concat()
+    }
+
+    async fn challenge(answer: Vec<u8>) -> Result<Challenge, ApiError> {
+        relay_answering(answer).await.0.challenge().await
+    }
+
+    #[tokio::test]
+    async fn a_request_speaks_cbor_with_its_token_and_learns_the_relays_time() {
+        let counts = KeyCounts { key_packages: vec![] };
+        let (api, served) = relay_answering(answer(200, "application/cbor", &Encoding::Cbor.encode(&counts))).await;
+        assert_eq!(api.clock_offset_ms(), 0);
+        let account_id = AccountId::from_identity_key(&undertone_wire::PublicKey::from([1; 32]));
+        let request = ClaimRequest { account_id, suite: 3 };
+        let answer = api.ask::<KeyCounts>(api.post(path::CLAIM, &request).bearer_auth(text(&vec![0xFB, 0xFF].into())));
+        assert_eq!(answer.await.unwrap(), counts);
+        assert_eq!(api.clock_offset_ms(), 250);
+
+        let sent = served.await.unwrap();
+        let head = String::from_utf8_lossy(&sent).to_string();
+        assert!(head.starts_with("POST /v1/keys/claim HTTP/1.1\r\n"), "{head}");
+        for line in ["authorization: Bearer -_8", "content-type: application/cbor", &format!("accept: {ACCEPTED}")] {
+            assert!(head.contains(&format!("{line}\r\n")), "{line} is not in {head}");
+        }
+        assert!(sent.ends_with(&Encoding::Cbor.encode(&request)));
+    }
+
+    #[tokio::test]
+    async fn a_base_address_may_have_a_path() {
+        let (api, served) = relay_answering(answer(200, "text/plain", b"")).await;
+        let base = Url::parse(&format!("{}/below/", api.base)).unwrap();
+        let api = HttpApi::new(&base, Arc::new(|| NOW_MS)).unwrap();
+        let id = GroupId::from_random([1; 16]);
+        let _ = api.group_commits(&vec![1].into(), id, 7).await;
+        let sent = served.await.unwrap();
+        assert!(sent.starts_with(format!("GET /below/v1/groups/{id}/commits?after=7 ").as_bytes()));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_decoded_in_either_encoding() {
+        let problem = Problem { time_ms: Some(5), ..Problem::new(ErrorCode::ClockSkew) };
+        for (media_type, encoding) in [
+            ("application/problem+json; charset=utf-8", Encoding::Json),
+            ("application/json", Encoding::Json),
+            ("application/cbor", Encoding::Cbor),
+        ] {
+            match challenge(answer(400, media_type, &encoding.encode(&problem))).await {
+                Err(ApiError::Refused(refused)) => assert_eq!(*refused, problem),
+                other => panic!("{media_type}: {other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_no_relay_answers_is_not_a_relay() {
+        let problem = Encoding::Json.encode(&Problem::new(ErrorCode::NotFound));
+        for answer in [
+            answer(200, "application/cbor", b"garbage"),
+            answer(200, "text/html", b"<p>Welcome to the airport</p>"),
+            answer(200, "application/problem+json", &problem),
+            answer(404, "text/html", b"not here"),
+            answer(404, "application/problem+json", b"{}"),
+            answer(500, "application/cbor", b""),
+            answer(302, "application/problem+json", &problem),
+        ] {
+            let text = String::from_utf8_lossy(&answer).to_string();
+            assert!(matches!(challenge(answer).await, Err(ApiError::NotARelay(_))), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_a_body_has_none() {
+        let (api, _) = relay_answering(b"HTTP/1.1 204 X\r\n\r\n".to_vec()).await;
+        assert!(api.logout(&vec![1].into()).await.is_ok());
+        let (api, _) = relay_answering(answer(200, "text/html", b"<p>Pay first</p>")).await;
+        assert!(matches!(api.logout(&vec![1].into()).await, Err(ApiError::NotARelay(_))));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_is_unreachable_wherever_it_breaks() {
+        for answer in [b"".as_slice(), b"HTTP/1.1 200 OK\r\nconte", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"]
+        {
+            let result = challenge(answer.to_vec()).await;
+            assert!(matches!(result, Err(ApiError::Unreachable(_))), "{answer:?} gives {result:?}");
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        drop(listener);
+        let api = HttpApi::new(&base, Arc::new(|| NOW_MS)).unwrap();
+        let Err(ApiError::Unreachable(reason)) = api.relay().await else { panic!("nobody listens there") };
+        assert_eq!(reason, "no connection: connection refused");
+    }
+
+    #[tokio::test]
+    async fn a_proxy_without_its_relay_is_unreachable_but_a_relay_that_says_so_refuses() {
+        for status in [502, 503, 504] {
+            let result = challenge(answer(status, "text/html", b"bad gateway")).await;
+            assert!(matches!(result, Err(ApiError::Unreachable(_))), "{status} gives {result:?}");
+        }
+        let problem = Encoding::Json.encode(&Problem::new(ErrorCode::Unavailable));
+        let refused = challenge(answer(503, PROBLEM_MEDIA_TYPE, &problem)).await.unwrap_err();
+        assert_eq!(refused.code(), Some(&ErrorCode::Unavailable));
+    }
+
+    #[tokio::test]
+    async fn an_endless_answer_is_refused() {
+        let mut endless = b"HTTP/1.1 200 OK\r\ncontent-type: application/cbor\r\n\r\n".to_vec();
+        endless.resize(endless.len() + ANSWER_BYTES_MAX + 1, 0);
+        assert!(matches!(challenge(endless).await, Err(ApiError::NotARelay(reason)) if reason.contains("16 MiB")));
+    }
+
+    #[tokio::test]
+    async fn only_plain_http_is_spoken() {
+        for bad in ["https://relay.example", "http://relay.example/?a=1", "file:///tmp/x"] {
+            assert!(HttpApi::new(&Url::parse(bad).unwrap(), Arc::new(|| 0)).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What the SDK asks of a relay, as traits; transports stand beside them.
+//!
+//! [`http`] and [`ws`] speak to a real relay, [`fake`] is one in memory with faults on request. Nothing here knows
+//! plaintext or SQL, retries a request, or decides what an answer means.
+//!
+//! Invariant: [`ApiError::Unreachable`] never means "refused". Whether the relay acted is then unknown.
+
+mod http;
+mod ws;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
+
+use futures_util::future::BoxFuture;
+use undertone_wire::{
+    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
+    CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupId, GroupList, GroupMembers, KeyCounts,
+    LeaveRequest, LoginRequest, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
+    ServerFrame, Session, Username,
+};
+
+pub(crate) use http::HttpApi;
+
+/// The answer to a request, in time.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, ApiError>>;
+
+/// Why there is no answer of the expected kind.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiError {
+    /// The relay said no, and why.
+    #[error("{}", .0.detail.as_deref().unwrap_or(&.0.title))]
+    Refused(Box<Problem>),
+    /// There was no answer, or not a whole one. The relay may have acted.
+    #[error("the relay cannot be reached: {0}")]
+    Unreachable(String),
+    /// What answers is not an Undertone relay that this version understands.
+    #[error("what answers is not an Undertone relay: {0}")]
+    NotARelay(String),
+}
+
+impl ApiError {
+    /// The code of a refusal.
+    pub fn code(&self) -> Option<&ErrorCode> {
+        match self {
+            Self::Refused(problem) => Some(&problem.code),
+            Self::Unreachable(_) | Self::NotARelay(_) => None,
+        }
+    }
+}
+
+/// A relay, as requests and answers. Every method is one request; none retries.
+///
+/// Methods with a `token` speak for a device, the others for nobody.
+pub trait RelayApi: Send + Sync + 'static {
+    /// `GET /v1/relay`
+    fn relay(&self) -> Answer<'_, Relay>;
+    /// `POST /v1/accounts`
+    fn register<'a>(&'a self, request: &'a RegisterRequest) -> Answer<'a, Account>;
+    /// `POST /v1/auth/challenge`
+    fn challenge(&self) -> Answer<'_, Challenge>;
+    /// `POST /v1/auth/login`
+    fn login<'a>(&'a self, request: &'a LoginRequest) -> Answer<'a, Session>;
+
+    /// `POST /v1/auth/logout`
+    fn logout<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()>;
+    /// `DELETE /v1/account`
+    fn delete_account<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()>;
+    /// `GET /v1/accounts/{account}`
+    fn account<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, Account>;
+    /// `GET /v1/usernames/{username}`
+    fn account_by_username<'a>(&'a self, token: &'a Bytes, username: &'a Username) -> Answer<'a, Account>;
+
+    /// `GET /v1/keys`
+    fn key_counts<'a>(&'a self, token: &'a Bytes) -> Answer<'a, KeyCounts>;
+    /// `POST /v1/keys/key-packages`
+    fn publish<'a>(&'a self, token: &'a Bytes, request: &'a PublishRequest) -> Answer<'a, KeyCounts>;
+    /// `POST /v1/keys/claim`
+    fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse>;
+
+    /// `GET /v1/groups`
+    fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList>;
+    /// `POST /v1/groups`
+    fn create_group<'a>(&'a self, token: &'a Bytes, request: &'a CreateGroupRequest) -> Answer<'a, Group>;
+    /// `GET /v1/groups/{group}/members`
+    fn group_members<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, GroupMembers>;
+    /// `GET /v1/groups/{group}/commits?after=`
+    fn group_commits<'a>(&'a self, token: &'a Bytes, group: GroupId, after: u64) -> Answer<'a, GroupCommits>;
+    /// `POST /v1/groups/{group}/commits`
+    fn commit<'a>(
+        &'a self,
+        token: &'a Bytes,
+        group: GroupId,
+        request: &'a CommitRequest,
+    ) -> Answer<'a, CommitResponse>;
+    /// `POST /v1/groups/{group}/messages`
+    fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse>;
+    /// `POST /v1/groups/{group}/leave`
+    fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse>;
+
+    /// `POST /v1/queue/ack`
+    fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()>;
+    /// `GET /v1/stream?after=`, as a WebSocket.
+    fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>>;
+
+    /// The relay's time less this device's, in milliseconds, as the last answer told it; 0 before the first.
+    fn clock_offset_ms(&self) -> i64;
+}
+
+/// An open stream. Dropping it closes it.
+pub trait FrameStream: Send + 'static {
+    /// The next frame. Heartbeats are answered inside; a relay silent for too long is [`ApiError::Unreachable`].
+    /// Cancel safe: a frame is either returned or still to come.
+    fn next(&mut self) -> Answer<'_, ServerFrame>;
+    /// Sends a frame.
+    fn send(&mut self, frame: ClientFrame) -> Answer<'_, ()>;
+}

@@ -1,0 +1,318 @@
+//! The client: registering, opening, finding people and groups, and shutting down.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::Mutex;
+use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, Username};
+use url::Url;
+
+use crate::{
+    Error,
+    api::{HttpApi, RelayApi},
+    clock::{Clock, SystemClock},
+    conversation::{self, Group, GroupSummary},
+    crypto::{Entropy, Identity},
+    event::{Connection, Contact},
+    events::Events,
+    store::{self, MessageStatus, Profile, Store, StoreKey},
+    sync::{Engine, Tasks, unknown_account},
+};
+
+/// This device's account at a relay; cheap to clone. Dropping the last clone stops it at once,
+/// [`Client::shutdown`] in order.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Arc<Engine>,
+    profile: Profile,
+    events: Events,
+    tasks: Mutex<Tasks>,
+}
+
+/// Makes a [`Client`]. See [`Client::builder`] and [`Client::opener`].
+pub struct ClientBuilder<S = ()> {
+    relay: Option<String>,
+    store: S,
+    api: Option<Arc<dyn RelayApi>>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Where the store is, and its key.
+pub struct StoreAt {
+    path: PathBuf,
+    key: StoreKey,
+}
+
+impl Client {
+    /// Starts building a client for the relay at `relay`, an `http://` URL.
+    pub fn builder(relay: impl Into<String>) -> ClientBuilder {
+        ClientBuilder { relay: Some(relay.into()), store: (), api: None, clock: Arc::new(SystemClock) }
+    }
+
+    /// Opens the store of an account that was registered before, at the relay it was registered at.
+    ///
+    /// # Errors
+    /// [`Error::NotRegistered`] if the store holds no account, [`Error::WrongKey`], [`Error::StoreInUse`].
+    pub async fn open(path: impl AsRef<Path>, key: StoreKey) -> Result<Self, Error> {
+        let builder = ClientBuilder { relay: None, store: (), api: None, clock: Arc::new(SystemClock) };
+        builder.store(path, key).open().await
+    }
+
+    /// Who this is.
+    pub fn account(&self) -> Contact {
+        Contact { account_id: self.engine().identity.account(), username: self.inner.profile.username.clone() }
+    }
+
+    /// This device.
+    pub fn device_id(&self) -> DeviceId {
+        self.engine().identity.device()
+    }
+
+    /// Finds an account by its username or the text of its id. Offline, accounts seen before are found.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAccount`] if the relay knows no such account.
+    pub async fn find(&self, who: &str) -> Result<Contact, Error> {
+        match self.find_online(who).await {
+            Err(Error::Offline(error)) => {
+                let known = self.contacts().await?;
+                known.into_iter().find(|contact| is_called(contact, who)).ok_or(Error::Offline(error))
+            }
+            found => found,
+        }
+    }
+
+    async fn find_online(&self, who: &str) -> Result<Contact, Error> {
+        let engine = self.engine();
+        if let Ok(account) = who.parse::<AccountId>() {
+            return Ok(engine.learn(account).await?.0);
+        }
+        let username = &who.parse::<Username>().map_err(|error| Error::Invalid(error.to_string()))?;
+        let found = engine.signed_in(|token| async move { engine.api.account_by_username(&token, username).await });
+        let account = found.await.map_err(unknown_account)?;
+        Ok(engine.remember(account.account_id, account).await?.0)
+    }
+
+    /// All accounts this device has seen, by name.
+    pub async fn contacts(&self) -> Result<Vec<Contact>, Error> {
+        self.engine().store.with_tx(|tx| tx.contacts().map_err(Error::from)).await
+    }
+
+    /// Creates a group with this account as its only member. Works offline.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the name is empty or longer than 256 bytes.
+    pub async fn create_group(&self, name: &str) -> Result<Group, Error> {
+        Group::create(Arc::clone(self.engine()), name).await
+    }
+
+    /// All groups in the store, those left included, by name.
+    pub async fn groups(&self) -> Result<Vec<GroupSummary>, Error> {
+        self.engine()
+            .store
+            .with_tx(|tx| tx.groups()?.into_iter().map(|group| conversation::summary(tx, group)).collect())
+            .await
+    }
+
+    /// A handle to a group.
+    pub fn group(&self, id: GroupId) -> Group {
+        Group::new(Arc::clone(self.engine()), id)
+    }
+
+    /// What happens, in order. Whoever calls takes events from the same queue.
+    pub fn events(&self) -> Events {
+        self.inner.events.clone()
+    }
+
+    /// The state of the connection.
+    pub fn connection(&self) -> Connection {
+        *self.engine().connection().borrow()
+    }
+
+    /// Waits until everything that was at the relay is here, or `patience` ends, or the relay cannot be reached.
+    /// Answers with the state of the connection then.
+    pub async fn caught_up(&self, patience: Duration) -> Connection {
+        let mut connection = self.engine().connection();
+        let settled = connection.wait_for(|state| !matches!(state, Connection::Connecting | Connection::CatchingUp));
+        match tokio::time::timeout(patience, settled).await {
+            Ok(Ok(state)) => *state,
+            _ => self.connection(),
+        }
+    }
+
+    /// Waits until the relay has all that was to be sent, or `patience` ends. Answers with how much is left.
+    pub async fn outbox_empty(&self, patience: Duration) -> Result<u64, Error> {
+        let store = &self.engine().store;
+        let mut changed = store.outbox_changed();
+        let empty = async {
+            loop {
+                changed.mark_unchanged();
+                let left = store.with_tx(|tx| tx.outbox_len().map_err(Error::from)).await?;
+                if left == 0 || changed.changed().await.is_err() {
+                    return Ok(left);
+                }
+            }
+        };
+        match tokio::time::timeout(patience, empty).await {
+            Ok(left) => left,
+            Err(_) => store.with_tx(|tx| tx.outbox_len().map_err(Error::from)).await,
+        }
+    }
+
+    /// Where one of this account's messages stands.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMessage`] if there is no such message.
+    pub async fn message_status(&self, message: MessageId) -> Result<MessageStatus, Error> {
+        let status = self.engine().store.with_tx(move |tx| tx.status(message).map_err(Error::from)).await?;
+        status.ok_or(Error::UnknownMessage)
+    }
+
+    /// How many messages were received, and how many of this device's the relay accepted, since this client was made.
+    pub fn counts(&self) -> (u64, u64) {
+        self.engine().counts()
+    }
+
+    /// Deletes the account at the relay, with all its devices, keys and memberships, at once. What is in the local
+    /// store stays until its folder is deleted.
+    ///
+    /// # Errors
+    /// [`Error::Offline`] if the relay cannot be reached; whether the account is gone is then unknown.
+    pub async fn delete_account(&self) -> Result<(), Error> {
+        let engine = self.engine();
+        Ok(engine.signed_in(|token| async move { engine.api.delete_account(&token).await }).await?)
+    }
+
+    /// Stops in order: what is under way is finished, what was received is acked. Other clones stop too.
+    pub async fn shutdown(self) {
+        self.engine().stop();
+        while self.inner.tasks.lock().await.join_next().await.is_some() {}
+    }
+
+    fn engine(&self) -> &Arc<Engine> {
+        &self.inner.engine
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client(..)")
+    }
+}
+
+impl ClientBuilder {
+    /// Where the device keeps everything: a folder, made if it is not there, encrypted with `key`.
+    pub fn store(self, path: impl AsRef<Path>, key: StoreKey) -> ClientBuilder<StoreAt> {
+        let store = StoreAt { path: path.as_ref().to_owned(), key };
+        ClientBuilder { relay: self.relay, store, api: self.api, clock: self.clock }
+    }
+}
+
+impl<S> ClientBuilder<S> {
+    /// Tells the time instead of the system's clock.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Speaks to this relay instead of the one at the URL.
+    #[cfg(any(test, feature = "testing"))]
+    #[must_use]
+    pub fn api(mut self, api: Arc<dyn RelayApi>) -> Self {
+        self.api = Some(api);
+        self
+    }
+}
+
+impl ClientBuilder<StoreAt> {
+    /// Registers a new account, with this device as its first, and opens it. A registration whose answer was lost is
+    /// finished by calling this again.
+    ///
+    /// # Errors
+    /// [`Error::UsernameTaken`], [`Error::AlreadyRegistered`] if the store holds an account, [`Error::Offline`].
+    pub async fn register(self, username: impl Into<Option<&str>>) -> Result<Client, Error> {
+        let username = username.into().map(str::parse::<Username>).transpose();
+        let username = username.map_err(|error| Error::Invalid(error.to_string()))?;
+        let relay_url = self.relay.clone().unwrap_or_default();
+        let api = self.transport(&relay_url)?;
+        let store = Store::open(&self.store.path, self.store.key.clone()).await?;
+        let entropy = Entropy::system();
+        let relay_id = api.relay().await?.relay_id;
+        let begun = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
+        let identity = match begun {
+            Some(profile) if profile.registered => return Err(Error::AlreadyRegistered),
+            Some(profile) => profile.identity,
+            None => Identity::create(entropy)?,
+        };
+        let mut profile = Profile { relay_url, relay_id, identity, username, registered: false };
+        save(&store, &profile).await?;
+        let request = profile.identity.registration(relay_id, profile.username.clone());
+        api.register(&request).await?;
+        profile.registered = true;
+        save(&store, &profile).await?;
+        let client = Client::start(api, store, profile, self.clock, entropy);
+        client.engine().publish_keys().await?;
+        Ok(client)
+    }
+
+    /// Opens the account in the store.
+    ///
+    /// # Errors
+    /// [`Error::NotRegistered`] if the store holds no account, [`Error::WrongKey`], [`Error::StoreInUse`].
+    pub async fn open(self) -> Result<Client, Error> {
+        if !store::exists(&self.store.path) {
+            return Err(Error::NotRegistered);
+        }
+        let store = Store::open(&self.store.path, self.store.key.clone()).await?;
+        let profile = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
+        let profile = profile.filter(|profile| profile.registered).ok_or(Error::NotRegistered)?;
+        let api = self.transport(self.relay.as_deref().unwrap_or(&profile.relay_url))?;
+        Ok(Client::start(api, store, profile, self.clock, Entropy::system()))
+    }
+
+    fn transport(&self, relay: &str) -> Result<Arc<dyn RelayApi>, Error> {
+        if let Some(api) = &self.api {
+            return Ok(Arc::clone(api));
+        }
+        let url = Url::parse(relay).map_err(|_| Error::Invalid("the relay's address is not a URL".into()))?;
+        if url.scheme() != "http" {
+            return Err(Error::Invalid("the relay's address must begin with http:// (TLS is still to come)".into()));
+        }
+        let clock = Arc::clone(&self.clock);
+        Ok(Arc::new(HttpApi::new(&url, Arc::new(move || clock.now_ms())).map_err(Error::from)?))
+    }
+}
+
+impl Client {
+    fn start(
+        api: Arc<dyn RelayApi>,
+        store: Store,
+        profile: Profile,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+    ) -> Self {
+        let engine = Engine::new(api, store, profile.identity.clone(), profile.relay_id, clock, entropy);
+        let tasks = Mutex::new(engine.start());
+        let events = Events::new(Arc::clone(&engine));
+        Self { inner: Arc::new(Inner { engine, profile, events, tasks }) }
+    }
+}
+
+async fn save(store: &Store, profile: &Profile) -> Result<(), Error> {
+    let profile = profile.clone();
+    store.with_tx(move |tx| tx.save_profile(&profile).map_err(Error::from)).await
+}
+
+/// Whether `who` is the contact's username or id.
+fn is_called(contact: &Contact, who: &str) -> bool {
+    contact.account_id.to_string() == who
+        || contact.username.as_ref().is_some_and(|name| name.as_str().eq_ignore_ascii_case(who))
+}

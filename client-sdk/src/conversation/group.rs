@@ -1,0 +1,200 @@
+//! A group, as an app handles it.
+
+use std::sync::Arc;
+
+use undertone_wire::{AccountId, GroupId, MessageId};
+
+use super::{GroupSummary, contact, message};
+use crate::{
+    Error,
+    crypto::Member,
+    crypto::group::{self, Profile},
+    event::Connection,
+    message::{Body, Content, Message, TEXT_BYTES_MAX},
+    store::{GroupRow, GroupState, HistoryPage, MessageRow, MessageStatus, Task, Tx},
+    sync::Engine,
+};
+
+/// Longest name of a group, in bytes of UTF-8.
+const NAME_BYTES_MAX: usize = 256;
+
+/// Most messages in one page of history.
+const PAGE_MAX: usize = 1_000;
+
+/// A handle to a group; cheap to clone.
+#[derive(Clone)]
+pub struct Group {
+    engine: Arc<Engine>,
+    id: GroupId,
+}
+
+impl Group {
+    pub(crate) fn new(engine: Arc<Engine>, id: GroupId) -> Self {
+        Self { engine, id }
+    }
+
+    pub(crate) async fn create(engine: Arc<Engine>, name: &str) -> Result<Self, Error> {
+        let name = name.trim().to_owned();
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(Error::Invalid(format!("a group's name has 1 to {NAME_BYTES_MAX} bytes")));
+        }
+        let id = GroupId::from_random(engine.entropy.bytes()?);
+        let identity = engine.identity.clone();
+        engine
+            .store
+            .with_tx(move |tx| {
+                let created = group::create(&tx.mls(), &identity, id, &Profile { name: name.clone() })?;
+                let rejoin_key = created.rejoin_key;
+                tx.save_group(&GroupRow { id, name, state: GroupState::Active, commit_seq: 0, rejoin_key })?;
+                let own = Member { account: identity.account(), device: identity.device() };
+                tx.save_members(id, &[own])?;
+                let sealed_group_info = created.sealed_group_info;
+                tx.add_task(id, &Task::Create { sealed_group_info }, None, 0)?;
+                Ok::<_, Error>(())
+            })
+            .await?;
+        Ok(Self { engine, id })
+    }
+
+    /// The group's id.
+    pub fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// The group's name, members and whether it can be used.
+    pub async fn summary(&self) -> Result<GroupSummary, Error> {
+        let id = self.id;
+        self.engine
+            .store
+            .with_tx(move |tx| summary(tx, tx.group(id)?.ok_or(Error::UnknownGroup)?).map_err(Error::from))
+            .await
+    }
+
+    /// Sends text to all members. Returns at once, online or not; [`Event::MessageStatus`](crate::Event::MessageStatus)
+    /// tells when the relay has it.
+    ///
+    /// # Errors
+    /// [`Error::NotMember`] or [`Error::GroupStuck`] if the group cannot be used, [`Error::Invalid`] if the text is
+    /// empty or longer than 240 KiB.
+    pub async fn send(&self, text: impl Into<String>) -> Result<MessageId, Error> {
+        let text = text.into();
+        if text.is_empty() || text.len() > TEXT_BYTES_MAX {
+            return Err(Error::Invalid(format!("a message has 1 to {TEXT_BYTES_MAX} bytes of text")));
+        }
+        let content = self.content(Body::Text { text })?;
+        let (id, sender, message_id) = (self.id, self.engine.identity.account(), content.id);
+        self.engine
+            .store
+            .with_tx(move |tx| {
+                usable(tx, id)?;
+                let encoded = content.encode();
+                let row = MessageRow {
+                    group_id: id,
+                    content_id: content.id,
+                    sender,
+                    sent_at_ms: content.sent_at_ms,
+                    status: MessageStatus::Queued,
+                    content: encoded.clone(),
+                };
+                tx.add_message(&row)?;
+                tx.add_task(id, &Task::Send { content: encoded }, Some(content.id), 0)?;
+                Ok::<_, Error>(())
+            })
+            .await?;
+        Ok(message_id)
+    }
+
+    /// Adds all devices of an account, and returns once they are members.
+    ///
+    /// # Errors
+    /// [`Error::NoKeyPackages`] if none of its devices can be added now, [`Error::Offline`] if the relay is away when
+    /// this is called. If it goes away later, this waits for its return.
+    pub async fn add(&self, who: AccountId) -> Result<(), Error> {
+        self.change_members(Task::Add { account: who }).await
+    }
+
+    /// Removes all devices of an account, and returns once they are no longer members.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMember`] if the account is not a member, and as for [`Group::add`].
+    pub async fn remove(&self, who: AccountId) -> Result<(), Error> {
+        let id = self.id;
+        let members = self.engine.store.with_tx(move |tx| tx.member_accounts(id).map_err(Error::from)).await?;
+        if !members.contains(&who) {
+            return Err(Error::NoSuchMember);
+        }
+        if who == self.engine.identity.account() {
+            return Err(Error::Invalid("to remove yourself, leave the group".into()));
+        }
+        self.change_members(Task::Remove { account: who }).await
+    }
+
+    /// Leaves with all devices of this account, and returns once that is done. The history stays.
+    ///
+    /// # Errors
+    /// As for [`Group::add`].
+    pub async fn leave(&self) -> Result<(), Error> {
+        let content = self.content(Body::Leave {})?.encode();
+        self.change_members(Task::Leave { content }).await
+    }
+
+    /// A page of the history, oldest first: the newest `limit` messages, or those before the message `before`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMessage`] if `before` is not in this group's history.
+    pub async fn history(&self, limit: usize, before: Option<MessageId>) -> Result<Vec<Message>, Error> {
+        let id = self.id;
+        let page = HistoryPage { limit: limit.min(PAGE_MAX), before };
+        self.engine
+            .store
+            .with_tx(move |tx| {
+                let rows = tx.history(id, page)?.ok_or(Error::UnknownMessage)?;
+                rows.into_iter().map(|row| message(tx, row).map_err(Error::from)).collect()
+            })
+            .await
+    }
+
+    async fn change_members(&self, task: Task) -> Result<(), Error> {
+        if *self.engine.connection().borrow() == Connection::Offline {
+            return Err(Error::Offline(crate::api::ApiError::Unreachable("there is no connection".into())));
+        }
+        let id = self.id;
+        let outcome = self
+            .engine
+            .store
+            .with_tx(move |tx| {
+                usable(tx, id)?;
+                let row = tx.add_task(id, &task, None, 0)?;
+                Ok::<_, Error>(tx.watch_task(row))
+            })
+            .await?;
+        outcome.await.map_err(|_| Error::Closed)?
+    }
+
+    fn content(&self, body: Body) -> Result<Content, Error> {
+        let list = self.engine.identity.device_list().verify(&self.engine.identity.account())?;
+        let sent_at_ms = self.engine.clock.now_ms();
+        Ok(Content { id: self.engine.message_id()?, sent_at_ms, list_version: list.version, body })
+    }
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+fn usable(tx: &Tx<'_>, group: GroupId) -> Result<(), Error> {
+    match tx.group(group)?.map(|group| group.state) {
+        Some(GroupState::Active) => Ok(()),
+        Some(GroupState::Stuck) => Err(Error::GroupStuck),
+        Some(GroupState::Left | GroupState::Removed) => Err(Error::NotMember),
+        None => Err(Error::UnknownGroup),
+    }
+}
+
+pub(crate) fn summary(tx: &Tx<'_>, group: GroupRow) -> Result<GroupSummary, Error> {
+    let accounts = tx.member_accounts(group.id)?;
+    let members = accounts.into_iter().map(|account| contact(tx, account)).collect::<Result<_, _>>()?;
+    Ok(GroupSummary { group_id: group.id, name: group.name, active: group.state == GroupState::Active, members })
+}

@@ -1,0 +1,48 @@
+//! Conversations: the app's verbs. They write to the local store and return; the engine does the rest.
+//!
+//! Invariant: nothing here awaits the network, except where a person waits for the outcome of a change of members.
+
+mod group;
+
+pub use group::Group;
+pub(crate) use group::summary;
+
+use undertone_wire::{AccountId, GroupId};
+
+use crate::{
+    event::Contact,
+    message::{Content, Message, MessageBody},
+    store::{MessageRow, StoreError, Tx},
+};
+
+/// What an account is called here, even if it was never looked up.
+pub(crate) fn contact(tx: &Tx<'_>, account_id: AccountId) -> Result<Contact, StoreError> {
+    Ok(tx.contact(account_id)?.unwrap_or(Contact { account_id, username: None }))
+}
+
+/// A message as an app sees it.
+pub(crate) fn message(tx: &Tx<'_>, row: MessageRow) -> Result<Message, StoreError> {
+    let body = Content::decode(row.content.as_slice()).map_or(MessageBody::Unsupported, |content| content.body.into());
+    Ok(Message {
+        group_id: row.group_id,
+        message_id: row.content_id,
+        from: contact(tx, row.sender)?,
+        sent_at_ms: row.sent_at_ms,
+        status: row.status,
+        body,
+    })
+}
+
+/// What a list of groups shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupSummary {
+    /// The group.
+    pub group_id: GroupId,
+    /// Its name.
+    pub name: String,
+    /// Whether this device is a member and can send.
+    pub active: bool,
+    /// The accounts that are members, as of the last thing this device knows.
+    pub members: Vec<Contact>,
+}

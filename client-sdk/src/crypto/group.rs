@@ -1,0 +1,600 @@
+//! MLS groups (RFC 9420): create, encrypt, stage a commit, open what the queue brings, join.
+//!
+//! Every function loads the group from the provider's storage and leaves it there; nothing is kept in between.
+//!
+//! Invariant: whether a commit can be applied depends on its bytes and the group's state only. What it says to the
+//! relay (its authenticated data) and what it does must be the same, or it is one that nobody can apply.
+
+use openmls::prelude::{
+    Extension, Extensions, GroupId as MlsGroupId, JoinBuilder, LeafNodeIndex, MlsGroup, MlsMessageBodyIn, MlsMessageIn,
+    MlsMessageOut, ProcessMessageError, ProcessedMessageContent, ProcessedWelcome, Proposal, ProtocolMessage, Sender,
+    StagedCommit, StagedWelcome, UnknownExtension, WelcomeError,
+    tls_codec::{Deserialize as _, Serialize as _},
+};
+use serde::{Deserialize, Serialize};
+use undertone_wire::{AuthenticatedData, Bytes, DeviceId, Encoding, GroupId, WelcomeParts};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::{
+    CryptoError, Identity, Member, PROFILE_EXTENSION, Provider, REJOIN_EXTENSION, create_config, join_config,
+    key_package,
+    member::{VerifiedLeaf, check_tree, leaves},
+    seal::{self, Position},
+    welcome,
+};
+
+const REJOIN_LABEL: &str = "Undertone rejoin";
+const REJOIN_BYTES: usize = 32;
+
+/// The secret under which a group's sealed group infos can be opened: an exporter secret of the epoch begun by the
+/// last commit that removed a device, or of the group's first epoch.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
+pub(crate) struct RejoinKey(Vec<u8>);
+
+impl RejoinKey {
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// What the members of a group agree on beside their keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Profile {
+    /// The group's name.
+    pub(crate) name: String,
+}
+
+/// A group just made, at epoch 0 with this device alone.
+pub(crate) struct Created {
+    pub(crate) sealed_group_info: Bytes,
+    pub(crate) rejoin_key: RejoinKey,
+}
+
+/// What a commit is to change.
+#[derive(Default)]
+pub(crate) struct Change {
+    /// Key packages to add, each with its owner.
+    pub(crate) add: Vec<(Member, Bytes)>,
+    /// Devices to remove; those that are not in the tree are passed over.
+    pub(crate) remove: Vec<DeviceId>,
+}
+
+/// A commit ready to be posted. It is pending in the group until the relay's word on it is known.
+pub(crate) struct Staged {
+    pub(crate) commit: Bytes,
+    pub(crate) welcome: Option<WelcomeParts>,
+    pub(crate) sealed_group_info: Bytes,
+}
+
+/// What an envelope of a group turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Opened {
+    /// This device sent it; it cannot be decrypted and need not be.
+    Own,
+    /// An application message.
+    Message { from: Member, content: Vec<u8> },
+    /// A commit, now applied.
+    Commit(Applied),
+}
+
+/// A commit that was applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// Who committed.
+    pub(crate) by: Member,
+    pub(crate) added: Vec<Member>,
+    pub(crate) removed: Vec<Member>,
+    /// The group as it is now; `None` if this device was removed.
+    pub(crate) now: Option<Now>,
+}
+
+/// A group's state after a commit or a join, as far as it is kept outside of MLS.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Now {
+    pub(crate) profile: Profile,
+    /// The new rejoin key; `None` if the old one stays.
+    pub(crate) rejoin_key: Option<RejoinKey>,
+}
+
+impl std::fmt::Debug for Now {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Now(..)")
+    }
+}
+
+/// A group this device was added to.
+pub(crate) struct Joined {
+    pub(crate) group: GroupId,
+    /// Who added this device.
+    pub(crate) by: Member,
+    pub(crate) profile: Profile,
+    pub(crate) rejoin_key: RejoinKey,
+}
+
+/// Creates a group.
+pub(crate) fn create(
+    provider: &impl Provider,
+    identity: &Identity,
+    group: GroupId,
+    profile: &Profile,
+) -> Result<Created, CryptoError> {
+    let extension = Extension::Unknown(PROFILE_EXTENSION, UnknownExtension(Encoding::Cbor.encode(profile)));
+    let config = create_config(Extensions::single(extension).map_err(CryptoError::invalid)?);
+    let mls = MlsGroup::new_with_group_id(provider, identity, &config, mls_group_id(group), identity.credential())
+        .map_err(CryptoError::storage)?;
+    let rejoin_key = exported(provider, &mls)?;
+    let group_info = mls.export_group_info(provider.crypto(), identity, true).map_err(CryptoError::invalid)?;
+    let group_info = group_info.tls_serialize_detached().map_err(CryptoError::invalid)?;
+    let position = Position { group, commit_seq: 0 };
+    let sealed = seal::seal(provider, rejoin_key.as_bytes(), position, &group_info)?;
+    Ok(Created { sealed_group_info: sealed.into(), rejoin_key })
+}
+
+/// Encrypts an application message for the group's present epoch, which the commit `at` began.
+pub(crate) fn encrypt(
+    provider: &impl Provider,
+    identity: &Identity,
+    group: GroupId,
+    at: u64,
+    content: &[u8],
+) -> Result<Bytes, CryptoError> {
+    let mut mls = load(provider, group)?;
+    mls.set_aad(Encoding::Cbor.encode(&AuthenticatedData { at, ..AuthenticatedData::default() }));
+    let message = mls.create_message(provider, identity, content).map_err(CryptoError::storage)?;
+    Ok(message.tls_serialize_detached().map_err(CryptoError::invalid)?.into())
+}
+
+/// Stages a commit on top of the commit `at`. `None` if it would change nothing.
+pub(crate) fn stage(
+    provider: &impl Provider,
+    identity: &Identity,
+    group: GroupId,
+    at: u64,
+    rejoin_key: &RejoinKey,
+    change: &Change,
+    now_ms: u64,
+) -> Result<Option<Staged>, CryptoError> {
+    let mut mls = load(provider, group)?;
+    let leaves = leaves(&mls)?;
+    let removed: Vec<_> = leaves.iter().filter(|(_, leaf)| change.remove.contains(&leaf.member.device)).collect();
+    let staying: Vec<_> = leaves.iter().map(|(_, leaf)| leaf.member.device).collect();
+    let mut key_packages = Vec::new();
+    let mut added = Vec::new();
+    for (owner, bytes) in change.add.iter().filter(|(owner, _)| !staying.contains(&owner.device)) {
+        key_packages.push(key_package::check(provider, bytes, *owner, now_ms)?);
+        added.push(owner.device);
+    }
+    if key_packages.is_empty() && removed.is_empty() {
+        return Ok(None);
+    }
+    added.sort_unstable();
+    let mut gone: Vec<_> = removed.iter().map(|(_, leaf)| leaf.member.device).collect();
+    gone.sort_unstable();
+    mls.set_aad(Encoding::Cbor.encode(&AuthenticatedData { at, added, removed: gone }));
+
+    // The rejoin key goes to joiners in the Welcome's group info, unless this commit also changes it: they then derive
+    // the new one themselves.
+    let rejoin_extension = Extension::Unknown(REJOIN_EXTENSION, UnknownExtension(rejoin_key.as_bytes().to_vec()));
+    let extensions = if removed.is_empty() { vec![rejoin_extension] } else { vec![] };
+    let bundle = mls
+        .commit_builder()
+        .propose_adds(key_packages.iter().cloned())
+        .propose_removals(removed.iter().map(|(index, _)| *index))
+        .load_psks(provider.storage())
+        .map_err(CryptoError::storage)?
+        .use_ratchet_tree_extension(true)
+        .create_group_info_with_extensions(extensions)
+        .map_err(CryptoError::invalid)?
+        .build(provider.rand(), provider.crypto(), identity, |_| true)
+        .map_err(CryptoError::invalid)?
+        .stage_commit(provider)
+        .map_err(CryptoError::storage)?;
+    let pending = mls.pending_commit().ok_or_else(|| CryptoError::Invalid("no commit is pending".into()))?;
+    let seal_key = if removed.is_empty() { rejoin_key.clone() } else { exported_from_staged(provider, pending)? };
+    let (commit, made_welcome, group_info) = bundle.into_contents();
+    let group_info = group_info.ok_or_else(|| CryptoError::Invalid("no group info was made".into()))?;
+    let group_info = MlsMessageOut::from(group_info).tls_serialize_detached().map_err(CryptoError::invalid)?;
+    let position = Position { group, commit_seq: at + 1 };
+    let sealed = seal::seal(provider, seal_key.as_bytes(), position, &group_info)?;
+    let parts = made_welcome.map(|made| welcome::split(provider, &made, &key_packages)).transpose()?;
+    Ok(Some(Staged {
+        commit: commit.tls_serialize_detached().map_err(CryptoError::invalid)?.into(),
+        welcome: parts,
+        sealed_group_info: sealed.into(),
+    }))
+}
+
+/// Drops the pending commit: the relay has refused it.
+pub(crate) fn drop_pending(provider: &impl Provider, group: GroupId) -> Result<(), CryptoError> {
+    load(provider, group)?.clear_pending_commit(provider.storage()).map_err(CryptoError::storage)
+}
+
+/// Applies the pending commit: its own row has come.
+pub(crate) fn merge_pending(provider: &impl Provider, group: GroupId) -> Result<Applied, CryptoError> {
+    let mut mls = load(provider, group)?;
+    let leaves = leaves(&mls)?;
+    let pending = mls.pending_commit().ok_or_else(|| CryptoError::Invalid("no commit is pending".into()))?;
+    let by = member_at(&leaves, mls.own_leaf_index())?;
+    let changes = Changes::of(pending, &leaves)?;
+    mls.merge_pending_commit(provider).map_err(CryptoError::storage)?;
+    applied(provider, &mut mls, by, &changes)
+}
+
+/// Opens an envelope of a group whose newest applied commit is `at`, and applies it if it is a commit.
+pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u8]) -> Result<Opened, CryptoError> {
+    let mut mls = load(provider, group)?;
+    let message = private_message(bytes)?;
+    let processed = mls.process_message(provider, message).map_err(|error| match error {
+        ProcessMessageError::StorageError(error) => CryptoError::storage(error),
+        error => CryptoError::invalid(error),
+    })?;
+    let sender = processed.sender().clone();
+    let aad = processed.aad().to_vec();
+    match processed.into_content() {
+        ProcessedMessageContent::OwnPrivateMessage | ProcessedMessageContent::OwnPendingCommit => Ok(Opened::Own),
+        ProcessedMessageContent::ApplicationMessage(message) => {
+            check_authenticated(&aad, at, &Changes::default())?;
+            let from = member_at(&leaves(&mls)?, sender_index(&sender)?)?;
+            Ok(Opened::Message { from, content: message.into_bytes() })
+        }
+        ProcessedMessageContent::StagedCommitMessage(staged) => {
+            let leaves = leaves(&mls)?;
+            let by = member_at(&leaves, sender_index(&sender)?)?;
+            let changes = Changes::of(&staged, &leaves)?;
+            check_authenticated(&aad, at, &changes)?;
+            changes.check(&staged, by, &leaves)?;
+            mls.merge_staged_commit(provider, *staged).map_err(CryptoError::storage)?;
+            applied(provider, &mut mls, by, &changes).map(Opened::Commit)
+        }
+        ProcessedMessageContent::ProposalMessage(_) | ProcessedMessageContent::ExternalJoinProposalMessage(_) => {
+            Err(CryptoError::Invalid("proposals are never sent alone".into()))
+        }
+    }
+}
+
+/// Joins a group by the two parts of a Welcome.
+pub(crate) fn join(
+    provider: &impl Provider,
+    group: GroupId,
+    group_info: &Bytes,
+    secrets: &Bytes,
+) -> Result<Joined, CryptoError> {
+    let welcome = welcome::join(group_info, secrets)?;
+    let processed = ProcessedWelcome::new_from_welcome(provider, &join_config(), welcome).map_err(welcome_error)?;
+    let handed_over = processed
+        .unverified_group_info()
+        .extensions()
+        .unknown(REJOIN_EXTENSION)
+        .map(|extension| RejoinKey(extension.0.clone()));
+    // A member that applies late joins all the same: lifetimes were looked at when the key packages were handed out.
+    let staged: StagedWelcome = JoinBuilder::new(provider, processed)
+        .skip_lifetime_validation()
+        .replace_old_group()
+        .build()
+        .map_err(welcome_error)?;
+    let by = VerifiedLeaf::of(staged.welcome_sender().map_err(CryptoError::invalid)?)?.member;
+    let members: Vec<_> = staged
+        .members()
+        .map(|leaf| VerifiedLeaf::verify(&leaf.credential, &leaf.signature_key))
+        .collect::<Result<_, _>>()?;
+    check_tree(&members)?;
+    let mls = staged.into_group(provider).map_err(welcome_error)?;
+    if mls.group_id().as_slice() != group.as_bytes() {
+        return Err(CryptoError::Invalid("the Welcome is for another group".into()));
+    }
+    let rejoin_key = handed_over.map_or_else(|| exported(provider, &mls), Ok)?;
+    Ok(Joined { group, by, profile: profile(&mls)?, rejoin_key })
+}
+
+/// The members, in ascending order of accounts and devices.
+pub(crate) fn members(provider: &impl Provider, group: GroupId) -> Result<Vec<Member>, CryptoError> {
+    let mls = load(provider, group)?;
+    let mut members: Vec<_> = leaves(&mls)?.into_iter().map(|(_, leaf)| leaf.member).collect();
+    members.sort_unstable();
+    Ok(members)
+}
+
+/// Deletes all secrets of a group that this device is no longer in.
+pub(crate) fn forget(provider: &impl Provider, group: GroupId) -> Result<(), CryptoError> {
+    match MlsGroup::load(provider.storage(), &mls_group_id(group)).map_err(CryptoError::storage)? {
+        Some(mut mls) => mls.delete(provider.storage()).map_err(CryptoError::storage),
+        None => Ok(()),
+    }
+}
+
+/// What a commit does to the membership, both in ascending order of devices.
+#[derive(Default)]
+struct Changes {
+    added: Vec<(Member, VerifiedLeaf)>,
+    removed: Vec<Member>,
+}
+
+impl Changes {
+    fn of(staged: &StagedCommit, leaves: &[(LeafNodeIndex, VerifiedLeaf)]) -> Result<Self, CryptoError> {
+        let mut changes = Self::default();
+        for proposal in staged.queued_proposals() {
+            match proposal.proposal() {
+                Proposal::Add(add) => {
+                    let leaf = VerifiedLeaf::of(add.key_package().leaf_node())?;
+                    changes.added.push((leaf.member, leaf));
+                }
+                Proposal::Remove(remove) => changes.removed.push(member_at(leaves, remove.removed())?),
+                Proposal::GroupContextExtensions(_) => {}
+                _ => return Err(CryptoError::Invalid("a proposal of a kind that groups do not use".into())),
+            }
+        }
+        changes.added.sort_by_key(|(member, _)| member.device);
+        changes.removed.sort_by_key(|member| member.device);
+        Ok(changes)
+    }
+
+    /// The rules that openmls leaves to the application (RFC 9420, section 5.3.1).
+    fn check(
+        &self,
+        staged: &StagedCommit,
+        by: Member,
+        leaves: &[(LeafNodeIndex, VerifiedLeaf)],
+    ) -> Result<(), CryptoError> {
+        if let Some(leaf) = staged.update_path_leaf_node()
+            && VerifiedLeaf::of(leaf)?.member != by
+        {
+            return Err(CryptoError::Invalid("a commit must not change its sender's device".into()));
+        }
+        let mut tree: Vec<_> = leaves
+            .iter()
+            .filter(|(_, leaf)| !self.removed.contains(&leaf.member))
+            .map(|(_, leaf)| leaf.clone())
+            .collect();
+        for (_, leaf) in &self.added {
+            leaf.may_join(&tree)?;
+            tree.push(leaf.clone());
+        }
+        Ok(())
+    }
+}
+
+fn check_authenticated(aad: &[u8], at: u64, changes: &Changes) -> Result<(), CryptoError> {
+    let said: AuthenticatedData = Encoding::Cbor.decode(aad).map_err(CryptoError::invalid)?;
+    let same = said.at == at
+        && said.added.iter().eq(changes.added.iter().map(|(member, _)| &member.device))
+        && said.removed.iter().eq(changes.removed.iter().map(|member| &member.device));
+    if same { Ok(()) } else { Err(CryptoError::Invalid("the message does not do what it told the relay".into())) }
+}
+
+fn applied(
+    provider: &impl Provider,
+    mls: &mut MlsGroup,
+    by: Member,
+    changes: &Changes,
+) -> Result<Applied, CryptoError> {
+    let added = changes.added.iter().map(|(member, _)| *member).collect();
+    let removed = changes.removed.clone();
+    if !mls.is_active() {
+        mls.delete(provider.storage()).map_err(CryptoError::storage)?;
+        return Ok(Applied { by, added, removed, now: None });
+    }
+    let rejoin_key = if removed.is_empty() { None } else { Some(exported(provider, mls)?) };
+    Ok(Applied { by, added, removed, now: Some(Now { profile: profile(mls)?, rejoin_key }) })
+}
+
+fn profile(mls: &MlsGroup) -> Result<Profile, CryptoError> {
+    let extension = mls
+        .extensions()
+        .unknown(PROFILE_EXTENSION)
+        .ok_or_else(|| CryptoError::Invalid("the group has no profile".into()))?;
+    Encoding::Cbor.decode(&extension.0).map_err(CryptoError::invalid)
+}
+
+fn exported(provider: &impl Provider, mls: &MlsGroup) -> Result<RejoinKey, CryptoError> {
+    mls.export_secret(provider.crypto(), REJOIN_LABEL, &[], REJOIN_BYTES).map(RejoinKey).map_err(CryptoError::invalid)
+}
+
+fn exported_from_staged(provider: &impl Provider, staged: &StagedCommit) -> Result<RejoinKey, CryptoError> {
+    staged
+        .export_secret(provider.crypto(), REJOIN_LABEL, &[], REJOIN_BYTES)
+        .map(RejoinKey)
+        .map_err(CryptoError::invalid)
+}
+
+fn private_message(bytes: &[u8]) -> Result<ProtocolMessage, CryptoError> {
+    match MlsMessageIn::tls_deserialize_exact(bytes).map_err(CryptoError::invalid)?.extract() {
+        MlsMessageBodyIn::PrivateMessage(message) => Ok(message.into()),
+        _ => Err(CryptoError::Invalid("not a private message".into())),
+    }
+}
+
+fn sender_index(sender: &Sender) -> Result<LeafNodeIndex, CryptoError> {
+    match sender {
+        Sender::Member(index) => Ok(*index),
+        _ => Err(CryptoError::Invalid("the sender is not a member".into())),
+    }
+}
+
+fn member_at(leaves: &[(LeafNodeIndex, VerifiedLeaf)], index: LeafNodeIndex) -> Result<Member, CryptoError> {
+    leaves
+        .iter()
+        .find(|(at, _)| *at == index)
+        .map(|(_, leaf)| leaf.member)
+        .ok_or_else(|| CryptoError::Invalid("no such leaf".into()))
+}
+
+fn welcome_error<E: std::fmt::Display>(error: WelcomeError<E>) -> CryptoError {
+    match error {
+        WelcomeError::StorageError(error) => CryptoError::storage(error),
+        error => CryptoError::invalid(error),
+    }
+}
+
+fn load(provider: &impl Provider, group: GroupId) -> Result<MlsGroup, CryptoError> {
+    MlsGroup::load(provider.storage(), &mls_group_id(group))
+        .map_err(CryptoError::storage)?
+        .ok_or_else(|| CryptoError::Invalid("this device is not in the group".into()))
+}
+
+fn mls_group_id(group: GroupId) -> MlsGroupId {
+    MlsGroupId::from_slice(group.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use openmls_rust_crypto::OpenMlsRustCrypto;
+
+    use super::*;
+    use crate::crypto::Entropy;
+
+    /// A device with its own storage.
+    struct Device {
+        provider: OpenMlsRustCrypto,
+        identity: Identity,
+    }
+
+    impl Device {
+        fn new() -> Self {
+            let identity = Identity::create(Entropy::system()).unwrap();
+            Self { provider: OpenMlsRustCrypto::default(), identity }
+        }
+
+        fn member(&self) -> Member {
+            Member { account: self.identity.account(), device: self.identity.device() }
+        }
+
+        fn key_package(&self) -> (Member, Bytes) {
+            (self.member(), key_package::make(&self.provider, &self.identity, now_ms(), false).unwrap())
+        }
+
+        fn stage(&self, at: u64, key: &RejoinKey, change: &Change) -> Staged {
+            stage(&self.provider, &self.identity, group_id(), at, key, change, now_ms()).unwrap().unwrap()
+        }
+
+        fn encrypt(&self, at: u64, text: &str) -> Bytes {
+            encrypt(&self.provider, &self.identity, group_id(), at, text.as_bytes()).unwrap()
+        }
+
+        fn open(&self, at: u64, bytes: &Bytes) -> Result<Opened, CryptoError> {
+            open(&self.provider, group_id(), at, bytes.as_slice())
+        }
+
+        fn join(&self, parts: &WelcomeParts) -> Result<Joined, CryptoError> {
+            let own = parts.secrets.iter().find(|entry| entry.device_id == self.identity.device()).unwrap();
+            join(&self.provider, group_id(), &parts.group_info, &own.secrets)
+        }
+    }
+
+    // openmls looks at lifetimes with the system's clock.
+    #[expect(clippy::disallowed_methods, reason = "key packages must be alive for openmls, which reads this clock")]
+    fn now_ms() -> u64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        u64::try_from(since.as_millis()).unwrap()
+    }
+
+    fn group_id() -> GroupId {
+        GroupId::from_random([9; 16])
+    }
+
+    fn profile() -> Profile {
+        Profile { name: "ski trip".into() }
+    }
+
+    /// alice's group with bob in it, at commit 1.
+    fn alice_and_bob() -> (Device, Device, RejoinKey) {
+        let (alice, bob) = (Device::new(), Device::new());
+        let created = create(&alice.provider, &alice.identity, group_id(), &profile()).unwrap();
+        let staged = alice.stage(0, &created.rejoin_key, &Change { add: vec![bob.key_package()], ..Change::default() });
+        merge_pending(&alice.provider, group_id()).unwrap();
+        let joined = bob.join(&staged.welcome.unwrap()).unwrap();
+        assert_eq!((joined.by, joined.profile), (alice.member(), profile()));
+        assert!(joined.rejoin_key == created.rejoin_key, "an adding commit hands the rejoin key over");
+        (alice, bob, created.rejoin_key)
+    }
+
+    #[test]
+    fn members_read_each_other_and_know_who_wrote() {
+        let (alice, bob, _) = alice_and_bob();
+        let message = alice.encrypt(1, "snow!");
+        let from = alice.member();
+        assert_eq!(bob.open(1, &message).unwrap(), Opened::Message { from, content: b"snow!".to_vec() });
+        assert_eq!(alice.open(1, &message).unwrap(), Opened::Own);
+        let mut everyone = vec![alice.member(), bob.member()];
+        everyone.sort_unstable();
+        assert_eq!(members(&bob.provider, group_id()).unwrap(), everyone);
+    }
+
+    #[test]
+    fn a_removed_device_learns_it_and_the_rejoin_key_changes_for_the_others() {
+        let (alice, bob, key) = alice_and_bob();
+        let carol = Device::new();
+        let staged = alice.stage(1, &key, &Change { add: vec![carol.key_package()], ..Change::default() });
+        merge_pending(&alice.provider, group_id()).unwrap();
+        bob.open(1, &staged.commit).unwrap();
+        carol.join(&staged.welcome.unwrap()).unwrap();
+
+        let staged = alice.stage(2, &key, &Change { remove: vec![bob.member().device], ..Change::default() });
+        let after = merge_pending(&alice.provider, group_id()).unwrap();
+        let Opened::Commit(at_carol) = carol.open(2, &staged.commit).unwrap() else { panic!("not a commit") };
+        let Opened::Commit(at_bob) = bob.open(2, &staged.commit).unwrap() else { panic!("not a commit") };
+        assert_eq!(after, at_carol);
+        assert_eq!((at_bob.removed, at_bob.now), (vec![bob.member()], None));
+        let new_key = after.now.unwrap().rejoin_key.unwrap();
+        assert!(new_key != key);
+        let position = Position { group: group_id(), commit_seq: 3 };
+        let sealed = staged.sealed_group_info.as_slice();
+        assert!(seal::open(&carol.provider, new_key.as_bytes(), position, sealed).is_ok());
+        assert!(seal::open(&carol.provider, key.as_bytes(), position, sealed).is_err());
+    }
+
+    #[test]
+    fn joiners_of_a_commit_that_also_removes_derive_the_rejoin_key() {
+        let (alice, bob, key) = alice_and_bob();
+        let carol = Device::new();
+        let change = Change { add: vec![carol.key_package()], remove: vec![bob.member().device] };
+        let staged = alice.stage(1, &key, &change);
+        let applied = merge_pending(&alice.provider, group_id()).unwrap();
+        let joined = carol.join(&staged.welcome.unwrap()).unwrap();
+        assert!(Some(joined.rejoin_key) == applied.now.unwrap().rejoin_key);
+    }
+
+    #[test]
+    fn the_loser_of_a_race_applies_the_winner_and_loses_its_pending_commit() {
+        let (alice, bob, key) = alice_and_bob();
+        let (carol, dave) = (Device::new(), Device::new());
+        let winner = alice.stage(1, &key, &Change { add: vec![carol.key_package()], ..Change::default() });
+        bob.stage(1, &key, &Change { add: vec![dave.key_package()], ..Change::default() });
+        merge_pending(&alice.provider, group_id()).unwrap();
+        assert!(matches!(bob.open(1, &winner.commit).unwrap(), Opened::Commit(_)));
+        assert!(merge_pending(&bob.provider, group_id()).is_err());
+        let message = bob.encrypt(2, "still here");
+        assert!(matches!(alice.open(2, &message).unwrap(), Opened::Message { .. }));
+    }
+
+    #[test]
+    fn what_was_told_to_the_relay_must_be_what_is_done() {
+        let (alice, bob, key) = alice_and_bob();
+        let staged = alice.stage(7, &key, &Change { remove: vec![bob.member().device], ..Change::default() });
+        assert!(matches!(bob.open(1, &staged.commit), Err(CryptoError::Invalid(_))), "another position was told");
+        let message = alice.encrypt(5, "elsewhere");
+        assert!(matches!(bob.open(1, &message), Err(CryptoError::Invalid(_))));
+    }
+
+    #[test]
+    fn another_devices_key_package_is_not_added() {
+        let (alice, bob, key) = alice_and_bob();
+        let (carol, mallory) = (Device::new(), Device::new());
+        let swapped = (carol.member(), mallory.key_package().1);
+        let change = Change { add: vec![swapped], ..Change::default() };
+        let verdict = stage(&alice.provider, &alice.identity, group_id(), 1, &key, &change, now_ms());
+        assert!(matches!(verdict, Err(CryptoError::Invalid(_))));
+        assert_eq!(members(&bob.provider, group_id()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_change_that_is_already_true_needs_no_commit() {
+        let (alice, bob, key) = alice_and_bob();
+        let change = Change { add: vec![bob.key_package()], remove: vec![Device::new().member().device] };
+        let staged = stage(&alice.provider, &alice.identity, group_id(), 1, &key, &change, now_ms()).unwrap();
+        assert!(staged.is_none());
+    }
+}

@@ -1,0 +1,176 @@
+//! Who this device is: its account's identity key, its own keys, the first device list, and what they sign.
+//!
+//! The identity key signs device lists, the device key signs log-ins, and the MLS key signs in groups; none does
+//! another's work.
+
+use std::fmt;
+
+use openmls::prelude::{BasicCredential, CredentialWithKey, SignatureScheme};
+use openmls_traits::signatures::{Signer, SignerError};
+use serde::{Deserialize, Serialize};
+use undertone_wire::{
+    AccountId, Certificate, DeviceEntry, DeviceId, DeviceList, Domain, Encoding, Hash, KeySet, LeafCredential,
+    LoginRequest, Nonce, PublicKey, RegisterRequest, RelayId, SignedCertificate, SignedDeviceList, Username,
+    public_key, sign,
+};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::CryptoError;
+
+/// Where random bytes come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Entropy(fn(&mut [u8]) -> Result<(), getrandom::Error>);
+
+impl Entropy {
+    /// The operating system.
+    pub(crate) fn system() -> Self {
+        Self(getrandom::fill)
+    }
+
+    /// `N` random bytes.
+    pub(crate) fn bytes<const N: usize>(self) -> Result<[u8; N], CryptoError> {
+        let mut bytes = [0; N];
+        (self.0)(&mut bytes).map_err(|error| CryptoError::Storage(format!("no random bytes: {error}")))?;
+        Ok(bytes)
+    }
+}
+
+impl fmt::Debug for Entropy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Entropy")
+    }
+}
+
+/// An Ed25519 private key.
+#[derive(Clone, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
+struct Seed([u8; 32]);
+
+/// The secret keys of this device and what they stand for. Stored only in the encrypted local database.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    account: AccountId,
+    device: DeviceId,
+    identity_seed: Seed,
+    device_seed: Seed,
+    mls_seed: Seed,
+    list: SignedDeviceList,
+    credential: LeafCredential,
+}
+
+impl Identity {
+    /// A new account with this device as its only one.
+    pub(crate) fn create(entropy: Entropy) -> Result<Self, CryptoError> {
+        let identity_seed = Seed(entropy.bytes()?);
+        let device_seed = Seed(entropy.bytes()?);
+        let mls_seed = Seed(entropy.bytes()?);
+        let device = DeviceId::from_random(entropy.bytes()?);
+        let first_identity_key = public_key(&identity_seed.0);
+        let account = AccountId::from_identity_key(&first_identity_key);
+        let key_set = Encoding::Cbor.encode(&KeySet { device_key: public_key(&device_seed.0) });
+        let certificate =
+            Certificate { account, device, mls_key: public_key(&mls_seed.0), key_set: Hash::of(&key_set) };
+        let certificate = SignedCertificate::issue(&certificate, &identity_seed.0, &mls_seed.0);
+        let list = DeviceList {
+            account,
+            version: 1,
+            previous: None,
+            first_identity_key,
+            rotations: vec![],
+            recovery_key: None,
+            devices: vec![DeviceEntry { certificate: certificate.clone(), key_set: key_set.into() }],
+        };
+        let list = SignedDeviceList::sign(&list, &identity_seed.0);
+        let credential = LeafCredential { first_identity_key, rotations: vec![], certificate };
+        Ok(Self { account, device, identity_seed, device_seed, mls_seed, list, credential })
+    }
+
+    /// The account.
+    pub(crate) fn account(&self) -> AccountId {
+        self.account
+    }
+
+    /// This device.
+    pub(crate) fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    /// The account's device list, as this device last signed or saw it.
+    pub(crate) fn device_list(&self) -> &SignedDeviceList {
+        &self.list
+    }
+
+    /// The request that registers the account at a relay.
+    pub(crate) fn registration(&self, relay: RelayId, username: Option<Username>) -> RegisterRequest {
+        let list_hash = self.list.hash();
+        let name = username.as_ref().map_or("", Username::as_str).as_bytes();
+        let fields: &[&[u8]] = &[relay.as_bytes(), list_hash.as_bytes(), name];
+        let signature = sign(&self.identity_seed.0, Domain::Registration, fields);
+        RegisterRequest { account_id: self.account, username, device_list: self.list.clone(), signature }
+    }
+
+    /// The request that logs this device in at a relay.
+    pub(crate) fn login(&self, relay: RelayId, nonce: Nonce) -> LoginRequest {
+        let fields: &[&[u8]] = &[relay.as_bytes(), self.device.as_bytes(), nonce.as_bytes()];
+        LoginRequest { device_id: self.device, nonce, signature: sign(&self.device_seed.0, Domain::Login, fields) }
+    }
+
+    /// What this device's leaves and key packages carry.
+    pub(super) fn credential(&self) -> CredentialWithKey {
+        CredentialWithKey {
+            credential: BasicCredential::new(self.credential.encode()).into(),
+            signature_key: self.mls_key().as_bytes().to_vec().into(),
+        }
+    }
+
+    fn mls_key(&self) -> PublicKey {
+        public_key(&self.mls_seed.0)
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity(..)")
+    }
+}
+
+/// The MLS key's signatures. openmls forms the bytes (RFC 9420, section 5.1.2); this signs them as they are.
+impl Signer for Identity {
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, SignerError> {
+        use ed25519_dalek::Signer as _;
+        Ok(ed25519_dalek::SigningKey::from_bytes(&self.mls_seed.0).sign(payload).to_bytes().to_vec())
+    }
+
+    fn signature_scheme(&self) -> SignatureScheme {
+        SignatureScheme::ED25519
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use undertone_wire::verify;
+
+    #[test]
+    fn a_new_identity_holds_by_itself() {
+        let identity = Identity::create(Entropy::system()).unwrap();
+        let list = identity.device_list().verify(&identity.account()).unwrap();
+        assert_eq!((list.version, list.devices.len()), (1, 1));
+        let certificate = identity.credential.verify(identity.mls_key().as_bytes()).unwrap();
+        assert_eq!((certificate.account, certificate.device), (identity.account(), identity.device()));
+    }
+
+    #[test]
+    fn a_registration_is_for_one_relay_and_one_name() {
+        let identity = Identity::create(Entropy::system()).unwrap();
+        let [here, there] = [1, 2].map(|byte| RelayId::from_random([byte; 16]));
+        let request = identity.registration(here, "alice".parse().ok());
+        let key = public_key(&identity.identity_seed.0);
+        let hash = request.device_list.hash();
+        let holds = |relay: RelayId, name: &str| {
+            let fields: &[&[u8]] = &[relay.as_bytes(), hash.as_bytes(), name.as_bytes()];
+            verify(&key, Domain::Registration, fields, &request.signature)
+        };
+        assert!(holds(here, "alice"));
+        assert!(!holds(there, "alice") && !holds(here, "mallory"));
+    }
+}

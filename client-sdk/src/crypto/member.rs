@@ -1,0 +1,74 @@
+//! Members of a group: whose leaf is whose, and which leaves may stand in one tree.
+//!
+//! Invariant: all leaves of an account agree on its chain of identity keys; a new leaf never goes back on it.
+
+use openmls::prelude::{Credential, LeafNode, LeafNodeIndex, MlsGroup};
+use undertone_wire::{AccountId, DeviceId, LeafCredential, Rotation, chain_continues};
+
+use super::CryptoError;
+
+/// A device in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Member {
+    /// Its account.
+    pub(crate) account: AccountId,
+    /// The device.
+    pub(crate) device: DeviceId,
+}
+
+/// A leaf whose credential holds.
+#[derive(Debug, Clone)]
+pub(super) struct VerifiedLeaf {
+    pub(super) member: Member,
+    rotations: Vec<Rotation>,
+}
+
+impl VerifiedLeaf {
+    /// A leaf by its credential and signature key.
+    pub(super) fn verify(credential: &Credential, signature_key: &[u8]) -> Result<Self, CryptoError> {
+        let credential = LeafCredential::decode(credential.serialized_content()).map_err(CryptoError::invalid)?;
+        let certificate = credential.verify(signature_key).map_err(CryptoError::invalid)?;
+        let member = Member { account: certificate.account, device: certificate.device };
+        Ok(Self { member, rotations: credential.rotations })
+    }
+
+    /// A leaf as openmls hands it out.
+    pub(super) fn of(leaf: &LeafNode) -> Result<Self, CryptoError> {
+        Self::verify(leaf.credential(), leaf.signature_key().as_slice())
+    }
+
+    /// Whether this leaf may join `others`: its device is not there yet, and it knows of every change of its account's
+    /// identity key that the account's leaves know of.
+    pub(super) fn may_join(&self, others: &[Self]) -> Result<(), CryptoError> {
+        for other in others.iter().filter(|other| other.member.account == self.member.account) {
+            if other.member.device == self.member.device {
+                return Err(CryptoError::Invalid("the device is in the group already".into()));
+            }
+            if !chain_continues(&self.rotations, &other.rotations) {
+                return Err(CryptoError::Invalid("the leaf goes back on its account's identity key".into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The leaves of a group this device is in, with their places in the tree.
+///
+/// The credentials were verified when they entered the tree, but decoding them costs about as little as remembering.
+pub(super) fn leaves(group: &MlsGroup) -> Result<Vec<(LeafNodeIndex, VerifiedLeaf)>, CryptoError> {
+    group.members().map(|leaf| Ok((leaf.index, VerifiedLeaf::verify(&leaf.credential, &leaf.signature_key)?))).collect()
+}
+
+/// Whether all leaves of a tree may stand together, whatever the order in which they came.
+pub(super) fn check_tree(leaves: &[VerifiedLeaf]) -> Result<(), CryptoError> {
+    for (at, leaf) in leaves.iter().enumerate() {
+        for other in leaves[..at].iter().filter(|other| other.member.account == leaf.member.account) {
+            let agree = chain_continues(&leaf.rotations, &other.rotations)
+                || chain_continues(&other.rotations, &leaf.rotations);
+            if other.member.device == leaf.member.device || !agree {
+                return Err(CryptoError::Invalid("two leaves of an account contradict each other".into()));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Keys, credentials, MLS and sealing. No network, no clock: everything comes in as arguments.
+//!
+//! State lives in the caller's transaction: functions take an openmls provider over it and load what they need, so
+//! that a rollback leaves nothing ahead of the disk. No MLS group is kept in memory between calls.
+//!
+//! Invariant: [`CryptoError::Invalid`] depends on the message and the group state only, so all members agree on it;
+//! [`CryptoError::Storage`] says nothing about the message, which must be tried again.
+
+pub(crate) mod group;
+pub(crate) mod identity;
+pub(crate) mod key_package;
+mod member;
+mod seal;
+mod welcome;
+
+use openmls::prelude::{
+    Capabilities, CredentialType, ExtensionType, Extensions, GroupContext, MIXED_CIPHERTEXT_WIRE_FORMAT_POLICY,
+    MlsGroupCreateConfig, MlsGroupJoinConfig, OpenMlsProvider, ProtocolVersion, SenderRatchetConfiguration,
+};
+use openmls_traits::types::Ciphersuite;
+
+pub(crate) use identity::{Entropy, Identity};
+pub(crate) use member::Member;
+
+/// What an openmls provider must be for this SDK: its storage is the caller's open transaction.
+pub(crate) trait Provider: OpenMlsProvider {}
+impl<P: OpenMlsProvider> Provider for P {}
+
+/// Why a cryptographic step did not happen.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CryptoError {
+    /// The message, key package or group state does not allow it.
+    #[error("{0}")]
+    Invalid(String),
+    /// The local database failed.
+    #[error("the local database failed: {0}")]
+    Storage(String),
+}
+
+impl CryptoError {
+    fn invalid(reason: impl std::fmt::Display) -> Self {
+        Self::Invalid(reason.to_string())
+    }
+
+    fn storage(reason: impl std::fmt::Display) -> Self {
+        Self::Storage(reason.to_string())
+    }
+}
+
+/// The suite of every group: `MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519`.
+const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
+
+/// Group context extension with the group's name and whatever else its members share (private-use range).
+const PROFILE_EXTENSION: u16 = 0xF1A0;
+
+/// Group info extension with the rejoin key, inside the encrypted group info of a Welcome (private-use range).
+const REJOIN_EXTENSION: u16 = 0xF1A1;
+
+/// Messages are padded to a multiple of this, so that their sizes say little.
+const PADDING_BYTES: usize = 256;
+
+/// How far apart messages of one sender may arrive, and how many of one sender may be lost in a row.
+fn sender_ratchet() -> SenderRatchetConfiguration {
+    SenderRatchetConfiguration::new(16, 2_000)
+}
+
+/// What every leaf supports. It is part of each leaf, so it names our own suite and extensions only.
+fn capabilities() -> Capabilities {
+    Capabilities::builder()
+        .versions(vec![ProtocolVersion::Mls10])
+        .ciphersuites(vec![SUITE])
+        .extensions(vec![
+            ExtensionType::LastResort,
+            ExtensionType::Unknown(PROFILE_EXTENSION),
+            ExtensionType::Unknown(REJOIN_EXTENSION),
+        ])
+        .credentials(vec![CredentialType::Basic])
+        .build()
+}
+
+// The relay refuses whatever does not belong to the newest epoch, and queues keep the order. So no message of a past
+// epoch can follow a commit, and no past epoch's secrets need to be kept.
+const PAST_EPOCHS: usize = 0;
+
+fn create_config(context: Extensions<GroupContext>) -> MlsGroupCreateConfig {
+    MlsGroupCreateConfig::builder()
+        .ciphersuite(SUITE)
+        .wire_format_policy(MIXED_CIPHERTEXT_WIRE_FORMAT_POLICY)
+        .padding_size(PADDING_BYTES)
+        .max_past_epochs(PAST_EPOCHS)
+        .sender_ratchet_configuration(sender_ratchet())
+        .use_ratchet_tree_extension(true)
+        .capabilities(capabilities())
+        .with_group_context_extensions(context)
+        .build()
+}
+
+fn join_config() -> MlsGroupJoinConfig {
+    MlsGroupJoinConfig::builder()
+        .wire_format_policy(MIXED_CIPHERTEXT_WIRE_FORMAT_POLICY)
+        .padding_size(PADDING_BYTES)
+        .max_past_epochs(PAST_EPOCHS)
+        .sender_ratchet_configuration(sender_ratchet())
+        .use_ratchet_tree_extension(true)
+        .build()
+}

@@ -1,0 +1,146 @@
+//! What can go wrong, and what an app can do about it.
+//!
+//! Invariant: `Display` of every error is fit for a log: no keys, no content, no ids of people.
+
+use undertone_wire::{DeviceListError, ErrorCode};
+
+use crate::{api::ApiError, crypto::CryptoError, store::StoreError};
+
+/// Why an operation did not happen.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The relay cannot be reached.
+    #[error("{0}")]
+    Offline(ApiError),
+    /// The relay said no.
+    #[error("the relay refused: {0}")]
+    Refused(ApiError),
+    /// The username belongs to another account.
+    #[error("the username is taken")]
+    UsernameTaken,
+    /// No such account is registered at the relay.
+    #[error("no such account is registered at this relay")]
+    UnknownAccount,
+    /// There is no such group in this store.
+    #[error("there is no such group here")]
+    UnknownGroup,
+    /// There is no such message in the group's history.
+    #[error("there is no such message in this history")]
+    UnknownMessage,
+    /// This device is not a member of the group, or no longer.
+    #[error("this device is not a member of the group")]
+    NotMember,
+    /// The group received a commit that this device cannot apply.
+    #[error("the group cannot go on: a commit could not be applied")]
+    GroupStuck,
+    /// The account is not a member of the group.
+    #[error("that account is not a member of the group")]
+    NoSuchMember,
+    /// The account has no device that can be added now.
+    #[error("that account has no device that can be added now: it has published no usable key packages")]
+    NoKeyPackages,
+    /// What another device or the relay presented does not verify.
+    #[error("what was presented does not verify: {0}")]
+    Untrusted(String),
+    /// The relay is another one than the one this store was registered at.
+    #[error("this is another relay than the one the store was registered at")]
+    OtherRelay,
+    /// The store holds an account already.
+    #[error("the store holds an account already")]
+    AlreadyRegistered,
+    /// The store holds no account yet.
+    #[error("the store holds no account yet: register first")]
+    NotRegistered,
+    /// An argument is not allowed.
+    #[error("{0}")]
+    Invalid(String),
+    /// The store is open in another process.
+    #[error("the store is in use by another process")]
+    StoreInUse,
+    /// The store's key does not fit.
+    #[error("the store cannot be opened with this key")]
+    WrongKey,
+    /// The local store failed.
+    #[error("{0}")]
+    Store(String),
+    /// The client was shut down.
+    #[error("the client was shut down")]
+    Closed,
+}
+
+/// What an app can do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Try again when the relay can be reached.
+    Offline,
+    /// The relay's answer is final; tell the user.
+    Refused,
+    /// What was asked for is not there.
+    NotFound,
+    /// The group is not this device's.
+    NotMember,
+    /// Somebody presents what they should not; tell the user.
+    Untrusted,
+    /// The call was wrong.
+    Invalid,
+    /// The store is in use elsewhere, or its key does not fit.
+    StoreUnavailable,
+    /// The local store failed.
+    Store,
+}
+
+impl Error {
+    /// What an app can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Offline(_) => ErrorKind::Offline,
+            Self::Refused(_) | Self::UsernameTaken | Self::NoKeyPackages => ErrorKind::Refused,
+            Self::UnknownAccount | Self::UnknownGroup | Self::UnknownMessage | Self::NoSuchMember => {
+                ErrorKind::NotFound
+            }
+            Self::NotMember | Self::GroupStuck => ErrorKind::NotMember,
+            Self::Untrusted(_) | Self::OtherRelay => ErrorKind::Untrusted,
+            Self::AlreadyRegistered | Self::NotRegistered | Self::Invalid(_) => ErrorKind::Invalid,
+            Self::StoreInUse | Self::WrongKey => ErrorKind::StoreUnavailable,
+            Self::Store(_) | Self::Closed => ErrorKind::Store,
+        }
+    }
+}
+
+impl From<ApiError> for Error {
+    fn from(error: ApiError) -> Self {
+        match error.code() {
+            Some(ErrorCode::UsernameTaken) => Self::UsernameTaken,
+            Some(ErrorCode::Internal | ErrorCode::Unavailable) | None => Self::Offline(error),
+            Some(_) => Self::Refused(error),
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::InUse => Self::StoreInUse,
+            StoreError::WrongKey => Self::WrongKey,
+            StoreError::Closed => Self::Closed,
+            other => Self::Store(other.to_string()),
+        }
+    }
+}
+
+impl From<CryptoError> for Error {
+    fn from(error: CryptoError) -> Self {
+        match error {
+            CryptoError::Invalid(reason) => Self::Untrusted(reason),
+            CryptoError::Storage(reason) => Self::Store(reason),
+        }
+    }
+}
+
+impl From<DeviceListError> for Error {
+    fn from(error: DeviceListError) -> Self {
+        Self::Untrusted(error.to_string())
+    }
+}

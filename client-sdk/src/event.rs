@@ -1,0 +1,161 @@
+//! What an app may observe.
+//!
+//! Events about groups and messages are written in the transaction that made them true, and stay until the app has
+//! taken them, over restarts. [`Event::Connection`] is about this moment only and is not kept.
+
+use serde::{Deserialize, Serialize};
+use undertone_wire::{AccountId, GroupId, MessageId, Username};
+
+use crate::{message::Message, store::MessageStatus};
+
+/// Somebody's account.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Contact {
+    /// The account.
+    pub account_id: AccountId,
+    /// Its username, as the relay tells it; not proved by any key.
+    pub username: Option<Username>,
+}
+
+impl Contact {
+    /// What to call the account: its username if it has one, its id otherwise.
+    pub fn name(&self) -> String {
+        self.username.as_ref().map_or_else(|| self.account_id.to_string(), Username::to_string)
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A message came.
+    MessageReceived(Message),
+    /// One of this account's messages was sent or failed.
+    MessageStatus {
+        /// The group.
+        group_id: GroupId,
+        /// The message.
+        message_id: MessageId,
+        /// Where it stands now.
+        status: MessageStatus,
+    },
+    /// A message came that cannot be opened. Nothing else is lost by it.
+    Undecryptable {
+        /// The group.
+        group_id: GroupId,
+    },
+    /// This device is now a member of a group.
+    Joined {
+        /// The group.
+        group_id: GroupId,
+        /// Its name.
+        name: String,
+        /// Who added this device.
+        by: Contact,
+    },
+    /// Accounts joined or left a group.
+    MembersChanged {
+        /// The group.
+        group_id: GroupId,
+        /// Who did it.
+        by: Contact,
+        /// Accounts that are members now.
+        added: Vec<Contact>,
+        /// Accounts that are no longer.
+        removed: Vec<Contact>,
+    },
+    /// This device is no longer a member: it was removed.
+    Removed {
+        /// The group.
+        group_id: GroupId,
+        /// Who did it, if the removal itself came.
+        by: Option<Contact>,
+    },
+    /// This account has left a group.
+    Left {
+        /// The group.
+        group_id: GroupId,
+    },
+    /// A commit came that cannot be applied; the group cannot be used on this device.
+    GroupStuck {
+        /// The group.
+        group_id: GroupId,
+    },
+    /// Queue entries will never come: they were not taken in time.
+    Missed {
+        /// The number of the first.
+        from: u64,
+        /// The number of the last.
+        to: u64,
+    },
+    /// An account has another identity key than before: tell the user.
+    IdentityChanged {
+        /// The account.
+        account: Contact,
+    },
+    /// A group has a member device that its account's newest device list does not name: tell the user.
+    UnlistedDevice {
+        /// The group.
+        group_id: GroupId,
+        /// The account.
+        account: Contact,
+    },
+    /// The connection changed.
+    Connection(Connection),
+}
+
+/// The state of the connection to the relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Connection {
+    /// No answer yet.
+    Connecting,
+    /// Connected; what came meanwhile is arriving.
+    CatchingUp,
+    /// Connected, and nothing is missing.
+    Online,
+    /// The relay cannot be reached. It is tried again.
+    Offline,
+    /// A newer stream of this device, perhaps in a copy of the store, has taken over. It is not tried again.
+    Replaced,
+    /// The relay no longer knows this device. It is not tried again.
+    SignedOut,
+}
+
+/// An event as it is kept: ids instead of names and messages, which are looked up when it is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StoredEvent {
+    Message { group_id: GroupId, sender: AccountId, message_id: MessageId },
+    Status { group_id: GroupId, message_id: MessageId, status: MessageStatus },
+    Undecryptable { group_id: GroupId },
+    Joined { group_id: GroupId, name: String, by: AccountId },
+    Members { group_id: GroupId, by: AccountId, added: Vec<AccountId>, removed: Vec<AccountId> },
+    Removed { group_id: GroupId, by: Option<AccountId> },
+    Left { group_id: GroupId },
+    Stuck { group_id: GroupId },
+    Missed { from: u64, to: u64 },
+    Identity { account: AccountId },
+    Unlisted { group_id: GroupId, account: AccountId },
+}
+
+impl StoredEvent {
+    /// The accounts it names.
+    pub(crate) fn accounts(&self) -> Vec<AccountId> {
+        match self {
+            Self::Message { sender: account, .. }
+            | Self::Joined { by: account, .. }
+            | Self::Identity { account }
+            | Self::Unlisted { account, .. } => vec![*account],
+            Self::Members { by, added, removed, .. } => {
+                [*by].into_iter().chain(added.iter().copied()).chain(removed.iter().copied()).collect()
+            }
+            Self::Removed { by, .. } => by.iter().copied().collect(),
+            Self::Status { .. }
+            | Self::Undecryptable { .. }
+            | Self::Left { .. }
+            | Self::Stuck { .. }
+            | Self::Missed { .. } => vec![],
+        }
+    }
+}

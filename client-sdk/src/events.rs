@@ -1,0 +1,127 @@
+//! Taking events: in order, each once, over restarts.
+//!
+//! Invariant: an event is forgotten only when the app asks for the one after it, or says that it is done with it. An
+//! app that dies while it handles one gets it again.
+
+use std::sync::Arc;
+
+use futures_util::{Stream, stream};
+use tokio::sync::{Mutex, watch};
+
+use crate::{
+    Error,
+    conversation::{contact, message},
+    event::{Connection, Contact, Event, StoredEvent},
+    store::{StoreError, Tx},
+    sync::Engine,
+};
+
+/// The client's events. Clones take from the same queue.
+#[derive(Clone)]
+pub struct Events {
+    engine: Arc<Engine>,
+    place: Arc<Mutex<Place>>,
+}
+
+struct Place {
+    /// The event that the app was given last, not yet forgotten.
+    in_hand: i64,
+    connection: watch::Receiver<Connection>,
+    added: watch::Receiver<()>,
+}
+
+impl Events {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        let mut connection = engine.connection();
+        connection.mark_changed();
+        let place = Place { in_hand: 0, connection, added: engine.store.events_changed() };
+        Self { engine, place: Arc::new(Mutex::new(place)) }
+    }
+
+    /// The next event. `None` once the client has been shut down. Asking for it forgets the one before.
+    pub async fn next(&self) -> Option<Event> {
+        let mut place = self.place.lock().await;
+        loop {
+            place.added.mark_unchanged();
+            let after = place.in_hand;
+            let next = self.engine.store.with_tx(move |tx| {
+                tx.drop_events(after)?;
+                tx.next_event(after).map_err(Error::from)
+            });
+            if let Some((number, stored)) = next.await.ok()? {
+                place.in_hand = number;
+                match self.tell(stored).await {
+                    Ok(Some(event)) => return Some(event),
+                    // What it was about is gone.
+                    Ok(None) => continue,
+                    Err(_) => return None,
+                }
+            }
+            let Place { connection, added, .. } = &mut *place;
+            tokio::select! {
+                changed = connection.changed() => {
+                    changed.ok()?;
+                    return Some(Event::Connection(*connection.borrow_and_update()));
+                }
+                changed = added.changed() => changed.ok()?,
+                () = self.engine.stopped() => return None,
+            }
+        }
+    }
+
+    /// Says that the last event has been handled, without asking for the next.
+    pub async fn done(&self) -> Result<(), Error> {
+        let after = self.place.lock().await.in_hand;
+        self.engine.store.with_tx(move |tx| tx.drop_events(after).map_err(Error::from)).await
+    }
+
+    /// The same as a `Stream`.
+    pub fn into_stream(self) -> impl Stream<Item = Event> + Send + Unpin {
+        Box::pin(stream::unfold(self, |events| async move { Some((events.next().await?, events)) }))
+    }
+
+    /// The event with names and messages in place of ids. Accounts never looked up are looked up now, if possible.
+    async fn tell(&self, stored: StoredEvent) -> Result<Option<Event>, Error> {
+        let accounts = stored.accounts();
+        let unknown = self.engine.store.with_tx(move |tx| {
+            let mut unknown = Vec::new();
+            for account in accounts {
+                if tx.device_list(account)?.is_none() {
+                    unknown.push(account);
+                }
+            }
+            Ok::<_, Error>(unknown)
+        });
+        for account in unknown.await? {
+            // Without an answer the account goes by its id.
+            drop(self.engine.learn(account).await);
+        }
+        self.engine.store.with_tx(move |tx| event(tx, stored).map_err(Error::from)).await
+    }
+}
+
+fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> {
+    let all = |accounts: Vec<_>| accounts.into_iter().map(|account| contact(tx, account)).collect::<Result<Vec<Contact>, _>>();
+    Ok(Some(match stored {
+        StoredEvent::Message { group_id, sender, message_id } => match tx.message(group_id, sender, message_id)? {
+            Some(row) => Event::MessageReceived(message(tx, row)?),
+            None => return Ok(None),
+        },
+        StoredEvent::Status { group_id, message_id, status } => Event::MessageStatus { group_id, message_id, status },
+        StoredEvent::Undecryptable { group_id } => Event::Undecryptable { group_id },
+        StoredEvent::Joined { group_id, name, by } => Event::Joined { group_id, name, by: contact(tx, by)? },
+        StoredEvent::Members { group_id, by, added, removed } => {
+            Event::MembersChanged { group_id, by: contact(tx, by)?, added: all(added)?, removed: all(removed)? }
+        }
+        StoredEvent::Removed { group_id, by } => {
+            Event::Removed { group_id, by: by.map(|account| contact(tx, account)).transpose()? }
+        }
+        StoredEvent::Left { group_id } => Event::Left { group_id },
+        StoredEvent::Stuck { group_id } => Event::GroupStuck { group_id },
+        StoredEvent::Missed { from, to } => Event::Missed { from, to },
+        StoredEvent::Identity { account } => Event::IdentityChanged { account: contact(tx, account)? },
+        StoredEvent::Unlisted { group_id, account } => {
+            Event::UnlistedDevice { group_id, account: contact(tx, account)? }
+        }
+    }))
+}

@@ -1,0 +1,47 @@
+//! Accounts seen, with the newest device list of each.
+//!
+//! Invariant: a list only ever gives way to a higher version.
+
+use rusqlite::{OptionalExtension as _, params};
+use undertone_wire::{Account, AccountId, DeviceList, Encoding, SignedDeviceList, Username};
+
+use super::{StoreError, Tx, bytes, cbor};
+use crate::event::Contact;
+
+impl Tx<'_> {
+    /// An account's name, if the account was ever seen.
+    pub(crate) fn contact(&self, account: AccountId) -> Result<Option<Contact>, StoreError> {
+        const SELECT: &str = "SELECT account, username FROM contacts WHERE account = ?1";
+        Ok(self.query_row(SELECT, [account.as_bytes()], contact_from).optional()?)
+    }
+
+    /// All accounts seen, by name.
+    pub(crate) fn contacts(&self) -> Result<Vec<Contact>, StoreError> {
+        let mut statement =
+            self.prepare_cached("SELECT account, username FROM contacts ORDER BY username IS NULL, username, account")?;
+        let contacts = statement.query_map([], contact_from)?.collect::<Result<_, _>>()?;
+        Ok(contacts)
+    }
+
+    /// The newest device list seen of an account.
+    pub(crate) fn device_list(&self, account: AccountId) -> Result<Option<SignedDeviceList>, StoreError> {
+        const SELECT: &str = "SELECT list FROM contacts WHERE account = ?1";
+        Ok(self.query_row(SELECT, [account.as_bytes()], |row| cbor(row, 0)).optional()?)
+    }
+
+    /// Remembers what the relay says of an account, whose list has been verified. An older list is passed over.
+    pub(crate) fn save_contact(&self, account: &Account, list: &DeviceList) -> Result<(), StoreError> {
+        const UPSERT: &str = "INSERT INTO contacts (account, username, list_version, list) VALUES (?1, ?2, ?3, ?4)
+            ON CONFLICT (account) DO UPDATE SET username = ?2, list_version = ?3, list = ?4
+            WHERE list_version <= ?3";
+        let username = account.username.as_ref().map(Username::as_str);
+        let bytes = Encoding::Cbor.encode(&account.device_list);
+        self.execute(UPSERT, params![account.account_id.as_bytes(), username, list.version, bytes])?;
+        Ok(())
+    }
+}
+
+fn contact_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Contact> {
+    let username: Option<String> = row.get(1)?;
+    Ok(Contact { account_id: bytes(row, 0)?, username: username.and_then(|name| name.parse().ok()) })
+}

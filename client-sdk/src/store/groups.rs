@@ -1,0 +1,142 @@
+//! Groups and their members, as far as they are kept outside of MLS.
+//!
+//! Invariant: `members` mirrors the leaves of the tree; one function writes it, after every commit and join.
+
+use rusqlite::{OptionalExtension as _, Row, params};
+use undertone_wire::{AccountId, DeviceId, GroupId};
+
+use super::{StoreError, Tx, bytes, not_expected};
+use crate::crypto::{Member, group::RejoinKey};
+
+/// Whether a group can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GroupState {
+    /// This device is a member.
+    Active,
+    /// This account has left.
+    Left,
+    /// Another member has removed this device.
+    Removed,
+    /// A commit came that cannot be applied.
+    Stuck,
+}
+
+/// A group.
+#[derive(Clone)]
+pub(crate) struct GroupRow {
+    pub(crate) id: GroupId,
+    pub(crate) name: String,
+    pub(crate) state: GroupState,
+    /// The number of the last commit that was applied.
+    pub(crate) commit_seq: u64,
+    pub(crate) rejoin_key: RejoinKey,
+}
+
+impl GroupState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Left => "left",
+            Self::Removed => "removed",
+            Self::Stuck => "stuck",
+        }
+    }
+
+    fn from_row(row: &Row<'_>, column: usize) -> rusqlite::Result<Self> {
+        let text = row.get_ref(column)?.as_str()?;
+        [Self::Active, Self::Left, Self::Removed, Self::Stuck]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| not_expected(column, "a group state that this version does not know"))
+    }
+}
+
+impl Tx<'_> {
+    /// A group, in whatever state.
+    pub(crate) fn group(&self, group: GroupId) -> Result<Option<GroupRow>, StoreError> {
+        const SELECT: &str = "SELECT id, name, state, commit_seq, rejoin_key FROM groups WHERE id = ?1";
+        Ok(self.query_row(SELECT, [group.as_bytes()], group_from).optional()?)
+    }
+
+    /// A group that can be used.
+    pub(crate) fn active_group(&self, group: GroupId) -> Result<Option<GroupRow>, StoreError> {
+        Ok(self.group(group)?.filter(|group| group.state == GroupState::Active))
+    }
+
+    /// All groups, by name.
+    pub(crate) fn groups(&self) -> Result<Vec<GroupRow>, StoreError> {
+        let mut statement =
+            self.prepare_cached("SELECT id, name, state, commit_seq, rejoin_key FROM groups ORDER BY name, id")?;
+        let groups = statement.query_map([], group_from)?.collect::<Result<_, _>>()?;
+        Ok(groups)
+    }
+
+    /// Writes a group, new or not.
+    pub(crate) fn save_group(&self, group: &GroupRow) -> Result<(), StoreError> {
+        const UPSERT: &str = "INSERT INTO groups (id, name, state, commit_seq, rejoin_key) VALUES (?1, ?2, ?3, ?4, ?5)
+            ON CONFLICT (id) DO UPDATE SET name = ?2, state = ?3, commit_seq = ?4, rejoin_key = ?5";
+        let state = group.state.as_str();
+        self.execute(
+            UPSERT,
+            params![group.id.as_bytes(), group.name, state, group.commit_seq, group.rejoin_key.as_bytes()],
+        )?;
+        Ok(())
+    }
+
+    /// Makes `members` mirror the tree. Who is marked gone stays so for as long as its leaf does.
+    pub(crate) fn save_members(&self, group: GroupId, members: &[Member]) -> Result<(), StoreError> {
+        const ADD: &str = "INSERT INTO members (group_id, account, device) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+        const DROP: &str = "DELETE FROM members WHERE group_id = ?1 AND account = ?2 AND device = ?3";
+        for old in self.members(group)?.iter().filter(|old| !members.contains(old)) {
+            self.execute(DROP, params![group.as_bytes(), old.account.as_bytes(), old.device.as_bytes()])?;
+        }
+        for member in members {
+            self.execute(ADD, params![group.as_bytes(), member.account.as_bytes(), member.device.as_bytes()])?;
+        }
+        Ok(())
+    }
+
+    /// The devices in the tree, in ascending order.
+    pub(crate) fn members(&self, group: GroupId) -> Result<Vec<Member>, StoreError> {
+        const SELECT: &str = "SELECT account, device FROM members WHERE group_id = ?1 ORDER BY account, device";
+        let mut statement = self.prepare_cached(SELECT)?;
+        let member = |row: &Row<'_>| Ok(Member { account: bytes(row, 0)?, device: bytes(row, 1)? });
+        let members = statement.query_map([group.as_bytes()], member)?.collect::<Result<_, _>>()?;
+        Ok(members)
+    }
+
+    /// The accounts that are members, those marked gone left out, in ascending order.
+    pub(crate) fn member_accounts(&self, group: GroupId) -> Result<Vec<AccountId>, StoreError> {
+        const SELECT: &str = "SELECT DISTINCT account FROM members WHERE group_id = ?1 AND gone = 0 ORDER BY account";
+        let mut statement = self.prepare_cached(SELECT)?;
+        let accounts = statement.query_map([group.as_bytes()], |row| bytes(row, 0))?.collect::<Result<_, _>>()?;
+        Ok(accounts)
+    }
+
+    /// Marks an account's devices, or some of them, as gone: their leaves are to be removed by somebody's next commit.
+    pub(crate) fn mark_gone(&self, group: GroupId, gone: &[Member]) -> Result<(), StoreError> {
+        const MARK: &str = "UPDATE members SET gone = 1 WHERE group_id = ?1 AND account = ?2 AND device = ?3";
+        for member in gone {
+            self.execute(MARK, params![group.as_bytes(), member.account.as_bytes(), member.device.as_bytes()])?;
+        }
+        Ok(())
+    }
+
+    /// The devices marked gone.
+    pub(crate) fn gone(&self, group: GroupId) -> Result<Vec<DeviceId>, StoreError> {
+        const SELECT: &str = "SELECT device FROM members WHERE group_id = ?1 AND gone = 1 ORDER BY device";
+        let mut statement = self.prepare_cached(SELECT)?;
+        let devices = statement.query_map([group.as_bytes()], |row| bytes(row, 0))?.collect::<Result<_, _>>()?;
+        Ok(devices)
+    }
+}
+
+fn group_from(row: &Row<'_>) -> rusqlite::Result<GroupRow> {
+    Ok(GroupRow {
+        id: bytes(row, 0)?,
+        name: row.get(1)?,
+        state: GroupState::from_row(row, 2)?,
+        commit_seq: row.get(3)?,
+        rejoin_key: RejoinKey::from_bytes(row.get(4)?),
+    })
+}

@@ -1,0 +1,62 @@
+//! The seam between MLS and the store: an openmls provider whose storage is the open transaction.
+
+use openmls_rust_crypto::RustCrypto;
+use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
+use openmls_traits::OpenMlsProvider;
+use rusqlite::Connection;
+
+use super::Tx;
+
+/// How openmls state is written. It must be self-describing, which rules out the more compact formats.
+#[derive(Default)]
+pub(crate) struct Cbor;
+
+/// CBOR that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct CborError(String);
+
+impl Codec for Cbor {
+    type Error = CborError;
+
+    fn to_vec<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, CborError> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(value, &mut bytes).map_err(|error| CborError(error.to_string()))?;
+        Ok(bytes)
+    }
+
+    fn from_slice<T: serde::de::DeserializeOwned>(slice: &[u8]) -> Result<T, CborError> {
+        ciborium::from_reader(slice).map_err(|error| CborError(error.to_string()))
+    }
+}
+
+/// An openmls provider over an open transaction.
+pub(crate) struct MlsProvider<'a> {
+    crypto: &'a RustCrypto,
+    storage: SqliteStorageProvider<Cbor, &'a Connection>,
+}
+
+impl<'a> OpenMlsProvider for MlsProvider<'a> {
+    type CryptoProvider = RustCrypto;
+    type RandProvider = RustCrypto;
+    type StorageProvider = SqliteStorageProvider<Cbor, &'a Connection>;
+
+    fn storage(&self) -> &Self::StorageProvider {
+        &self.storage
+    }
+
+    fn crypto(&self) -> &RustCrypto {
+        self.crypto
+    }
+
+    fn rand(&self) -> &RustCrypto {
+        self.crypto
+    }
+}
+
+impl Tx<'_> {
+    /// MLS over this transaction.
+    pub(crate) fn mls(&self) -> MlsProvider<'_> {
+        MlsProvider { crypto: self.crypto, storage: SqliteStorageProvider::new(&self.tx) }
+    }
+}

@@ -1,0 +1,303 @@
+//! The local database: one file, encrypted as a whole, with one thread that owns the only connection.
+//!
+//! [`Store::with_tx`] is the only way to read or write. Whatever belongs to one step (ratchet or MLS state, the
+//! message, the cursor, the outbox, the event for the app) is written in one of its transactions, or not at all.
+//!
+//! Invariant: nothing leaves the device before the transaction that made it has committed, and one process at a time
+//! has the file open.
+
+mod contacts;
+mod events;
+mod groups;
+mod messages;
+mod mls;
+mod outbox;
+mod profile;
+mod publications;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fs::{self, File, TryLockError},
+    ops::Deref,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+};
+
+use openmls_rust_crypto::RustCrypto;
+use openmls_sqlite_storage::SqliteStorageProvider;
+use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior};
+use tokio::sync::{oneshot, watch};
+use undertone_wire::Encoding;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::{Error, crypto::CryptoError};
+
+pub(crate) use groups::{GroupRow, GroupState};
+pub use messages::MessageStatus;
+pub(crate) use messages::{HistoryPage, MessageRow};
+pub(crate) use outbox::{OutboxRow, OutboxState, Task};
+pub(crate) use profile::Profile;
+
+const DATABASE: &str = "undertone.db";
+const LOCK: &str = "lock";
+
+/// Each file raises `user_version` by one. A shipped file is never edited.
+const MIGRATIONS: &[&str] = &[include_str!("schema/0001_init.sql")];
+
+/// What a local store is encrypted with.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+#[non_exhaustive]
+pub enum StoreKey {
+    /// A passphrase, stretched by SQLCipher (PBKDF2, 256,000 rounds).
+    Passphrase(String),
+    /// 32 random bytes, kept by the app where the platform keeps secrets.
+    Raw32([u8; 32]),
+}
+
+impl std::fmt::Debug for StoreKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoreKey(..)")
+    }
+}
+
+impl StoreKey {
+    /// The value of `PRAGMA key`.
+    fn pragma(&self) -> Zeroizing<String> {
+        Zeroizing::new(match self {
+            Self::Passphrase(passphrase) => passphrase.clone(),
+            Self::Raw32(key) => {
+                let hex: Zeroizing<String> = Zeroizing::new(key.iter().map(|byte| format!("{byte:02x}")).collect());
+                format!("x'{}'", *hex)
+            }
+        })
+    }
+}
+
+/// Why the local database did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("the store is in use by another process")]
+    InUse,
+    #[error("the store cannot be opened with this key")]
+    WrongKey,
+    #[error("the store was written by a newer version")]
+    Newer,
+    #[error("the store cannot be used: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("the local database failed: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the local database holds what it should not: {0}")]
+    Corrupt(String),
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl From<CryptoError> for StoreError {
+    fn from(error: CryptoError) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}
+
+type Job = Box<dyn FnOnce(&mut Connection, &RustCrypto, &mut Watchers) + Send>;
+
+type Outcome = Result<(), Error>;
+
+/// A handle to the store; cheap to clone. The file is closed when the last one is dropped.
+#[derive(Clone)]
+pub(crate) struct Store {
+    jobs: mpsc::Sender<Job>,
+    events: watch::Receiver<()>,
+    outbox: watch::Receiver<()>,
+}
+
+/// Whom the store's thread tells that a transaction has committed.
+struct Watchers {
+    events: watch::Sender<()>,
+    outbox: watch::Sender<()>,
+    tasks: HashMap<i64, oneshot::Sender<Outcome>>,
+}
+
+/// What a transaction has changed, as far as somebody waits for it.
+#[derive(Default)]
+struct Changes {
+    events: Cell<bool>,
+    outbox: Cell<bool>,
+    finished: RefCell<Vec<(i64, Outcome)>>,
+    watched: RefCell<Vec<(i64, oneshot::Sender<Outcome>)>>,
+}
+
+impl Watchers {
+    fn tell(&mut self, changes: Changes) {
+        self.tasks.extend(changes.watched.into_inner());
+        for (id, outcome) in changes.finished.into_inner() {
+            // Whoever waited may have stopped waiting.
+            drop(self.tasks.remove(&id).map(|waiting| waiting.send(outcome)));
+        }
+        if changes.events.get() {
+            self.events.send_replace(());
+        }
+        if changes.outbox.get() {
+            self.outbox.send_replace(());
+        }
+    }
+}
+
+impl Store {
+    /// Opens the store in the folder `path`, which is made if it is not there.
+    pub(crate) async fn open(path: &Path, key: StoreKey) -> Result<Self, StoreError> {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (opened, ready) = oneshot::channel();
+        let (events, events_changed) = watch::channel(());
+        let (outbox, outbox_changed) = watch::channel(());
+        let mut watchers = Watchers { events, outbox, tasks: HashMap::new() };
+        let path = path.to_owned();
+        thread::Builder::new().name("undertone-store".into()).spawn(move || {
+            match open_connection(&path, &key) {
+                Ok((mut connection, lock)) => {
+                    drop(key);
+                    let crypto = RustCrypto::default();
+                    if opened.send(Ok(())).is_ok() {
+                        inbox.into_iter().for_each(|job| job(&mut connection, &crypto, &mut watchers));
+                    }
+                    drop(connection);
+                    drop(lock);
+                }
+                // Nobody waits for the reason any more if this fails.
+                Err(error) => drop(opened.send(Err(error))),
+            }
+        })?;
+        ready.await.map_err(|_| StoreError::Closed)??;
+        Ok(Self { jobs, events: events_changed, outbox: outbox_changed })
+    }
+
+    /// Runs `work` in a transaction: committed if it answers `Ok`, rolled back otherwise. It runs to its end even if
+    /// the caller stops waiting.
+    pub(crate) async fn with_tx<T, E>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let (done, result) = oneshot::channel();
+        let job: Job = Box::new(move |connection, crypto, watchers| {
+            let outcome = run(connection, crypto, watchers, work);
+            // The caller may have stopped waiting; the transaction stands either way.
+            drop(done.send(outcome));
+        });
+        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Changes whenever an event was added.
+    pub(crate) fn events_changed(&self) -> watch::Receiver<()> {
+        self.events.clone()
+    }
+
+    /// Changes whenever the outbox or the cursor has.
+    pub(crate) fn outbox_changed(&self) -> watch::Receiver<()> {
+        self.outbox.clone()
+    }
+}
+
+fn run<T, E: From<StoreError>>(
+    connection: &mut Connection,
+    crypto: &RustCrypto,
+    watchers: &mut Watchers,
+    work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
+    let tx = Tx { tx, crypto, changes: Changes::default() };
+    let value = work(&tx)?;
+    tx.tx.commit().map_err(StoreError::from)?;
+    watchers.tell(tx.changes);
+    Ok(value)
+}
+
+/// An open transaction. Its methods are in the rooms of this folder, one for each table.
+pub(crate) struct Tx<'a> {
+    tx: rusqlite::Transaction<'a>,
+    crypto: &'a RustCrypto,
+    changes: Changes,
+}
+
+impl Deref for Tx<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.tx
+    }
+}
+
+fn open_connection(path: &Path, key: &StoreKey) -> Result<(Connection, File), StoreError> {
+    create_private_folder(path)?;
+    let lock = File::create(path.join(LOCK))?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => StoreError::InUse,
+        TryLockError::Error(error) => StoreError::Io(error),
+    })?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path.join(DATABASE), flags)?;
+    connection.pragma_update(None, "key", key.pragma().as_str())?;
+    // The first read tells whether the key fits.
+    match connection.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(())) {
+        Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::NotADatabase => {
+            return Err(StoreError::WrongKey);
+        }
+        other => other?,
+    }
+    for (pragma, value) in
+        [("journal_mode", "WAL"), ("synchronous", "FULL"), ("secure_delete", "ON"), ("foreign_keys", "ON")]
+    {
+        connection.pragma_update(None, pragma, value)?;
+    }
+    migrate(&mut connection)?;
+    Ok((connection, lock))
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > MIGRATIONS.len() {
+        return Err(StoreError::Newer);
+    }
+    for (number, migration) in (1..).zip(MIGRATIONS).skip(version) {
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute_batch(migration)?;
+        tx.pragma_update(None, "user_version", number)?;
+        tx.commit()?;
+    }
+    SqliteStorageProvider::<mls::Cbor, _>::new(connection)
+        .run_migrations()
+        .map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+fn create_private_folder(path: &Path) -> Result<(), StoreError> {
+    let mut folder = fs::DirBuilder::new();
+    folder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
+    Ok(folder.create(path)?)
+}
+
+/// Whether a store has been made in the folder `path`.
+pub(crate) fn exists(path: &Path) -> bool {
+    PathBuf::from(path).join(DATABASE).exists()
+}
+
+/// A column with an id or another type made of bytes.
+fn bytes<T: for<'a> TryFrom<&'a [u8]>>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    let value = row.get_ref(column)?.as_blob()?;
+    T::try_from(value).map_err(|_| not_expected(column, "bytes of another kind"))
+}
+
+/// A column with a value in CBOR.
+fn cbor<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    Encoding::Cbor.decode(row.get_ref(column)?.as_blob()?).map_err(|error| not_expected(column, &error.to_string()))
+}
+
+fn not_expected(column: usize, reason: &str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Blob, reason.into())
+}

@@ -1,0 +1,215 @@
+//! What is to be done at the relay, in order within each group.
+//!
+//! A row is `waiting` (nothing made yet, or refused), `posted` (the exact request is stored; whether the relay has it
+//! may be unknown) or `accepted` (its row in this device's own queue is still to come). It is deleted when done.
+//!
+//! Invariant: a request is never changed while its outcome may still be unknown.
+
+use rusqlite::{OptionalExtension as _, Row, params};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use undertone_wire::{AccountId, Bytes, Encoding, GroupId, Hash, MessageId};
+
+use super::{StoreError, Tx, bytes, cbor, not_expected};
+use crate::Error;
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Task {
+    /// Create the group at the relay.
+    Create {
+        /// Its group info at epoch 0.
+        sealed_group_info: Bytes,
+    },
+    /// Send the content.
+    Send {
+        /// Encoded.
+        content: Bytes,
+    },
+    /// Leave, telling the others by this content.
+    Leave {
+        /// Encoded.
+        content: Bytes,
+    },
+    /// Add all devices of an account.
+    Add {
+        /// Whom.
+        account: AccountId,
+    },
+    /// Remove all devices of an account.
+    Remove {
+        /// Whom.
+        account: AccountId,
+    },
+    /// Remove the leaves of devices that are gone.
+    Tidy,
+}
+
+impl Task {
+    /// Whether it is done by a commit.
+    pub(crate) fn commits(&self) -> bool {
+        matches!(self, Self::Add { .. } | Self::Remove { .. } | Self::Tidy)
+    }
+}
+
+/// How far a row is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutboxState {
+    Waiting,
+    Posted,
+    Accepted,
+}
+
+/// One thing to be done.
+#[derive(Debug, Clone)]
+pub(crate) struct OutboxRow {
+    pub(crate) id: i64,
+    pub(crate) group_id: GroupId,
+    pub(crate) task: Task,
+    pub(crate) content_id: Option<MessageId>,
+    pub(crate) state: OutboxState,
+    pub(crate) attempts: u32,
+    /// Of a posted row: its id at the relay and the exact request, in CBOR.
+    pub(crate) posted: Option<(MessageId, Vec<u8>)>,
+}
+
+impl OutboxState {
+    fn from_row(row: &Row<'_>, column: usize) -> rusqlite::Result<Self> {
+        match row.get_ref(column)?.as_str()? {
+            "waiting" => Ok(Self::Waiting),
+            "posted" => Ok(Self::Posted),
+            "accepted" => Ok(Self::Accepted),
+            _ => Err(not_expected(column, "an outbox state that this version does not know")),
+        }
+    }
+}
+
+const COLUMNS: &str = "id, group_id, task, content_id, state, attempts, message_id, request";
+
+impl Tx<'_> {
+    /// Adds a row at the end of its group's queue.
+    pub(crate) fn add_task(
+        &self,
+        group: GroupId,
+        task: &Task,
+        content_id: Option<MessageId>,
+        not_before_ms: u64,
+    ) -> Result<i64, StoreError> {
+        const INSERT: &str = "INSERT INTO outbox (group_id, task, content_id, state, blocks, not_before_ms)
+            VALUES (?1, ?2, ?3, 'waiting', ?4, ?5)";
+        let content_id = content_id.as_ref().map(|id| id.as_bytes().as_slice());
+        let (task, blocks) = (Encoding::Cbor.encode(task), !matches!(task, Task::Send { .. }));
+        self.execute(INSERT, params![group.as_bytes(), task, content_id, blocks, not_before_ms])?;
+        self.changes.outbox.set(true);
+        Ok(self.last_insert_rowid())
+    }
+
+    /// The oldest row that can go on now: the first of its group whose time has come, not waiting for the queue.
+    pub(crate) fn next_task(&self, now_ms: u64) -> Result<Option<OutboxRow>, StoreError> {
+        let select = format!(
+            "SELECT {COLUMNS} FROM outbox AS o
+             WHERE not_before_ms <= ?1 AND state <> 'accepted' AND wait_for_seq <= (SELECT cursor FROM profile)
+               AND NOT EXISTS (SELECT 1 FROM outbox AS earlier
+                   WHERE earlier.group_id = o.group_id AND earlier.id < o.id AND earlier.not_before_ms <= ?1
+                     AND (earlier.blocks = 1 OR earlier.state <> 'accepted'))
+             ORDER BY id LIMIT 1"
+        );
+        let mut statement = self.prepare_cached(&select)?;
+        Ok(statement.query_row([now_ms], row_from).optional()?)
+    }
+
+    /// When the next row's time comes; `None` if no row waits for a time.
+    pub(crate) fn next_task_at_ms(&self, now_ms: u64) -> Result<Option<u64>, StoreError> {
+        const SELECT: &str = "SELECT min(not_before_ms) FROM outbox WHERE not_before_ms > ?1";
+        Ok(self.query_row(SELECT, [now_ms], |row| row.get(0))?)
+    }
+
+    /// How many rows the relay has not accepted.
+    pub(crate) fn outbox_len(&self) -> Result<u64, StoreError> {
+        const SELECT: &str = "SELECT count(*) FROM outbox WHERE blocks = 1 OR state <> 'accepted'";
+        Ok(self.query_row(SELECT, [], |row| row.get(0))?)
+    }
+
+    /// A row, if it is still there.
+    pub(crate) fn task(&self, id: i64) -> Result<Option<OutboxRow>, StoreError> {
+        let mut statement = self.prepare_cached(&format!("SELECT {COLUMNS} FROM outbox WHERE id = ?1"))?;
+        Ok(statement.query_row([id], row_from).optional()?)
+    }
+
+    /// The row whose ciphertext this is.
+    pub(crate) fn task_by_hash(&self, hash: &Hash) -> Result<Option<OutboxRow>, StoreError> {
+        let mut statement = self.prepare_cached(&format!("SELECT {COLUMNS} FROM outbox WHERE wire_hash = ?1"))?;
+        Ok(statement.query_row([hash.as_bytes()], row_from).optional()?)
+    }
+
+    /// The rows of a group, oldest first.
+    pub(crate) fn tasks(&self, group: GroupId) -> Result<Vec<OutboxRow>, StoreError> {
+        let select = format!("SELECT {COLUMNS} FROM outbox WHERE group_id = ?1 ORDER BY id");
+        let mut statement = self.prepare_cached(&select)?;
+        let rows = statement.query_map([group.as_bytes()], row_from)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// The request is made and about to be posted.
+    pub(crate) fn set_posted(
+        &self,
+        id: i64,
+        message_id: MessageId,
+        request: &[u8],
+        ciphertext: &Bytes,
+    ) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE outbox SET state = 'posted', message_id = ?2, request = ?3, wire_hash = ?4
+            WHERE id = ?1";
+        let hash = Hash::of(ciphertext.as_slice());
+        self.execute(UPDATE, params![id, message_id.as_bytes(), request, hash.as_bytes()])?;
+        Ok(())
+    }
+
+    /// The relay has said yes; the row in this device's own queue is still to come.
+    pub(crate) fn set_accepted(&self, id: i64) -> Result<(), StoreError> {
+        self.execute("UPDATE outbox SET state = 'accepted', request = NULL WHERE id = ?1", [id])?;
+        Ok(())
+    }
+
+    /// The relay has said no, or can only say no: start over once the queue entry `wait_for_seq` was applied.
+    pub(crate) fn set_waiting(&self, id: i64, wait_for_seq: u64) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE outbox SET state = 'waiting', wait_for_seq = ?2, attempts = attempts + 1,
+            message_id = NULL, request = NULL WHERE id = ?1";
+        self.execute(UPDATE, params![id, wait_for_seq])?;
+        self.changes.outbox.set(true);
+        Ok(())
+    }
+
+    /// The row is done, one way or the other. Whoever waits for it is told once the transaction has committed.
+    pub(crate) fn finish_task(&self, id: i64, outcome: Result<(), Error>) -> Result<(), StoreError> {
+        self.execute("DELETE FROM outbox WHERE id = ?1", [id])?;
+        self.changes.outbox.set(true);
+        self.changes.finished.borrow_mut().push((id, outcome));
+        Ok(())
+    }
+
+    /// Tells how a row of this transaction ends.
+    pub(crate) fn watch_task(&self, id: i64) -> oneshot::Receiver<Result<(), Error>> {
+        let (sender, receiver) = oneshot::channel();
+        self.changes.watched.borrow_mut().push((id, sender));
+        receiver
+    }
+}
+
+fn row_from(row: &Row<'_>) -> rusqlite::Result<OutboxRow> {
+    let content_id = if row.get_ref(3)?.as_blob_or_null()?.is_some() { Some(bytes(row, 3)?) } else { None };
+    let posted = match row.get::<_, Option<Vec<u8>>>(7)? {
+        Some(request) => Some((bytes(row, 6)?, request)),
+        None => None,
+    };
+    Ok(OutboxRow {
+        id: row.get(0)?,
+        group_id: bytes(row, 1)?,
+        task: cbor(row, 2)?,
+        content_id,
+        state: OutboxState::from_row(row, 4)?,
+        attempts: row.get(5)?,
+        posted,
+    })
+}

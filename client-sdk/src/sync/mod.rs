@@ -1,0 +1,174 @@
+//! The engine: keeps the local store and the relay in step.
+//!
+//! Three tasks share it. [`stream`] receives and applies what the queue brings, [`outbox`] does what is to be done at
+//! the relay, [`key_upkeep`] keeps key packages there. They meet only in the store: each step is one transaction, and
+//! the next step is found by reading it, so that a restart goes on where the last one stopped.
+//!
+//! Invariant: what was posted is not given up before the relay's word on it is known, from its answer or from this
+//! device's own queue.
+
+mod backoff;
+mod inbox;
+mod key_upkeep;
+mod outbox;
+mod session;
+mod stream;
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinSet,
+};
+use undertone_wire::{Account, AccountId, Bytes, DeviceList, MessageId, RelayId};
+
+use crate::{
+    Error,
+    api::{ApiError, RelayApi},
+    clock::Clock,
+    crypto::{Entropy, Identity},
+    event::{Connection, Contact},
+    store::Store,
+};
+
+/// What all tasks of a client share.
+pub(crate) struct Engine {
+    pub(crate) api: Arc<dyn RelayApi>,
+    pub(crate) store: Store,
+    pub(crate) identity: Identity,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Entropy,
+    relay_id: RelayId,
+    connection: watch::Sender<Connection>,
+    /// Raised when key packages may have been used up.
+    keys_wanted: watch::Sender<()>,
+    stopping: watch::Sender<bool>,
+    session: session::Session,
+    key_upkeep: Mutex<()>,
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
+/// The tasks of an engine. Dropping it stops them at once.
+pub(crate) type Tasks = JoinSet<()>;
+
+impl Engine {
+    pub(crate) fn new(
+        api: Arc<dyn RelayApi>,
+        store: Store,
+        identity: Identity,
+        relay_id: RelayId,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            api,
+            store,
+            identity,
+            clock,
+            entropy,
+            relay_id,
+            connection: watch::Sender::new(Connection::Connecting),
+            keys_wanted: watch::Sender::new(()),
+            stopping: watch::Sender::new(false),
+            session: session::Session::default(),
+            key_upkeep: Mutex::new(()),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+        })
+    }
+
+    /// Starts the tasks.
+    pub(crate) fn start(self: &Arc<Self>) -> Tasks {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(stream::run(Arc::clone(self)));
+        tasks.spawn(outbox::run(Arc::clone(self)));
+        tasks.spawn(key_upkeep::run(Arc::clone(self)));
+        tasks
+    }
+
+    /// Asks the tasks to end after what they are doing.
+    pub(crate) fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// The state of the connection, as it changes.
+    pub(crate) fn connection(&self) -> watch::Receiver<Connection> {
+        self.connection.subscribe()
+    }
+
+    /// How many messages came and how many were accepted by the relay since the client was opened.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+    }
+
+    /// The relay's time as this device knows it.
+    pub(crate) fn relay_now_ms(&self) -> u64 {
+        self.clock.now_ms().saturating_add_signed(self.api.clock_offset_ms())
+    }
+
+    /// A new message id, from the relay's time.
+    pub(crate) fn message_id(&self) -> Result<MessageId, Error> {
+        Ok(MessageId::from_parts(self.relay_now_ms(), self.entropy.bytes()?))
+    }
+
+    /// Does a request that needs a session: logs in first if there is none, and once again if it has ended.
+    pub(crate) async fn signed_in<T, F>(&self, request: impl Fn(Bytes) -> F) -> Result<T, ApiError>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let token = self.session.token(self).await?;
+        match request(token.clone()).await {
+            Err(error) if session::has_ended(&error) => request(self.session.renew(self, &token).await?).await,
+            answer => answer,
+        }
+    }
+
+    /// Asks the relay about an account, verifies what it says and remembers it.
+    pub(crate) async fn learn(&self, account: AccountId) -> Result<(Contact, DeviceList), Error> {
+        let answer = self.signed_in(|token| async move { self.api.account(&token, account).await }).await;
+        self.remember(account, answer.map_err(unknown_account)?).await
+    }
+
+    /// Verifies and remembers what the relay says of an account.
+    pub(crate) async fn remember(&self, asked: AccountId, said: Account) -> Result<(Contact, DeviceList), Error> {
+        if said.account_id != asked {
+            return Err(Error::Untrusted("the relay answered about another account".into()));
+        }
+        let list = said.device_list.verify(&asked)?;
+        let contact = Contact { account_id: asked, username: said.username.clone() };
+        let verified = list.clone();
+        self.store.with_tx(move |tx| inbox::remember(tx, &said, &verified).map_err(Error::from)).await?;
+        Ok((contact, list))
+    }
+
+    /// Publishes the key packages that are missing at the relay.
+    pub(crate) async fn publish_keys(&self) -> Result<(), Error> {
+        let _one_at_a_time = self.key_upkeep.lock().await;
+        key_upkeep::top_up(self).await
+    }
+
+    /// Completes when the engine is to stop.
+    pub(crate) async fn stopped(&self) {
+        // An error means that the engine is gone, which is as good as stopped.
+        drop(self.stopping.subscribe().wait_for(|stopping| *stopping).await);
+    }
+
+    fn set_connection(&self, state: Connection) {
+        self.connection.send_if_modified(|current| std::mem::replace(current, state) != state);
+    }
+}
+
+/// "Not found" of an account, as what it means to an app.
+pub(crate) fn unknown_account(error: ApiError) -> Error {
+    match error.code() {
+        Some(undertone_wire::ErrorCode::NotFound) => Error::UnknownAccount,
+        _ => error.into(),
+    }
+}

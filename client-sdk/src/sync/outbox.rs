@@ -1,0 +1,326 @@
+//! Doing what is to be done at the relay, one task after the other.
+//!
+//! A request is made and stored in one transaction, then posted until the relay says yes or no. Only a no makes a new
+//! one. A refusal carries its repair: the task waits until the queue has brought what it lacks, and starts over.
+//!
+//! Invariant: a commit is merged by its own row in this device's queue (see [`inbox`]), never ahead of what stands
+//! before it there, and dropped only on the relay's no.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use undertone_wire::{
+    AccountId, Bytes, ClaimRequest, CommitRequest, CreateGroupRequest, Encoding, ErrorCode, LeaveRequest, Problem,
+    SendRequest, suite,
+};
+
+use super::{Engine, backoff::Backoff, inbox};
+use crate::{
+    Error,
+    api::ApiError,
+    crypto::{
+        Member,
+        group::{self, Change, Staged},
+        key_package,
+    },
+    event::StoredEvent,
+    store::{GroupRow, GroupState, MessageStatus, OutboxRow, OutboxState, StoreError, Task, Tx},
+};
+
+/// A task that the relay refuses so often for a reason that should pass is given up.
+const REFUSALS_MAX: u32 = 20;
+
+/// Key packages claimed for a task and not used yet. Losing them in a restart only claims others.
+type Claimed = HashMap<i64, Vec<(Member, Bytes)>>;
+
+/// What came of a step.
+enum Step {
+    /// The store says what is next.
+    Done,
+    /// The relay cannot be asked now.
+    Offline,
+}
+
+/// Works until the engine stops.
+pub(super) async fn run(engine: Arc<Engine>) {
+    let mut changed = engine.store.outbox_changed();
+    let mut connection = engine.connection();
+    let mut backoff = Backoff::new(engine.entropy);
+    let mut claimed = Claimed::new();
+    loop {
+        changed.mark_unchanged();
+        connection.mark_unchanged();
+        let now_ms = engine.clock.now_ms();
+        let next = engine.store.with_tx(move |tx| {
+            let row = tx.next_task(now_ms)?;
+            Ok::<_, Error>((row, tx.next_task_at_ms(now_ms)?))
+        });
+        let (pause, connects) = match next.await {
+            Ok((Some(row), _)) => {
+                let step = tokio::select! {
+                    step = work(&engine, row, &mut claimed) => step,
+                    () = engine.stopped() => return,
+                };
+                match step {
+                    Ok(Step::Done) => {
+                        backoff.reset();
+                        continue;
+                    }
+                    Ok(Step::Offline) => (Some(backoff.wait()), true),
+                    Err(error) => {
+                        tracing::warn!(%error, "a task could not be worked on");
+                        (Some(backoff.wait()), false)
+                    }
+                }
+            }
+            Ok((None, at_ms)) => (at_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms))), false),
+            Err(Error::Closed) => return,
+            Err(_) => (Some(backoff.wait()), false),
+        };
+        tokio::select! {
+            Ok(()) = changed.changed(), if !connects => {}
+            Ok(()) = connection.changed(), if connects => {}
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+            () = engine.stopped() => return,
+        }
+    }
+}
+
+async fn work(engine: &Engine, row: OutboxRow, claimed: &mut Claimed) -> Result<Step, Error> {
+    let outcome = match &row.task {
+        Task::Create { sealed_group_info } => create(engine, &row, sealed_group_info).await,
+        Task::Send { content } | Task::Leave { content } => match prepared(&row) {
+            Some(request) => post(engine, &row, request, claimed).await,
+            None => encrypt(engine, &row, content.clone()).await,
+        },
+        Task::Add { .. } | Task::Remove { .. } | Task::Tidy => match prepared(&row) {
+            Some(request) => post(engine, &row, request, claimed).await,
+            None => stage(engine, &row, claimed).await,
+        },
+    };
+    let step = match outcome {
+        Err(Error::Offline(error)) => {
+            tracing::debug!(%error, "the relay cannot be asked");
+            return Ok(Step::Offline);
+        }
+        Err(error @ (Error::Store(_) | Error::Closed)) => return Err(error),
+        // Anything else is final: the app is told.
+        Err(error) => fail(engine, &row, error).await,
+        Ok(()) => Ok(()),
+    };
+    if engine.store.with_tx(move |tx| tx.task(row.id).map_err(Error::from)).await?.is_none() {
+        claimed.remove(&row.id);
+    }
+    step.map(|()| Step::Done)
+}
+
+async fn fail(engine: &Engine, row: &OutboxRow, error: Error) -> Result<(), Error> {
+    let row = row.clone();
+    engine
+        .store
+        .with_tx(move |tx| {
+            if row.task.commits() && tx.active_group(row.group_id)?.is_some() {
+                group::drop_pending(&tx.mls(), row.group_id)?;
+            }
+            inbox::finish(tx, &row, Err(error)).map_err(Error::from)
+        })
+        .await
+}
+
+fn prepared(row: &OutboxRow) -> Option<&[u8]> {
+    row.posted.as_ref().map(|(_, request)| request.as_slice())
+}
+
+async fn create(engine: &Engine, row: &OutboxRow, sealed_group_info: &Bytes) -> Result<(), Error> {
+    let request = &CreateGroupRequest { group_id: row.group_id, sealed_group_info: sealed_group_info.clone() };
+    engine.signed_in(|token| async move { engine.api.create_group(&token, request).await }).await?;
+    let row = row.clone();
+    engine.store.with_tx(move |tx| tx.finish_task(row.id, Ok(())).map_err(Error::from)).await
+}
+
+/// Encrypts a message for the group's present epoch, once, and leaves it to be posted.
+async fn encrypt(engine: &Engine, row: &OutboxRow, content: Bytes) -> Result<(), Error> {
+    let message_id = engine.message_id()?;
+    let (identity, row) = (engine.identity.clone(), row.clone());
+    engine
+        .store
+        .with_tx(move |tx| {
+            let Some(group) = group_to_use(tx, &row)? else { return Ok(()) };
+            let bytes = group::encrypt(&tx.mls(), &identity, group.id, group.commit_seq, content.as_slice())?;
+            let request = match row.task {
+                Task::Leave { .. } => {
+                    Encoding::Cbor.encode(&LeaveRequest { message_id, notice: bytes.clone() })
+                }
+                _ => Encoding::Cbor.encode(&SendRequest { message_id, message: bytes.clone() }),
+            };
+            tx.set_posted(row.id, message_id, &request, &bytes).map_err(Error::from)
+        })
+        .await
+}
+
+/// Stages a commit and leaves it to be posted.
+async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Result<(), Error> {
+    if let Task::Add { account } = row.task
+        && !claimed.contains_key(&row.id)
+    {
+        let key_packages = claim(engine, row, account).await?;
+        claimed.insert(row.id, key_packages);
+    }
+    let add = claimed.get(&row.id).cloned().unwrap_or_default();
+    let message_id = engine.message_id()?;
+    let (identity, now_ms, row) = (engine.identity.clone(), engine.clock.now_ms(), row.clone());
+    engine
+        .store
+        .with_tx(move |tx| {
+            let Some(group) = group_to_use(tx, &row)? else { return Ok(()) };
+            let mls = tx.mls();
+            // Nothing of this group is posted now, so a commit that is still pending was refused.
+            group::drop_pending(&mls, group.id)?;
+            let mut remove = tx.gone(group.id)?;
+            if let Task::Remove { account } = row.task {
+                let members = tx.members(group.id)?;
+                remove.extend(members.iter().filter(|member| member.account == account).map(|member| member.device));
+            }
+            let change = Change { add, remove };
+            let staged =
+                group::stage(&mls, &identity, group.id, group.commit_seq, &group.rejoin_key, &change, now_ms)?;
+            let Some(Staged { commit, welcome, sealed_group_info }) = staged else {
+                return inbox::finish(tx, &row, Ok(())).map_err(Error::from);
+            };
+            let request = CommitRequest { message_id, commit, welcome, sealed_group_info };
+            let bytes = Encoding::Cbor.encode(&request);
+            tx.set_posted(row.id, message_id, &bytes, &request.commit).map_err(Error::from)
+        })
+        .await
+}
+
+/// The row's group, if it can still be used; if not, the row is ended.
+fn group_to_use(tx: &Tx<'_>, row: &OutboxRow) -> Result<Option<GroupRow>, StoreError> {
+    let group = tx.active_group(row.group_id)?;
+    if group.is_none() {
+        inbox::finish(tx, row, Err(Error::NotMember))?;
+    }
+    Ok(group)
+}
+
+/// Key packages for all devices of an account that are not in the group, or whose leaf there is to go.
+async fn claim(engine: &Engine, row: &OutboxRow, account: AccountId) -> Result<Vec<(Member, Bytes)>, Error> {
+    let (_, list) = engine.learn(account).await?;
+    let listed = key_package::members_of(&list)?;
+    let group = row.group_id;
+    let (members, gone) =
+        engine.store.with_tx(move |tx| Ok::<_, Error>((tx.members(group)?, tx.gone(group)?))).await?;
+    let wanted: Vec<_> =
+        listed.into_iter().filter(|one| !members.contains(one) || gone.contains(&one.device)).collect();
+    if wanted.is_empty() {
+        return Ok(vec![]);
+    }
+    let request = &ClaimRequest { account_id: account, suite: suite::DEFAULT };
+    let answer = engine.signed_in(|token| async move { engine.api.claim(&token, request).await }).await;
+    let claims = answer.map_err(super::unknown_account)?.key_packages;
+    let usable: Vec<_> = claims
+        .into_iter()
+        .filter_map(|claim| Some((wanted.iter().find(|one| one.device == claim.device_id)?, claim.key_package?)))
+        .map(|(member, key_package)| (*member, key_package))
+        .collect();
+    if usable.is_empty() { Err(Error::NoKeyPackages) } else { Ok(usable) }
+}
+
+/// Posts a prepared request and records the relay's word.
+async fn post(engine: &Engine, row: &OutboxRow, request: &[u8], claimed: &mut Claimed) -> Result<(), Error> {
+    match ask(engine, row, request).await {
+        Ok(()) => accepted(engine, row).await,
+        Err(ApiError::Refused(problem)) => {
+            // A device that is to be added is gone: claim again, from the account's newest list.
+            if problem.code == ErrorCode::UnknownDevice {
+                claimed.remove(&row.id);
+            }
+            refused(engine, row, problem).await
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn ask(engine: &Engine, row: &OutboxRow, request: &[u8]) -> Result<(), ApiError> {
+    let (api, group) = (&engine.api, row.group_id);
+    match row.task {
+        Task::Send { .. } => {
+            let request: &SendRequest = &stored(request)?;
+            engine.signed_in(|token| async move { api.send(&token, group, request).await }).await.map(drop)
+        }
+        Task::Leave { .. } => {
+            let request: &LeaveRequest = &stored(request)?;
+            engine.signed_in(|token| async move { api.leave(&token, group, request).await }).await.map(drop)
+        }
+        _ => {
+            let request: &CommitRequest = &stored(request)?;
+            engine.signed_in(|token| async move { api.commit(&token, group, request).await }).await.map(drop)
+        }
+    }
+}
+
+fn stored<T: serde::de::DeserializeOwned>(request: &[u8]) -> Result<T, ApiError> {
+    Encoding::Cbor.decode(request).map_err(|error| ApiError::Unreachable(format!("a stored request: {error}")))
+}
+
+async fn accepted(engine: &Engine, row: &OutboxRow) -> Result<(), Error> {
+    if matches!(row.task, Task::Send { .. }) {
+        engine.sent.fetch_add(1, Ordering::Relaxed);
+    }
+    still_posted(engine, row, |tx, row| {
+        inbox::set_message_status(tx, row, MessageStatus::Sent)?;
+        tx.set_accepted(row.id)
+    })
+    .await
+}
+
+async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Result<(), Error> {
+    match (&problem.code, &problem.stale_group) {
+        (ErrorCode::StaleGroup, Some(stale)) => {
+            let last = stale.unacked.iter().map(|commit| commit.seq).max().unwrap_or(0);
+            let member = stale.member;
+            still_posted(engine, row, move |tx, row| {
+                if member || last > tx.cursor()? {
+                    return tx.set_waiting(row.id, last);
+                }
+                // Not a member, and nothing in the queue will say why.
+                match tx.active_group(row.group_id)? {
+                    Some(group) => {
+                        let event = StoredEvent::Removed { group_id: group.id, by: None };
+                        inbox::end_group(tx, &group, GroupState::Removed, &event)
+                    }
+                    None => inbox::finish(tx, row, Err(Error::NotMember)),
+                }
+            })
+            .await
+        }
+        // The answer has set the clock right, or the id has outlived the relay's memory: try under a new one.
+        (ErrorCode::ClockSkew | ErrorCode::OutcomeUnknown | ErrorCode::UnknownDevice, _)
+            if row.attempts < REFUSALS_MAX =>
+        {
+            still_posted(engine, row, |tx, row| tx.set_waiting(row.id, 0)).await
+        }
+        _ => Err(ApiError::Refused(problem).into()),
+    }
+}
+
+/// Changes a row after the relay's word, unless the queue has told more meanwhile.
+async fn still_posted(
+    engine: &Engine,
+    row: &OutboxRow,
+    change: impl FnOnce(&Tx<'_>, &OutboxRow) -> Result<(), StoreError> + Send + 'static,
+) -> Result<(), Error> {
+    let (id, posted) = (row.id, row.posted.clone());
+    engine
+        .store
+        .with_tx(move |tx| match tx.task(id)? {
+            Some(row) if row.state == OutboxState::Posted && row.posted == posted => {
+                change(tx, &row).map_err(Error::from)
+            }
+            _ => Ok(()),
+        })
+        .await
+}

@@ -1,0 +1,204 @@
+//! Receiving: keeps a stream open, applies its entries in order and acks them after their commits.
+//!
+//! Invariant: an entry is acked only after the transaction that applied it has committed; a number that neither came
+//! nor was told as missed is never passed over.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use undertone_wire::{AckRequest, ByeReason, ClientFrame, Delivery, GroupId, ServerFrame};
+
+use super::{Engine, backoff::Backoff, inbox, session};
+use crate::{
+    Error,
+    api::{ApiError, FrameStream},
+    event::{Connection, StoredEvent},
+    store::Tx,
+};
+
+/// Acks are sent when the queue is drained, and at least this often before.
+const ACK_EVERY: u64 = 64;
+
+/// Why a stream ended.
+enum Ended {
+    /// Try again.
+    Lost,
+    /// The engine is to stop.
+    Stopped,
+    /// Another stream of this device has taken over.
+    Replaced,
+    /// The relay does not know this device any more.
+    SignedOut,
+}
+
+/// Receives until the engine stops.
+pub(super) async fn run(engine: Arc<Engine>) {
+    let mut backoff = Backoff::new(engine.entropy);
+    loop {
+        let ended = tokio::select! {
+            ended = receive(&engine, &mut backoff) => ended,
+            () = engine.stopped() => Ended::Stopped,
+        };
+        match ended {
+            Ended::Lost => engine.set_connection(Connection::Offline),
+            Ended::Replaced => return engine.set_connection(Connection::Replaced),
+            Ended::SignedOut => return engine.set_connection(Connection::SignedOut),
+            Ended::Stopped => return last_ack(&engine).await,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.wait()) => {}
+            () = engine.stopped() => return last_ack(&engine).await,
+        }
+    }
+}
+
+/// One stream, from its opening to its end.
+async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
+    let Ok(mut cursor) = engine.store.with_tx(|tx| tx.cursor().map_err(Error::from)).await else {
+        return Ended::Lost;
+    };
+    let opened = engine.signed_in(|token| async move { engine.api.open_stream(&token, cursor).await }).await;
+    let mut stream = match opened {
+        Ok(stream) => stream,
+        Err(error) if session::has_ended(&error) => return Ended::SignedOut,
+        Err(error) => {
+            tracing::debug!(%error, "no stream");
+            return Ended::Lost;
+        }
+    };
+    let mut acked = cursor;
+    loop {
+        let frame = match stream.next().await {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::debug!(%error, "the stream was lost");
+                return Ended::Lost;
+            }
+        };
+        let went_on = match frame {
+            ServerFrame::Hello { relay_id, .. } if relay_id != engine.relay_id => return Ended::SignedOut,
+            ServerFrame::Hello { .. } => {
+                engine.set_connection(Connection::CatchingUp);
+                Ok(())
+            }
+            ServerFrame::Delivery { delivery } => apply(engine, &mut cursor, delivery).await,
+            ServerFrame::Missed { span } => missed(engine, &mut cursor, span.from, span.to).await,
+            ServerFrame::CaughtUp { .. } => {
+                backoff.reset();
+                let sent = ack(stream.as_mut(), &mut acked, cursor).await;
+                engine.set_connection(Connection::Online);
+                sent
+            }
+            ServerFrame::Bye { reason: ByeReason::Replaced } => return Ended::Replaced,
+            ServerFrame::Bye { .. } => return Ended::Lost,
+            _ => Ok(()),
+        };
+        let went_on = match went_on {
+            Ok(()) if cursor >= acked + ACK_EVERY => ack(stream.as_mut(), &mut acked, cursor).await,
+            other => other,
+        };
+        if let Err(error) = went_on {
+            tracing::debug!(%error, "the stream is given up");
+            return Ended::Lost;
+        }
+    }
+}
+
+async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<(), Error> {
+    if delivery.seq <= *cursor {
+        return Ok(());
+    }
+    if delivery.seq != *cursor + 1 {
+        return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
+    }
+    let seq = delivery.seq;
+    let (identity, now_ms) = (engine.identity.clone(), engine.clock.now_ms());
+    let follow_up = engine
+        .store
+        .with_tx(move |tx| {
+            let context = inbox::Context { identity: &identity, now_ms };
+            inbox::apply(tx, &context, &delivery).map_err(Error::from)
+        })
+        .await?;
+    *cursor = seq;
+    if follow_up.received {
+        engine.received.fetch_add(1, Ordering::Relaxed);
+    }
+    if follow_up.joined {
+        engine.keys_wanted.send_replace(());
+    }
+    for (group, account) in follow_up.look_at {
+        // Without an answer there is no news; the list is fetched again before the account is added anywhere.
+        if let Ok((_, list)) = engine.learn(account).await {
+            let look = move |tx: &Tx<'_>| inbox::look_for_unlisted(tx, group, account, &list).map_err(Error::from);
+            engine.store.with_tx(look).await?;
+        }
+    }
+    match follow_up.members_gone {
+        Some(group) => look_for_gone(engine, group).await,
+        None => Ok(()),
+    }
+}
+
+async fn missed(engine: &Engine, cursor: &mut u64, from: u64, to: u64) -> Result<(), Error> {
+    if to <= *cursor {
+        return Ok(());
+    }
+    if from > *cursor + 1 {
+        return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
+    }
+    let from = from.max(*cursor + 1);
+    engine
+        .store
+        .with_tx(move |tx| {
+            tx.add_event(&StoredEvent::Missed { from, to })?;
+            tx.set_cursor(to).map_err(Error::from)
+        })
+        .await?;
+    *cursor = to;
+    Ok(())
+}
+
+/// Members whose account is gone, or whose device its account no longer lists, are to be removed. The relay only says
+/// that there may be some; the accounts' own lists say who.
+async fn look_for_gone(engine: &Engine, group: GroupId) -> Result<(), Error> {
+    let members = engine.store.with_tx(move |tx| tx.members(group).map_err(Error::from)).await?;
+    let mut gone = Vec::new();
+    for account in members.chunk_by(|a, b| a.account == b.account) {
+        let Some(first) = account.first() else { continue };
+        let listed: Vec<_> = match engine.learn(first.account).await {
+            Ok((_, list)) => list.certificates().flatten().map(|certificate| certificate.device).collect(),
+            Err(Error::UnknownAccount) => vec![],
+            Err(_) => continue,
+        };
+        gone.extend(account.iter().filter(|member| !listed.contains(&member.device)).copied());
+    }
+    let (identity, now_ms) = (engine.identity.clone(), engine.clock.now_ms());
+    engine
+        .store
+        .with_tx(move |tx| {
+            let context = inbox::Context { identity: &identity, now_ms };
+            inbox::plan_tidying(tx, &context, group, &gone).map_err(Error::from)
+        })
+        .await
+}
+
+async fn ack(stream: &mut dyn FrameStream, acked: &mut u64, cursor: u64) -> Result<(), Error> {
+    if cursor > *acked {
+        stream.send(ClientFrame::Ack { up_to: cursor }).await?;
+        *acked = cursor;
+    }
+    Ok(())
+}
+
+/// Acks what was applied, by a request whose answer tells that it arrived.
+async fn last_ack(engine: &Engine) {
+    let Ok(up_to) = engine.store.with_tx(|tx| tx.cursor().map_err(Error::from)).await else { return };
+    let online = *engine.connection.borrow() == Connection::Online;
+    if online {
+        let request = &AckRequest { up_to };
+        let done = engine.signed_in(|token| async move { engine.api.ack(&token, request).await }).await;
+        if let Err(ApiError::Unreachable(reason)) = done {
+            tracing::debug!(%reason, "the last ack may not have arrived; the relay delivers again");
+        }
+    }
+}

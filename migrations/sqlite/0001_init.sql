@@ -1,0 +1,130 @@
+-- The relay's store. Ids and byte strings are BLOB, numbers and times (milliseconds) INTEGER, flags 0 or 1.
+-- What each column is for, and why the relay may know it, stands in spec/what-the-relay-knows.md; a test compares.
+
+CREATE TABLE relay (
+    only_row    INTEGER NOT NULL PRIMARY KEY CHECK (only_row = 1),
+    relay_id    BLOB NOT NULL,
+    incarnation BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE accounts (
+    account_id BLOB NOT NULL PRIMARY KEY,
+    username   TEXT UNIQUE
+) STRICT, WITHOUT ROWID;
+
+-- The newest list of each account, verbatim.
+CREATE TABLE device_lists (
+    account_id BLOB NOT NULL PRIMARY KEY REFERENCES accounts (account_id),
+    version    INTEGER NOT NULL,
+    list       BLOB NOT NULL,
+    signature  BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE devices (
+    device_id        BLOB NOT NULL PRIMARY KEY,
+    account_id       BLOB NOT NULL REFERENCES accounts (account_id),
+    device_key       BLOB NOT NULL,
+    certificate_hash BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX devices_by_account ON devices (account_id);
+
+CREATE TABLE challenges (
+    nonce      BLOB NOT NULL PRIMARY KEY,
+    expires_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX challenges_by_expiry ON challenges (expires_ms);
+
+CREATE TABLE sessions (
+    token_hash BLOB NOT NULL PRIMARY KEY,
+    device_id  BLOB NOT NULL REFERENCES devices (device_id),
+    expires_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sessions_by_device ON sessions (device_id, expires_ms);
+CREATE INDEX sessions_by_expiry ON sessions (expires_ms);
+
+CREATE TABLE key_packages (
+    hash_ref     BLOB NOT NULL PRIMARY KEY,
+    device_id    BLOB NOT NULL REFERENCES devices (device_id),
+    suite        INTEGER NOT NULL,
+    last_resort  INTEGER NOT NULL CHECK (last_resort IN (0, 1)),
+    not_after_ms INTEGER NOT NULL,
+    incarnation  BLOB NOT NULL,
+    key_package  BLOB NOT NULL
+) STRICT;
+CREATE INDEX key_packages_by_device ON key_packages (device_id, suite, last_resort, not_after_ms);
+CREATE INDEX key_packages_by_expiry ON key_packages (not_after_ms);
+
+CREATE TABLE groups (
+    group_id              BLOB NOT NULL PRIMARY KEY,
+    epoch                 INTEGER NOT NULL,
+    commit_seq            INTEGER NOT NULL,
+    members_version       INTEGER NOT NULL,
+    newest_commit_account BLOB NOT NULL,
+    sealed_group_info     BLOB NOT NULL
+) STRICT;
+
+-- One row per stay of a device in a group. ended_commit is NULL while it lasts. awaits_removal is 1 when the stay ended
+-- without a commit (left, unlinked, account gone) and the device's leaf still stands in the tree. Devices that are gone
+-- keep such rows until a commit removes their leaf, so there is no reference to devices.
+CREATE TABLE group_members (
+    group_id       BLOB NOT NULL REFERENCES groups (group_id),
+    device_id      BLOB NOT NULL,
+    began_commit   INTEGER NOT NULL,
+    ended_commit   INTEGER,
+    ended_hour_ms  INTEGER,
+    awaits_removal INTEGER NOT NULL DEFAULT 0 CHECK (awaits_removal IN (0, 1)),
+    PRIMARY KEY (group_id, device_id, began_commit)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX group_members_by_device ON group_members (device_id, ended_commit);
+CREATE INDEX group_members_by_end ON group_members (ended_hour_ms) WHERE ended_hour_ms IS NOT NULL;
+
+-- A payload, stored once. pointers counts the rows of queue and commits that point here; with the last one it goes.
+CREATE TABLE envelopes (
+    envelope_id    INTEGER NOT NULL PRIMARY KEY,
+    kind           INTEGER NOT NULL,
+    group_id       BLOB NOT NULL,
+    number         INTEGER NOT NULL,
+    posted_hour_ms INTEGER NOT NULL,
+    pointers       INTEGER NOT NULL CHECK (pointers >= 0),
+    payload        BLOB NOT NULL
+) STRICT;
+CREATE INDEX envelopes_by_hour ON envelopes (posted_hour_ms);
+
+CREATE TABLE commits (
+    group_id       BLOB NOT NULL REFERENCES groups (group_id),
+    commit_seq     INTEGER NOT NULL,
+    envelope_id    INTEGER NOT NULL,
+    added          BLOB NOT NULL,
+    removed        BLOB NOT NULL,
+    posted_hour_ms INTEGER NOT NULL,
+    PRIMARY KEY (group_id, commit_seq)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX commits_by_hour ON commits (posted_hour_ms);
+
+-- Apart from devices, so that acks never lock a device row.
+CREATE TABLE cursors (
+    device_id BLOB NOT NULL PRIMARY KEY REFERENCES devices (device_id),
+    next_seq  INTEGER NOT NULL,
+    acked_seq INTEGER NOT NULL,
+    stream    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- One thin row per device and envelope. own_part is what only this device gets: a joiner's Welcome secrets.
+CREATE TABLE queue (
+    device_id   BLOB NOT NULL REFERENCES cursors (device_id),
+    seq         INTEGER NOT NULL,
+    envelope_id INTEGER NOT NULL,
+    own_part    BLOB,
+    PRIMARY KEY (device_id, seq)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX queue_by_envelope ON queue (envelope_id);
+
+-- What was accepted under a message id, for the idempotency window. Points at no envelope, device or account.
+CREATE TABLE message_ids (
+    id_hash         BLOB NOT NULL PRIMARY KEY,
+    body_hash       BLOB NOT NULL,
+    expires_hour_ms INTEGER NOT NULL,
+    status          INTEGER NOT NULL,
+    commit_seq      INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX message_ids_by_expiry ON message_ids (expires_hour_ms);

@@ -1,0 +1,235 @@
+//! The directory: accounts, usernames and device lists.
+//!
+//! A list is checked by the wire crate's rules, stored and served verbatim. The relay can withhold a list; it cannot
+//! make one.
+//!
+//! Invariant: a device that leaves the list, by a newer one or with its account, loses its sessions, keys, memberships
+//! and queue in the transaction that changes the list ([`remove_device`] is the only way).
+
+use axum::{
+    extract::State,
+    response::Response,
+};
+use http::StatusCode;
+use undertone_wire::{
+    Account, AccountId, Certificate, DeviceList, DeviceListError, Domain, ErrorCode, Problem, RegisterRequest,
+    Relay, SignedDeviceList, UpdateDeviceListRequest, Username, path, verify,
+};
+
+use crate::{
+    auth::Caller,
+    encoding::{Accept, Body, Named},
+    error::Error,
+    groups, limits, mls,
+    node::Node,
+    store::{
+        Tx,
+        accounts::{self, StoredAccount, StoredDevice},
+        queue,
+    },
+};
+
+/// Tells who the relay is and what it allows.
+#[utoipa::path(get, path = path::RELAY, tag = "relay", security(()),
+    responses((status = 200, body = Relay), (status = "default", body = Problem)))]
+pub(crate) async fn relay(State(node): State<Node>, accept: Accept) -> Response {
+    accept.answer(&Relay {
+        relay_id: node.identity.relay_id,
+        incarnation: node.identity.incarnation,
+        time_ms: node.now_ms(),
+        suites: mls::SUITES.to_vec(),
+        limits: node.limits.clone(),
+    })
+}
+
+/// Registers an account with its first device list. Repeating it changes nothing.
+#[utoipa::path(post, path = path::ACCOUNTS, tag = "directory", security(()), request_body = RegisterRequest,
+    responses((status = 200, body = Account), (status = "default", body = Problem)))]
+pub(crate) async fn register(
+    State(node): State<Node>,
+    accept: Accept,
+    Body(request): Body<RegisterRequest>,
+) -> Result<Response, Error> {
+    let list = verified_list(&node, &request.account_id, &request.device_list)?;
+    check_registration(&node, &request, &list)?;
+    let account = node.db.write(move |tx| Box::pin(async move { add_account(tx, request, &list).await })).await?;
+    Ok(accept.answer(&account))
+}
+
+fn check_registration(node: &Node, request: &RegisterRequest, list: &DeviceList) -> Result<(), Error> {
+    if list.version != 1 || list.previous.is_some() {
+        return Err(bad_list("an account begins with version 1, which names no list before it"));
+    }
+    let username = request.username.as_ref().map_or("", Username::as_str);
+    let list_hash = request.device_list.hash();
+    let fields: &[&[u8]] = &[node.identity.relay_id.as_bytes(), list_hash.as_bytes(), username.as_bytes()];
+    if !verify(&list.identity_key(), Domain::Registration, fields, &request.signature) {
+        let what_to_do = "sign this relay's id, the list's hash and the username with the identity key";
+        return Err(Error::refused(ErrorCode::BadSignature, what_to_do));
+    }
+    Ok(())
+}
+
+async fn add_account(tx: &mut Tx, request: RegisterRequest, list: &DeviceList) -> Result<Account, Error> {
+    let RegisterRequest { account_id, username, device_list, .. } = request;
+    if let Some(known) = accounts::by_id(tx, &account_id).await? {
+        let same = known.list == device_list && known.username == username;
+        return if same { Ok(account_of(known)) } else { Err(Error::refused(ErrorCode::AccountExists, "")) };
+    }
+    if let Some(username) = &username
+        && accounts::by_username(tx, username).await?.is_some()
+    {
+        return Err(Error::refused(ErrorCode::UsernameTaken, "choose another username"));
+    }
+    accounts::add(tx, &account_id, username.as_ref(), list.version, &device_list).await?;
+    put_devices(tx, list).await?;
+    Ok(Account { account_id, username, device_list })
+}
+
+/// Finds an account by its id.
+#[utoipa::path(get, path = path::ACCOUNT, tag = "directory", params(("account" = String, Path)),
+    responses((status = 200, body = Account), (status = "default", body = Problem)))]
+pub(crate) async fn account(
+    State(node): State<Node>,
+    _: Caller,
+    accept: Accept,
+    Named(account): Named<AccountId>,
+) -> Result<Response, Error> {
+    let found = accounts::by_id(&mut node.db.read().await?, &account).await?;
+    found.map(|account| accept.answer(&account_of(account))).ok_or_else(Error::not_found)
+}
+
+/// Finds an account by its username.
+#[utoipa::path(get, path = path::USERNAME, tag = "directory", params(("username" = String, Path)),
+    responses((status = 200, body = Account), (status = "default", body = Problem)))]
+pub(crate) async fn account_by_username(
+    State(node): State<Node>,
+    _: Caller,
+    accept: Accept,
+    Named(username): Named<Username>,
+) -> Result<Response, Error> {
+    let found = accounts::by_username(&mut node.db.read().await?, &username).await?;
+    found.map(|account| accept.answer(&account_of(account))).ok_or_else(Error::not_found)
+}
+
+/// Replaces the caller's account's device list by the next one. Repeating it changes nothing.
+#[utoipa::path(put, path = path::OWN_DEVICES, tag = "directory", request_body = UpdateDeviceListRequest,
+    responses((status = 200, body = Account), (status = "default", body = Problem)))]
+pub(crate) async fn update_devices(
+    State(node): State<Node>,
+    caller: Caller,
+    accept: Accept,
+    Body(request): Body<UpdateDeviceListRequest>,
+) -> Result<Response, Error> {
+    let list = verified_list(&node, &caller.account, &request.device_list)?;
+    let now_ms = node.now_ms();
+    let account = node
+        .db
+        .write(move |tx| {
+            Box::pin(async move {
+                caller.still_holds(tx, now_ms).await?;
+                replace_list(tx, request.device_list, &list, now_ms).await
+            })
+        })
+        .await?;
+    Ok(accept.answer(&account))
+}
+
+async fn replace_list(
+    tx: &mut Tx,
+    signed: SignedDeviceList,
+    list: &DeviceList,
+    now_ms: u64,
+) -> Result<Account, Error> {
+    let known = accounts::by_id(tx, &list.account).await?.ok_or_else(Error::unauthenticated)?;
+    if known.list == signed {
+        return Ok(account_of(known));
+    }
+    let before = known.list.verify(&list.account).map_err(|_| Error::Failed("a stored device list does not verify"))?;
+    if list.version != known.version + 1 || list.previous != Some(known.list.hash()) {
+        return Err(stale_list());
+    }
+    list.continues(&before, &known.list.hash()).map_err(|error| bad_list(error.to_string()))?;
+    if !accounts::replace_list(tx, &list.account, list.version, &signed).await? {
+        return Err(stale_list());
+    }
+    let listed = certificates(list)?;
+    for device in accounts::devices(tx, &list.account).await? {
+        if !listed.iter().any(|certificate| certificate.device == device) {
+            remove_device(tx, &device, now_ms).await?;
+        }
+    }
+    put_devices(tx, list).await?;
+    Ok(Account { account_id: list.account, username: known.username, device_list: signed })
+}
+
+/// Deletes the caller's account: its devices with all they have, its list and its username.
+#[utoipa::path(delete, path = path::OWN_ACCOUNT, tag = "directory",
+    responses((status = 204), (status = "default", body = Problem)))]
+pub(crate) async fn delete_account(State(node): State<Node>, caller: Caller) -> Result<StatusCode, Error> {
+    let now_ms = node.now_ms();
+    node.db
+        .write(move |tx| {
+            Box::pin(async move {
+                caller.still_holds(tx, now_ms).await?;
+                for device in accounts::devices(tx, &caller.account).await? {
+                    remove_device(tx, &device, now_ms).await?;
+                }
+                Ok::<_, Error>(accounts::delete(tx, &caller.account).await?)
+            })
+        })
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Takes everything from a device that is no longer listed. Its streams find out at once.
+async fn remove_device(tx: &mut Tx, device: &undertone_wire::DeviceId, now_ms: u64) -> Result<(), Error> {
+    groups::remove_device(tx, device, now_ms).await?;
+    queue::delete_all(tx, device).await?;
+    accounts::delete_device(tx, device).await?;
+    tx.wake_after(*device);
+    Ok(())
+}
+
+async fn put_devices(tx: &mut Tx, list: &DeviceList) -> Result<(), Error> {
+    for (certificate, entry) in certificates(list)?.into_iter().zip(&list.devices) {
+        let device = StoredDevice {
+            account: list.account,
+            device_key: entry.key_set().map_err(|error| bad_list(error.to_string()))?.device_key,
+            certificate_hash: mls::certificate_hash(&entry.certificate),
+        };
+        if !accounts::put_device(tx, &certificate.device, &device).await? {
+            return Err(bad_list("a device in the list belongs to another account"));
+        }
+    }
+    Ok(())
+}
+
+/// The list, if it holds by itself and is within the limits.
+fn verified_list(node: &Node, account: &AccountId, signed: &SignedDeviceList) -> Result<DeviceList, Error> {
+    let allowed = &node.limits;
+    limits::bytes("device_list_bytes_max", allowed.device_list_bytes_max, signed.list.len())?;
+    let list = signed.verify(account).map_err(|error| match error {
+        DeviceListError::BadSignature => Error::refused(ErrorCode::BadSignature, error.to_string()),
+        error => bad_list(error.to_string()),
+    })?;
+    limits::count("account_devices_max", allowed.account_devices_max, list.devices.len() as u64)?;
+    limits::count("rotations_max", allowed.rotations_max, list.generation())?;
+    Ok(list)
+}
+
+fn certificates(list: &DeviceList) -> Result<Vec<Certificate>, Error> {
+    list.certificates().collect::<Result<_, _>>().map_err(|error| bad_list(error.to_string()))
+}
+
+fn account_of(stored: StoredAccount) -> Account {
+    Account { account_id: stored.account, username: stored.username, device_list: stored.list }
+}
+
+fn bad_list(rule: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::refused(ErrorCode::BadDeviceList, rule)
+}
+
+fn stale_list() -> Error {
+    Error::refused(ErrorCode::StaleDeviceList, "fetch the account, and sign a list that continues the newest")
+}

@@ -1,0 +1,90 @@
+//! Errors: what a request may come to instead of an answer, and the one place that turns it into HTTP.
+//!
+//! Refusals are values that carry what the caller needs to go on. Failures are told to the log, without a word about
+//! whom they struck, and to the caller as `internal` or `unavailable`.
+
+use std::borrow::Cow;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use undertone_wire::{Encoding, ErrorCode, LimitReached, PROBLEM_MEDIA_TYPE, Problem, StaleGroup};
+
+use crate::{clock::RandomError, store::StoreError};
+
+/// Why a request has no answer.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// Refused; the text says what to do, or is empty when the code says it all.
+    Refused(ErrorCode, Cow<'static, str>),
+    /// Larger or more than a limit allows.
+    OverLimit(ErrorCode, LimitReached),
+    /// The message id's time does not fit the relay's, which is given.
+    WrongTime(ErrorCode, u64),
+    /// The group has moved on, or without the caller.
+    StaleGroup(StaleGroup),
+    /// The store failed.
+    Store(StoreError),
+    /// Something else failed that must not.
+    Failed(&'static str),
+}
+
+impl Error {
+    /// A refusal that says what to do.
+    pub(crate) fn refused(code: ErrorCode, what_to_do: impl Into<Cow<'static, str>>) -> Self {
+        Self::Refused(code, what_to_do.into())
+    }
+
+    /// There is nothing here, or nothing for the caller.
+    pub(crate) fn not_found() -> Self {
+        Self::refused(ErrorCode::NotFound, "")
+    }
+
+    /// The session does not hold.
+    pub(crate) fn unauthenticated() -> Self {
+        Self::refused(ErrorCode::Unauthenticated, "log in and send the token as `Authorization: Bearer`")
+    }
+
+    fn problem(self) -> Problem {
+        match self {
+            Self::Refused(code, detail) => {
+                Problem { detail: (!detail.is_empty()).then(|| detail.into_owned()), ..Problem::new(code) }
+            }
+            Self::OverLimit(code, limit) => {
+                let detail = format!("`{}` is {}", limit.name, limit.value);
+                Problem { limit: Some(limit), detail: Some(detail), ..Problem::new(code) }
+            }
+            Self::WrongTime(code, time_ms) => Problem { time_ms: Some(time_ms), ..Problem::new(code) },
+            Self::StaleGroup(stale) => Problem { stale_group: Some(stale), ..Problem::new(ErrorCode::StaleGroup) },
+            Self::Store(error) => {
+                tracing::error!(%error, "the store failed");
+                let busy = matches!(error, StoreError::Busy);
+                Problem::new(if busy { ErrorCode::Unavailable } else { ErrorCode::Internal })
+            }
+            Self::Failed(what) => {
+                tracing::error!("{what}");
+                Problem::new(ErrorCode::Internal)
+            }
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<RandomError> for Error {
+    fn from(_: RandomError) -> Self {
+        Self::Failed("the operating system gives no random bytes")
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let problem = self.problem();
+        let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let media_type = HeaderValue::from_static(PROBLEM_MEDIA_TYPE);
+        (status, [(header::CONTENT_TYPE, media_type)], Encoding::Json.encode(&problem)).into_response()
+    }
+}

@@ -1,0 +1,58 @@
+//! Upkeep: deleting what is over, and taking deleted bytes out of the files.
+//!
+//! Invariant: nothing here decides what a request may do; a row whose time is over is refused by the statement that
+//! looks for it, deleted or not. Batches are bounded, so that requests get their turn in between.
+
+use std::time::Duration;
+
+use crate::{
+    clock::hour_of,
+    keys,
+    node::Node,
+    store::{StoreError, groups, keys as key_store, message_ids, queue, sessions},
+};
+
+/// How often. Ciphertext that was acked is out of the files by the second round after it.
+const EVERY: Duration = Duration::from_secs(20);
+
+/// Most rows of a kind that one transaction deletes.
+const BATCH: u64 = 500;
+
+/// Does upkeep from time to time, until dropped.
+pub(crate) async fn run(node: Node) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if let Err(error) = upkeep(&node).await {
+            tracing::warn!(%error, "upkeep failed and will be tried again");
+        }
+    }
+}
+
+async fn upkeep(node: &Node) -> Result<(), StoreError> {
+    tidy(node).await?;
+    if !node.db.checkpoint().await? {
+        tracing::debug!("a reader kept the write-ahead log from being emptied");
+    }
+    Ok(())
+}
+
+/// Deletes everything whose time is over.
+pub(crate) async fn tidy(node: &Node) -> Result<(), StoreError> {
+    while tidy_batch(node).await? >= BATCH {}
+    Ok(())
+}
+
+/// Deletes a batch of each kind; answers how many rows went.
+async fn tidy_batch(node: &Node) -> Result<u64, StoreError> {
+    let (now_ms, node) = (node.now_ms(), node.clone());
+    let retention_ms = node.limits.retention_s.saturating_mul(1_000);
+    let kept_since_ms = hour_of(now_ms.saturating_sub(retention_ms));
+    let lives_until_ms = keys::must_live_until_ms(&node);
+    let db = &node.db;
+    let mut count = db.write(move |tx| Box::pin(sessions::expire(tx, now_ms, BATCH))).await?;
+    count += db.write(move |tx| Box::pin(message_ids::expire(tx, now_ms, BATCH))).await?;
+    count += db.write(move |tx| Box::pin(key_store::expire(tx, lives_until_ms, BATCH))).await?;
+    count += db.write(move |tx| Box::pin(queue::expire(tx, kept_since_ms, BATCH))).await?;
+    count += db.write(move |tx| Box::pin(groups::expire(tx, kept_since_ms, BATCH))).await?;
+    Ok(count)
+}

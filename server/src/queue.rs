@@ -1,0 +1,192 @@
+//! A device's queue over HTTP: fetch, long poll, ack. The stream serves the same pages by the same rules.
+//!
+//! Invariant: what is told as missed will never come, and what is neither delivered nor told as missed is still to come.
+
+use std::time::Duration;
+
+use axum::{extract::State, response::Response};
+use http::StatusCode;
+use serde::Deserialize;
+use undertone_wire::{AckRequest, ErrorCode, FetchResponse, Problem, Span, path};
+
+use crate::{
+    auth::Caller,
+    encoding::{Accept, Body, Parameters, malformed},
+    error::Error,
+    node::Node,
+    store::{
+        Tx,
+        queue::{self, Page, PageRequest},
+    },
+};
+
+/// What to fetch.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct FetchQuery {
+    /// The last number that the caller has; the last it acked if absent.
+    after: Option<u64>,
+    /// How many entries at most; the relay's own maximum if absent.
+    limit: Option<u64>,
+    /// How many seconds to wait for an entry if there is none.
+    #[serde(default)]
+    wait: u64,
+}
+
+/// Serves the entries after a number, oldest first; waits for one if asked to.
+#[utoipa::path(get, path = path::QUEUE, tag = "queue", params(FetchQuery),
+    responses((status = 200, body = FetchResponse), (status = "default", body = Problem)))]
+pub(crate) async fn fetch(
+    State(node): State<Node>,
+    caller: Caller,
+    accept: Accept,
+    Parameters(query): Parameters<FetchQuery>,
+) -> Result<Response, Error> {
+    let after = query.after.unwrap_or(0);
+    let size = PageSize { entries_max: query.limit.unwrap_or(u64::MAX), bytes_max: u64::MAX };
+    let mut interest = node.wake.register(caller.device);
+    let mut stopping = node.stopping();
+    let over = tokio::time::sleep(Duration::from_secs(query.wait.min(node.limits.fetch_wait_s_max)));
+    tokio::pin!(over);
+    loop {
+        let page = page(&node, &caller, after, size).await?;
+        let missed = missed(&page, after);
+        if !page.deliveries.is_empty() || !missed.is_empty() || query.wait == 0 {
+            return Ok(accept.answer(&answer(page, missed)));
+        }
+        tokio::select! {
+            () = interest.woken() => {}
+            () = &mut over => return Ok(accept.answer(&answer(page, missed))),
+            () = stopping.wait() => return Ok(accept.answer(&answer(page, missed))),
+        }
+    }
+}
+
+/// How large a page may be; one entry always fits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageSize {
+    pub(crate) entries_max: u64,
+    pub(crate) bytes_max: u64,
+}
+
+fn answer(page: Page, missed: Vec<Span>) -> FetchResponse {
+    let oldest_available = page.oldest.unwrap_or(page.next_seq);
+    FetchResponse { deliveries: page.deliveries, missed, next_seq: page.next_seq, oldest_available }
+}
+
+/// The page of a device's queue after a number, if its session holds and the number is one that it can have.
+pub(crate) async fn page(node: &Node, caller: &Caller, after: u64, size: PageSize) -> Result<Page, Error> {
+    let request = PageRequest {
+        device: caller.device,
+        token_hash: caller.token_hash,
+        after,
+        entries_max: size.entries_max.clamp(1, node.limits.fetch_entries_max),
+        bytes_max: size.bytes_max.min(node.limits.fetch_bytes_max),
+    };
+    let page = queue::page(&mut *node.db.read().await?, &request, node.now_ms()).await?;
+    let page = page.filter(|page| page.authenticated).ok_or_else(Error::unauthenticated)?;
+    if after >= page.next_seq {
+        return Err(malformed("`after` is ahead of the queue"));
+    }
+    Ok(page)
+}
+
+/// Numbers above `after` that will never come, as far as the page tells: those between what it holds, and those behind
+/// it if it reaches the end of the queue. What was acked is not missed.
+pub(crate) fn missed(page: &Page, after: u64) -> Vec<Span> {
+    let mut spans = Vec::new();
+    let mut next = after.max(page.acked_seq) + 1;
+    let mut skip_to = |seq: u64| {
+        if next < seq {
+            spans.push(Span { from: next, to: seq - 1 });
+        }
+        next = next.max(seq + 1);
+    };
+    page.deliveries.iter().for_each(|delivery| skip_to(delivery.seq));
+    let reaches_the_end = page.newest.unwrap_or(0) <= page.deliveries.last().map_or(after, |delivery| delivery.seq);
+    if reaches_the_end {
+        skip_to(page.next_seq);
+    }
+    spans
+}
+
+/// Acks everything up to a number, which deletes it. Repeating it changes nothing.
+#[utoipa::path(post, path = path::ACK, tag = "queue", request_body = AckRequest,
+    responses((status = 204), (status = "default", body = Problem)))]
+pub(crate) async fn ack(
+    State(node): State<Node>,
+    caller: Caller,
+    Body(request): Body<AckRequest>,
+) -> Result<StatusCode, Error> {
+    take_ack(&node, caller, request.up_to, None).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Takes an ack, if the session holds, the number was given out, and the stream it came on, if any, is the newest.
+pub(crate) async fn take_ack(node: &Node, caller: Caller, up_to: u64, stream: Option<u64>) -> Result<(), Error> {
+    let now_ms = node.now_ms();
+    node.db
+        .write(move |tx| {
+            Box::pin(async move {
+                caller.still_holds(tx, now_ms).await?;
+                delete_acked(tx, &caller, up_to, stream).await
+            })
+        })
+        .await
+}
+
+async fn delete_acked(tx: &mut Tx, caller: &Caller, up_to: u64, stream: Option<u64>) -> Result<(), Error> {
+    let cursor = queue::cursor(tx, &caller.device).await?.ok_or_else(Error::unauthenticated)?;
+    if stream.is_some_and(|stream| stream != cursor.stream) {
+        return Err(Error::refused(ErrorCode::Replaced, "a newer stream of this device acks now"));
+    }
+    if up_to >= cursor.next_seq {
+        return Err(malformed("`up_to` is a number that was not given out yet"));
+    }
+    if up_to > cursor.acked_seq {
+        queue::ack(tx, &caller.device, up_to).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use undertone_wire::{Delivery, Envelope};
+
+    fn page(next_seq: u64, acked_seq: u64, held: &[u64], shown: usize) -> Page {
+        let deliveries = held[..shown].iter().map(|&seq| Delivery { seq, envelope: Envelope::Unknown }).collect();
+        let (oldest, newest) = (held.first().copied(), held.last().copied());
+        Page { deliveries, next_seq, acked_seq, stream: 0, oldest, newest, authenticated: true }
+    }
+
+    fn missed_of(page: &Page, after: u64) -> Vec<(u64, u64)> {
+        missed(page, after).iter().map(|span| (span.from, span.to)).collect()
+    }
+
+    #[test]
+    fn a_whole_queue_misses_nothing() {
+        assert_eq!(missed_of(&page(1, 0, &[], 0), 0), []);
+        assert_eq!(missed_of(&page(4, 0, &[1, 2, 3], 3), 0), []);
+        assert_eq!(missed_of(&page(4, 3, &[], 0), 3), []);
+    }
+
+    #[test]
+    fn what_was_acked_is_not_missed() {
+        assert_eq!(missed_of(&page(6, 3, &[4, 5], 2), 0), []);
+        assert_eq!(missed_of(&page(6, 5, &[], 0), 2), []);
+    }
+
+    #[test]
+    fn holes_are_told_where_they_are() {
+        assert_eq!(missed_of(&page(10, 2, &[5, 6, 9], 3), 0), [(3, 4), (7, 8)]);
+        assert_eq!(missed_of(&page(10, 2, &[5, 6], 2), 3), [(4, 4), (7, 9)]);
+        assert_eq!(missed_of(&page(10, 2, &[], 0), 4), [(5, 9)]);
+    }
+
+    #[test]
+    fn what_comes_on_the_next_page_is_not_missed() {
+        assert_eq!(missed_of(&page(10, 0, &[1, 2, 5, 9], 2), 0), []);
+        assert_eq!(missed_of(&page(10, 0, &[1, 2, 5, 9], 3), 0), [(3, 4)]);
+    }
+}

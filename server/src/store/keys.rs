@@ -1,0 +1,134 @@
+//! Key packages, by device and suite.
+//!
+//! Invariant: handing out a one-time key package deletes it in the same statement, so none is handed out twice. Only
+//! those of the store's present incarnation are: after a restore it is not known which went out before.
+
+use undertone_wire::{DeviceId, Hash, Incarnation, KeyPackageCount};
+
+use super::{Conn, StoreError, Tx, hash_bytes, number, on, stored};
+
+/// Adds a key package. One that is there already stays as it is.
+const ADD: &str = "
+    INSERT INTO key_packages (hash_ref, device_id, suite, last_resort, not_after_ms, incarnation, key_package)
+    VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (hash_ref) DO NOTHING";
+
+/// Deletes a device's last-resort key packages of a suite but the one whose hash is `$3`.
+const DELETE_OTHER_LAST_RESORT: &str = "
+    DELETE FROM key_packages WHERE device_id = $1 AND suite = $2 AND last_resort = 1 AND hash_ref <> $3";
+
+/// Takes one one-time key package that lives beyond `$3`, the one that ends first. No row: there is none.
+const TAKE_ONE_TIME: &str = "
+    DELETE FROM key_packages WHERE hash_ref = (
+        SELECT hash_ref FROM key_packages
+        WHERE device_id = $1 AND suite = $2 AND last_resort = 0 AND not_after_ms >= $3 AND incarnation = $4
+        ORDER BY not_after_ms, hash_ref LIMIT 1
+    ) RETURNING key_package";
+
+/// The last-resort key package, if it lives beyond `$3`.
+const LAST_RESORT: &str = "
+    SELECT key_package FROM key_packages
+    WHERE device_id = $1 AND suite = $2 AND last_resort = 1 AND not_after_ms >= $3 LIMIT 1";
+
+/// How many of each suite can be handed out, by suite.
+const COUNTS: &str = "
+    SELECT suite,
+           SUM(CASE WHEN last_resort = 0 AND incarnation = $3 THEN 1 ELSE 0 END),
+           SUM(CASE WHEN last_resort = 1 THEN 1 ELSE 0 END)
+    FROM key_packages WHERE device_id = $1 AND not_after_ms >= $2 GROUP BY suite ORDER BY suite";
+
+/// How many one-time key packages of a suite are stored, those included that can no longer be handed out.
+const STORED_ONE_TIME: &str = "
+    SELECT COUNT(*) FROM key_packages WHERE device_id = $1 AND suite = $2 AND last_resort = 0";
+
+/// Deletes up to `$2` key packages that can no longer be handed out: their life ends before `$1`.
+const EXPIRE: &str = "
+    DELETE FROM key_packages WHERE hash_ref IN (
+        SELECT hash_ref FROM key_packages WHERE not_after_ms < $1 ORDER BY not_after_ms LIMIT $2
+    )";
+
+/// A key package to be stored.
+pub(crate) struct NewKeyPackage {
+    pub(crate) hash_ref: Hash,
+    pub(crate) suite: u16,
+    pub(crate) last_resort: bool,
+    pub(crate) not_after_ms: u64,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Stores a device's key package. A last-resort one replaces the one before it.
+pub(crate) async fn add(
+    tx: &mut Tx,
+    device: &DeviceId,
+    incarnation: &Incarnation,
+    key: &NewKeyPackage,
+) -> Result<(), StoreError> {
+    let (device, suite, hash_ref) = (device.as_bytes().as_slice(), i64::from(key.suite), hash_bytes(&key.hash_ref));
+    on!(**tx, db => sqlx::query(ADD)
+        .bind(hash_ref).bind(device).bind(suite).bind(i64::from(key.last_resort)).bind(stored(key.not_after_ms))
+        .bind(incarnation.as_bytes().as_slice()).bind(key.bytes.as_slice()).execute(db).await)?;
+    if key.last_resort {
+        on!(**tx, db => sqlx::query(DELETE_OTHER_LAST_RESORT)
+            .bind(device).bind(suite).bind(hash_ref).execute(db).await)?;
+    }
+    Ok(())
+}
+
+/// Takes one one-time key package that lives at least until `lives_until_ms`; each is given once.
+pub(crate) async fn take_one_time(
+    tx: &mut Tx,
+    device: &DeviceId,
+    incarnation: &Incarnation,
+    suite: u16,
+    lives_until_ms: u64,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let row: Option<(Vec<u8>,)> = on!(**tx, db => sqlx::query_as(TAKE_ONE_TIME)
+        .bind(device.as_bytes().as_slice()).bind(i64::from(suite)).bind(stored(lives_until_ms))
+        .bind(incarnation.as_bytes().as_slice()).fetch_optional(db).await)?;
+    Ok(row.map(|(key_package,)| key_package))
+}
+
+/// The last-resort key package, if it lives at least until `lives_until_ms`.
+pub(crate) async fn last_resort(
+    conn: &mut Conn,
+    device: &DeviceId,
+    suite: u16,
+    lives_until_ms: u64,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let row: Option<(Vec<u8>,)> = on!(*conn, db => sqlx::query_as(LAST_RESORT)
+        .bind(device.as_bytes().as_slice()).bind(i64::from(suite)).bind(stored(lives_until_ms))
+        .fetch_optional(db).await)?;
+    Ok(row.map(|(key_package,)| key_package))
+}
+
+/// How many key packages of each suite can be handed out.
+pub(crate) async fn counts(
+    conn: &mut Conn,
+    device: &DeviceId,
+    incarnation: &Incarnation,
+    lives_until_ms: u64,
+) -> Result<Vec<KeyPackageCount>, StoreError> {
+    let rows: Vec<(i64, i64, i64)> = on!(*conn, db => sqlx::query_as(COUNTS)
+        .bind(device.as_bytes().as_slice()).bind(stored(lives_until_ms)).bind(incarnation.as_bytes().as_slice())
+        .fetch_all(db).await)?;
+    rows.into_iter()
+        .map(|(suite, one_time, last_resort)| {
+            let suite = u16::try_from(suite).map_err(|_| StoreError::Corrupt("a cipher suite"))?;
+            Ok(KeyPackageCount { suite, one_time: number(one_time)?, last_resort: last_resort > 0 })
+        })
+        .collect()
+}
+
+/// How many one-time key packages of a suite are stored.
+pub(crate) async fn stored_one_time(conn: &mut Conn, device: &DeviceId, suite: u16) -> Result<u64, StoreError> {
+    let device = device.as_bytes().as_slice();
+    let (count,): (i64,) =
+        on!(*conn, db => sqlx::query_as(STORED_ONE_TIME).bind(device).bind(i64::from(suite)).fetch_one(db).await)?;
+    number(count)
+}
+
+/// Deletes up to `batch` key packages whose life ends before `lives_until_ms`; answers how many went.
+pub(crate) async fn expire(tx: &mut Tx, lives_until_ms: u64, batch: u64) -> Result<u64, StoreError> {
+    let (until, batch) = (stored(lives_until_ms), stored(batch));
+    let done = on!(**tx, db => sqlx::query(EXPIRE).bind(until).bind(batch).execute(db).await.map(|d| d.rows_affected()));
+    Ok(done?)
+}

@@ -1,0 +1,263 @@
+//! The stream: a WebSocket (RFC 6455) over which a device gets its queue as it fills. Sockets here, rules in [`session`].
+//!
+//! One frame is one message: text with JSON, binary with CBOR, by the subprotocol agreed on.
+//!
+//! Invariant: a stream holds one page and one write buffer in memory, however slow its reader; one that takes too long
+//! is cut and resumes from the store.
+
+mod session;
+
+use std::{collections::VecDeque, time::Duration};
+
+use axum::{
+    extract::{
+        State, WebSocketUpgrade,
+        ws::{self, WebSocket, rejection::WebSocketUpgradeRejection},
+    },
+    response::Response,
+};
+use futures_util::SinkExt as _;
+use serde::Deserialize;
+use undertone_wire::{ByeReason, Encoding, ErrorCode, Problem, ServerFrame, path, subprotocol};
+
+use self::session::{Action, Input, Session};
+use crate::{
+    auth::Caller,
+    encoding::{Parameters, malformed},
+    error::Error,
+    node::{Node, Stopping},
+    queue::{self, PageSize},
+    store::{
+        Tx,
+        queue::{self as stored_queue, Cursor},
+    },
+    wake::Interest,
+};
+
+/// How often the relay pings, and looks at the queue without having been woken.
+const TICK: Duration = Duration::from_secs(20);
+
+/// How long a reader may take for a page.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the device may take to close its side after a bye.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Buffers of a socket; tungstenite's own defaults are 128 KiB each.
+const BUFFER_BYTES: usize = 8 * 1024;
+
+/// What a stream reads from the store at a time.
+const PAGE: PageSize = PageSize { entries_max: 64, bytes_max: 256 * 1024 };
+
+/// Where to begin.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct StreamQuery {
+    /// The last number that the caller has; the last it acked if absent.
+    #[serde(default)]
+    after: u64,
+}
+
+/// Opens the stream. An older stream of the same device is told `replaced`.
+#[utoipa::path(get, path = path::STREAM, tag = "queue", params(StreamQuery),
+    responses((status = 101, description = "Frames follow: ServerFrame from the relay, ClientFrame from the device"),
+              (status = "default", body = Problem)))]
+pub(crate) async fn stream(
+    State(node): State<Node>,
+    caller: Caller,
+    Parameters(query): Parameters<StreamQuery>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Error> {
+    let upgrade = upgrade.map_err(|_| malformed("this path is a WebSocket"))?;
+    let (upgrade, encoding) = agree_on_encoding(upgrade)?;
+    let interest = node.wake.register(caller.device);
+    let stopping = node.stopping();
+    let now_ms = node.now_ms();
+    let cursor = node.db.write(move |tx| Box::pin(async move { open(tx, &caller, query.after, now_ms).await })).await?;
+
+    let (session, actions) = Session::open(&cursor, query.after, now_ms);
+    let hello = hello(&node, &cursor);
+    let largest = node.limits.commit_bytes_max.saturating_add(node.limits.welcome_bytes_max).saturating_mul(2);
+    let frame_max = usize::try_from(node.limits.client_frame_bytes_max).unwrap_or(usize::MAX);
+    let upgrade = upgrade
+        .max_frame_size(frame_max)
+        .max_message_size(frame_max)
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
+        .max_write_buffer_size(usize::try_from(largest).unwrap_or(usize::MAX));
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        let mut actions = VecDeque::from(actions);
+        actions.push_front(Action::Send(hello));
+        Stream { node, caller, socket, encoding, session }.run(actions, interest, stopping).await;
+    }))
+}
+
+/// The encoding of the first subprotocol that both speak; JSON if the device names none.
+fn agree_on_encoding(upgrade: WebSocketUpgrade) -> Result<(WebSocketUpgrade, Encoding), Error> {
+    if upgrade.requested_protocols().next().is_none() {
+        return Ok((upgrade, Encoding::Json));
+    }
+    let upgrade = upgrade.protocols([Encoding::Cbor, Encoding::Json].map(subprotocol));
+    let selected = upgrade.selected_protocol().and_then(|protocol| protocol.to_str().ok());
+    let encoding = [Encoding::Cbor, Encoding::Json].into_iter().find(|each| selected == Some(subprotocol(*each)));
+    let refused = || Error::refused(ErrorCode::NotAcceptable, "streams speak undertone.v1.cbor or undertone.v1.json");
+    encoding.map(|encoding| (upgrade, encoding)).ok_or_else(refused)
+}
+
+async fn open(tx: &mut Tx, caller: &Caller, after: u64, now_ms: u64) -> Result<Cursor, Error> {
+    caller.still_holds(tx, now_ms).await?;
+    stored_queue::next_stream(tx, &caller.device).await?;
+    let cursor = stored_queue::cursor(tx, &caller.device).await?.ok_or_else(Error::unauthenticated)?;
+    if after >= cursor.next_seq {
+        return Err(malformed("`after` is ahead of the queue"));
+    }
+    Ok(cursor)
+}
+
+fn hello(node: &Node, cursor: &Cursor) -> ServerFrame {
+    ServerFrame::Hello {
+        relay_id: node.identity.relay_id,
+        incarnation: node.identity.incarnation,
+        stream: cursor.stream,
+        next_seq: cursor.next_seq,
+        oldest_available: cursor.oldest.unwrap_or(cursor.next_seq),
+        time_ms: node.now_ms(),
+    }
+}
+
+/// A session with its socket.
+struct Stream {
+    node: Node,
+    caller: Caller,
+    socket: WebSocket,
+    encoding: Encoding,
+    session: Session,
+}
+
+/// The socket is closed, or of no use any more.
+struct Closed;
+
+impl Stream {
+    async fn run(mut self, mut actions: VecDeque<Action>, mut interest: Interest, mut stopping: Stopping) {
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
+        loop {
+            if self.perform(&mut actions).await.is_err() {
+                return;
+            }
+            let input = tokio::select! {
+                () = stopping.wait() => Input::Ended(ByeReason::Shutdown),
+                () = interest.woken() => Input::Woken,
+                message = self.socket.recv() => match self.heard(message) {
+                    Ok(input) => input,
+                    Err(Closed) => return,
+                },
+                _ = ticks.tick() => Input::Tick,
+            };
+            actions.extend(self.session.step(input, self.node.now_ms()));
+        }
+    }
+
+    /// Performs actions and what follows from them, until there is nothing to do but to wait.
+    async fn perform(&mut self, actions: &mut VecDeque<Action>) -> Result<(), Closed> {
+        while let Some(action) = actions.pop_front() {
+            let input = match action {
+                Action::Fetch { after } => {
+                    self.flush().await?;
+                    match queue::page(&self.node, &self.caller, after, PAGE).await {
+                        Ok(page) => Input::Page(page),
+                        Err(error) => Input::Ended(bye_for(&error)),
+                    }
+                }
+                Action::Ack { up_to } => {
+                    match queue::take_ack(&self.node, self.caller, up_to, Some(self.session.stream())).await {
+                        Ok(()) => continue,
+                        Err(error) => Input::Ended(bye_for(&error)),
+                    }
+                }
+                Action::Send(frame) => {
+                    let message = self.message(&frame);
+                    self.feed(message).await?;
+                    continue;
+                }
+                Action::Ping => {
+                    self.feed(ws::Message::Ping(Vec::new().into())).await?;
+                    continue;
+                }
+                Action::Bye(reason) => {
+                    self.bye(reason).await;
+                    return Err(Closed);
+                }
+                Action::Cut => return Err(Closed),
+            };
+            actions.extend(self.session.step(input, self.node.now_ms()));
+        }
+        self.flush().await
+    }
+
+    /// What a message from the device means.
+    fn heard(&mut self, message: Option<Result<ws::Message, axum::Error>>) -> Result<Input, Closed> {
+        let frame = match message {
+            Some(Ok(ws::Message::Text(text))) if self.encoding == Encoding::Json => {
+                Encoding::Json.decode(text.as_bytes())
+            }
+            Some(Ok(ws::Message::Binary(bytes))) if self.encoding == Encoding::Cbor => Encoding::Cbor.decode(&bytes),
+            Some(Ok(ws::Message::Ping(_) | ws::Message::Pong(_))) => return Ok(Input::Heard),
+            Some(Ok(ws::Message::Text(_) | ws::Message::Binary(_))) => {
+                return Ok(Input::Ended(ByeReason::Malformed));
+            }
+            Some(Ok(ws::Message::Close(_)) | Err(_)) | None => return Err(Closed),
+        };
+        self.session.step(Input::Heard, self.node.now_ms());
+        Ok(frame.map_or(Input::Ended(ByeReason::Malformed), Input::Frame))
+    }
+
+    fn message(&self, frame: &ServerFrame) -> ws::Message {
+        let bytes = self.encoding.encode(frame);
+        match self.encoding {
+            Encoding::Cbor => ws::Message::Binary(bytes.into()),
+            Encoding::Json => ws::Message::Text(String::from_utf8_lossy(&bytes).as_ref().into()),
+        }
+    }
+
+    async fn feed(&mut self, message: ws::Message) -> Result<(), Closed> {
+        in_time(self.socket.feed(message)).await
+    }
+
+    async fn flush(&mut self) -> Result<(), Closed> {
+        in_time(self.socket.flush()).await
+    }
+
+    /// Says why the stream ends, and gives the device a moment to hear it: closing a socket with unread bytes in it
+    /// would take back what was said.
+    async fn bye(&mut self, reason: ByeReason) {
+        let bye = self.message(&ServerFrame::Bye { reason });
+        let said = async {
+            self.feed(bye).await?;
+            self.feed(ws::Message::Close(None)).await?;
+            self.flush().await
+        };
+        if said.await.is_ok() {
+            let closed = async { while let Some(Ok(_)) = self.socket.recv().await {} };
+            // Whether it closed in time makes no difference any more.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
+        }
+    }
+}
+
+/// A write that must end in time: a reader who is too slow is cut.
+async fn in_time(write: impl Future<Output = Result<(), axum::Error>>) -> Result<(), Closed> {
+    match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Closed),
+    }
+}
+
+/// What a stream says when a request of its own would be answered with an error.
+fn bye_for(error: &Error) -> ByeReason {
+    match error {
+        Error::Refused(ErrorCode::Unauthenticated, _) => ByeReason::Unauthenticated,
+        Error::Refused(ErrorCode::Replaced, _) => ByeReason::Replaced,
+        Error::Refused(..) => ByeReason::Malformed,
+        _ => ByeReason::Internal,
+    }
+}
