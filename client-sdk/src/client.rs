@@ -17,13 +17,13 @@ use crate::{
     conversation::{self, Group, GroupSummary},
     crypto::{Entropy, Identity},
     event::{Connection, Contact},
-    events::Events,
+    events::{Events, Place},
     store::{self, MessageStatus, Profile, Store, StoreKey},
     sync::{Engine, Tasks, unknown_account},
 };
 
-/// This device's account at a relay; cheap to clone. Dropping the last clone stops it at once,
-/// [`Client::shutdown`] in order.
+/// This device's account at a relay; cheap to clone. It stops at once when the last clone is dropped, and every
+/// [`Group`] and [`Events`] made from it; [`Client::shutdown`] stops it in order.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -32,7 +32,7 @@ pub struct Client {
 struct Inner {
     engine: Arc<Engine>,
     profile: Profile,
-    events: Events,
+    events: Mutex<Place>,
     tasks: Mutex<Tasks>,
 }
 
@@ -63,6 +63,16 @@ impl Client {
     pub async fn open(path: impl AsRef<Path>, key: StoreKey) -> Result<Self, Error> {
         let builder = ClientBuilder { relay: None, store: (), api: None, clock: Arc::new(SystemClock) };
         builder.store(path, key).open().await
+    }
+
+    /// Opens the store of an account for reading, without a connection: the engine is not started, so that nothing is
+    /// received, and what is written waits until the store is opened otherwise.
+    ///
+    /// # Errors
+    /// As for [`Client::open`].
+    pub async fn open_offline(path: impl AsRef<Path>, key: StoreKey) -> Result<Self, Error> {
+        let builder = ClientBuilder { relay: None, store: (), api: None, clock: Arc::new(SystemClock) };
+        builder.store(path, key).open_with(|_| Tasks::new()).await
     }
 
     /// Who this is.
@@ -110,7 +120,7 @@ impl Client {
     /// # Errors
     /// [`Error::Invalid`] if the name is empty or longer than 256 bytes.
     pub async fn create_group(&self, name: &str) -> Result<Group, Error> {
-        Group::create(Arc::clone(self.engine()), name).await
+        Group::create(self.clone(), name).await
     }
 
     /// All groups in the store, those left included, by name.
@@ -123,12 +133,12 @@ impl Client {
 
     /// A handle to a group.
     pub fn group(&self, id: GroupId) -> Group {
-        Group::new(Arc::clone(self.engine()), id)
+        Group::new(self.clone(), id)
     }
 
     /// What happens, in order. Whoever calls takes events from the same queue.
     pub fn events(&self) -> Events {
-        self.inner.events.clone()
+        Events::new(self.clone())
     }
 
     /// The state of the connection.
@@ -175,6 +185,28 @@ impl Client {
         status.ok_or(Error::UnknownMessage)
     }
 
+    /// Waits until one of this account's messages is no longer queued, or `patience` ends. Answers with where it stands
+    /// then. Takes no events.
+    ///
+    /// # Errors
+    /// As for [`Client::message_status`].
+    pub async fn message_settled(&self, message: MessageId, patience: Duration) -> Result<MessageStatus, Error> {
+        let mut changed = self.engine().store.outbox_changed();
+        let settled = async {
+            loop {
+                changed.mark_unchanged();
+                let status = self.message_status(message).await?;
+                if status != MessageStatus::Queued || changed.changed().await.is_err() {
+                    return Ok(status);
+                }
+            }
+        };
+        match tokio::time::timeout(patience, settled).await {
+            Ok(status) => status,
+            Err(_) => self.message_status(message).await,
+        }
+    }
+
     /// How many messages were received, and how many of this device's the relay accepted, since this client was made.
     pub fn counts(&self) -> (u64, u64) {
         self.engine().counts()
@@ -190,14 +222,20 @@ impl Client {
         Ok(engine.signed_in(|token| async move { engine.api.delete_account(&token).await }).await?)
     }
 
-    /// Stops in order: what is under way is finished, what was received is acked. Other clones stop too.
+    /// Stops in order: what is under way is finished, what was received is acked, the store is closed and free for
+    /// another process. Clones, groups and events of this client stop working.
     pub async fn shutdown(self) {
         self.engine().stop();
         while self.inner.tasks.lock().await.join_next().await.is_some() {}
+        self.engine().store.close().await;
     }
 
-    fn engine(&self) -> &Arc<Engine> {
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.inner.engine
+    }
+
+    pub(crate) fn place(&self) -> &Mutex<Place> {
+        &self.inner.events
     }
 }
 
@@ -244,23 +282,24 @@ impl ClientBuilder<StoreAt> {
         let relay_url = self.relay.clone().unwrap_or_default();
         let api = self.transport(&relay_url)?;
         let store = Store::open(&self.store.path, self.store.key.clone()).await?;
-        let entropy = Entropy::system();
-        let relay_id = api.relay().await?.relay_id;
-        let begun = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
-        let identity = match begun {
-            Some(profile) if profile.registered => return Err(Error::AlreadyRegistered),
-            Some(profile) => profile.identity,
-            None => Identity::create(entropy)?,
+        let registered = register(api.as_ref(), &store, relay_url, username, Entropy::system()).await;
+        let profile = match registered {
+            Ok(profile) => profile,
+            Err(error) => {
+                store.close().await;
+                return Err(error);
+            }
         };
-        let mut profile = Profile { relay_url, relay_id, identity, username, registered: false };
-        save(&store, &profile).await?;
-        let request = profile.identity.registration(relay_id, profile.username.clone());
-        api.register(&request).await?;
-        profile.registered = true;
-        save(&store, &profile).await?;
-        let client = Client::start(api, store, profile, self.clock, entropy);
-        client.engine().publish_keys().await?;
-        Ok(client)
+        let client = Client::start(api, store, profile, self.clock, Entropy::system(), Engine::start);
+        match client.engine().publish_keys().await {
+            Ok(()) => Ok(client),
+            // The account is there; key packages follow when the relay can be reached again.
+            Err(Error::Offline(_)) => Ok(client),
+            Err(error) => {
+                client.shutdown().await;
+                Err(error)
+            }
+        }
     }
 
     /// Opens the account in the store.
@@ -268,14 +307,21 @@ impl ClientBuilder<StoreAt> {
     /// # Errors
     /// [`Error::NotRegistered`] if the store holds no account, [`Error::WrongKey`], [`Error::StoreInUse`].
     pub async fn open(self) -> Result<Client, Error> {
+        self.open_with(Engine::start).await
+    }
+
+    async fn open_with(self, tasks: impl FnOnce(&Arc<Engine>) -> Tasks) -> Result<Client, Error> {
         if !store::exists(&self.store.path) {
             return Err(Error::NotRegistered);
         }
         let store = Store::open(&self.store.path, self.store.key.clone()).await?;
         let profile = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
-        let profile = profile.filter(|profile| profile.registered).ok_or(Error::NotRegistered)?;
+        let Some(profile) = profile.filter(|profile| profile.registered) else {
+            store.close().await;
+            return Err(Error::NotRegistered);
+        };
         let api = self.transport(self.relay.as_deref().unwrap_or(&profile.relay_url))?;
-        Ok(Client::start(api, store, profile, self.clock, Entropy::system()))
+        Ok(Client::start(api, store, profile, self.clock, Entropy::system(), tasks))
     }
 
     fn transport(&self, relay: &str) -> Result<Arc<dyn RelayApi>, Error> {
@@ -298,12 +344,36 @@ impl Client {
         profile: Profile,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
+        tasks: impl FnOnce(&Arc<Engine>) -> Tasks,
     ) -> Self {
         let engine = Engine::new(api, store, profile.identity.clone(), profile.relay_id, clock, entropy);
-        let tasks = Mutex::new(engine.start());
-        let events = Events::new(Arc::clone(&engine));
+        let tasks = Mutex::new(tasks(&engine));
+        let events = Mutex::new(Place::new(&engine));
         Self { inner: Arc::new(Inner { engine, profile, events, tasks }) }
     }
+}
+
+/// Registers the account of a new store, or finishes what was begun.
+async fn register(
+    api: &dyn RelayApi,
+    store: &Store,
+    relay_url: String,
+    username: Option<Username>,
+    entropy: Entropy,
+) -> Result<Profile, Error> {
+    let begun = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
+    let identity = match begun {
+        Some(profile) if profile.registered => return Err(Error::AlreadyRegistered),
+        Some(profile) => profile.identity,
+        None => Identity::create(entropy)?,
+    };
+    let relay_id = api.relay().await?.relay_id;
+    let mut profile = Profile { relay_url, relay_id, identity, username, registered: false };
+    save(store, &profile).await?;
+    api.register(&profile.identity.registration(relay_id, profile.username.clone())).await?;
+    profile.registered = true;
+    save(store, &profile).await?;
+    Ok(profile)
 }
 
 async fn save(store: &Store, profile: &Profile) -> Result<(), Error> {

@@ -3,54 +3,63 @@
 //! Invariant: an event is forgotten only when the app asks for the one after it, or says that it is done with it. An
 //! app that dies while it handles one gets it again.
 
-use std::sync::Arc;
-
 use futures_util::{Stream, stream};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 use crate::{
-    Error,
+    Client, Error,
     conversation::{contact, message},
     event::{Connection, Contact, Event, StoredEvent},
     store::{StoreError, Tx},
     sync::Engine,
 };
 
-/// The client's events. Clones take from the same queue.
+/// The client's events. All handles take from the same queue.
 #[derive(Clone)]
 pub struct Events {
-    engine: Arc<Engine>,
-    place: Arc<Mutex<Place>>,
+    client: Client,
 }
 
-struct Place {
+/// How far the app is.
+pub(crate) struct Place {
     /// The event that the app was given last, not yet forgotten.
     in_hand: i64,
     connection: watch::Receiver<Connection>,
     added: watch::Receiver<()>,
 }
 
-impl Events {
-    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+impl Place {
+    pub(crate) fn new(engine: &Engine) -> Self {
         let mut connection = engine.connection();
         connection.mark_changed();
-        let place = Place { in_hand: 0, connection, added: engine.store.events_changed() };
-        Self { engine, place: Arc::new(Mutex::new(place)) }
+        Self { in_hand: 0, connection, added: engine.store.events_changed() }
+    }
+}
+
+impl Events {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
     }
 
-    /// The next event. `None` once the client has been shut down. Asking for it forgets the one before.
+    fn engine(&self) -> &Engine {
+        self.client.engine()
+    }
+
+    /// The next event. `None` once the client has been shut down. Asking for it forgets the one before. Cancel safe.
     pub async fn next(&self) -> Option<Event> {
-        let mut place = self.place.lock().await;
+        let mut place = self.client.place().lock().await;
         loop {
             place.added.mark_unchanged();
             let after = place.in_hand;
-            let next = self.engine.store.with_tx(move |tx| {
+            let next = self.engine().store.with_tx(move |tx| {
                 tx.drop_events(after)?;
                 tx.next_event(after).map_err(Error::from)
             });
             if let Some((number, stored)) = next.await.ok()? {
+                let told = self.tell(stored).await;
+                // Only now is it given: whoever stops waiting before this gets it the next time.
                 place.in_hand = number;
-                match self.tell(stored).await {
+                match told {
                     Ok(Some(event)) => return Some(event),
                     // What it was about is gone.
                     Ok(None) => continue,
@@ -64,15 +73,15 @@ impl Events {
                     return Some(Event::Connection(*connection.borrow_and_update()));
                 }
                 changed = added.changed() => changed.ok()?,
-                () = self.engine.stopped() => return None,
+                () = self.engine().stopped() => return None,
             }
         }
     }
 
     /// Says that the last event has been handled, without asking for the next.
     pub async fn done(&self) -> Result<(), Error> {
-        let after = self.place.lock().await.in_hand;
-        self.engine.store.with_tx(move |tx| tx.drop_events(after).map_err(Error::from)).await
+        let after = self.client.place().lock().await.in_hand;
+        self.engine().store.with_tx(move |tx| tx.drop_events(after).map_err(Error::from)).await
     }
 
     /// The same as a `Stream`.
@@ -83,7 +92,7 @@ impl Events {
     /// The event with names and messages in place of ids. Accounts never looked up are looked up now, if possible.
     async fn tell(&self, stored: StoredEvent) -> Result<Option<Event>, Error> {
         let accounts = stored.accounts();
-        let unknown = self.engine.store.with_tx(move |tx| {
+        let unknown = self.engine().store.with_tx(move |tx| {
             let mut unknown = Vec::new();
             for account in accounts {
                 if tx.device_list(account)?.is_none() {
@@ -94,14 +103,16 @@ impl Events {
         });
         for account in unknown.await? {
             // Without an answer the account goes by its id.
-            drop(self.engine.learn(account).await);
+            drop(self.engine().learn(account).await);
         }
-        self.engine.store.with_tx(move |tx| event(tx, stored).map_err(Error::from)).await
+        self.engine().store.with_tx(move |tx| event(tx, stored).map_err(Error::from)).await
     }
 }
 
 fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> {
-    let all = |accounts: Vec<_>| accounts.into_iter().map(|account| contact(tx, account)).collect::<Result<Vec<Contact>, _>>();
+    let all = |accounts: Vec<_>| {
+        accounts.into_iter().map(|account| contact(tx, account)).collect::<Result<Vec<Contact>, _>>()
+    };
     Ok(Some(match stored {
         StoredEvent::Message { group_id, sender, message_id } => match tx.message(group_id, sender, message_id)? {
             Some(row) => Event::MessageReceived(message(tx, row)?),

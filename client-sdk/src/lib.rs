@@ -1,4 +1,41 @@
-//! The Undertone SDK.
+//! The Undertone SDK: encrypted groups, an outbox that survives anything, and the whole history on the device.
+//!
+//! ```no_run
+//! use undertone::{Client, Event, StoreKey};
+//!
+//! # async fn example() -> Result<(), undertone::Error> {
+//! let key = StoreKey::Passphrase("correct horse battery staple".into());
+//! let client = Client::builder("http://127.0.0.1:7611").store("alice", key).register("alice").await?;
+//! let group = client.create_group("ski trip").await?;
+//! group.add(client.find("bob").await?.account_id).await?;
+//! group.send("snow!").await?; // returns at once with the message's id; works offline
+//! while let Some(event) = client.events().next().await {
+//!     if let Event::MessageReceived(message) = event {
+//!         println!("{}: {}", message.from.name(), message.text());
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it behaves
+//!
+//! - A [`Client`] is one device of one account. It keeps everything in one folder, encrypted with a [`StoreKey`]; one
+//!   process at a time can have it open. [`Client::open`] opens it again.
+//! - [`Group::send`] writes to the local store and returns, online or not. The engine behind it encrypts, posts, and
+//!   tries again until the relay has answered; [`Event::MessageStatus`] tells how it went. Each message arrives once.
+//! - [`Group::add`], [`Group::remove`] and [`Group::leave`] return when the change is in force. If somebody else changes the
+//!   group at the same moment, the change is made again on top of theirs.
+//! - [`Client::events`] gives what happened, in order, over restarts. An app that dies while it handles an event gets it
+//!   again.
+//! - Every [`Error`] has a [`kind`](Error::kind) that says what an app can do about it, and a text fit for a log.
+//!
+//! # What it protects
+//!
+//! Content is encrypted from device to device with MLS (RFC 9420). Members are bound to accounts by certificates that the
+//! account's identity key signs, and an account's id commits to that key; usernames are the relay's word only. Groups are
+//! signed: a member can prove to others who wrote what. The relay sees who is a member of what, when devices are online,
+//! and padded sizes.
 
 pub mod api;
 mod client;

@@ -42,7 +42,8 @@ impl FromRequestParts<Node> for Caller {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, node: &Node) -> Result<Self, Error> {
-        let token_hash = bearer_token(parts).map(|token| Hash::of(token.as_slice())).ok_or_else(Error::unauthenticated)?;
+        let token_hash =
+            bearer_token(parts).map(|token| Hash::of(token.as_slice())).ok_or_else(Error::unauthenticated)?;
         let holder = sessions::holder(&mut node.db.read().await?, &token_hash, node.now_ms()).await?;
         let (device, account) = holder.ok_or_else(Error::unauthenticated)?;
         Ok(Self { device, account, token_hash })
@@ -103,8 +104,7 @@ async fn open(
         return Err(Error::refused(ErrorCode::Unauthenticated, "the challenge is over; ask for another"));
     }
     let Some(device) = accounts::device(tx, &request.device_id).await? else { return Ok(false) };
-    let fields: &[&[u8]] =
-        &[node.identity.relay_id.as_bytes(), request.device_id.as_bytes(), request.nonce.as_bytes()];
+    let fields: &[&[u8]] = &[node.identity.relay_id.as_bytes(), request.device_id.as_bytes(), request.nonce.as_bytes()];
     if !verify(&device.device_key, Domain::Login, fields, &request.signature) {
         return Ok(false);
     }

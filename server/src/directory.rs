@@ -6,14 +6,11 @@
 //! Invariant: a device that leaves the list, by a newer one or with its account, loses its sessions, keys, memberships
 //! and queue in the transaction that changes the list ([`remove_device`] is the only way).
 
-use axum::{
-    extract::State,
-    response::Response,
-};
+use axum::{extract::State, response::Response};
 use http::StatusCode;
 use undertone_wire::{
-    Account, AccountId, Certificate, DeviceList, DeviceListError, Domain, ErrorCode, Problem, RegisterRequest,
-    Relay, SignedDeviceList, UpdateDeviceListRequest, Username, path, verify,
+    Account, AccountId, Certificate, DeviceList, DeviceListError, Domain, ErrorCode, Problem, RegisterRequest, Relay,
+    SignedDeviceList, UpdateDeviceListRequest, Username, path, verify,
 };
 
 use crate::{
@@ -135,12 +132,7 @@ pub(crate) async fn update_devices(
     Ok(accept.answer(&account))
 }
 
-async fn replace_list(
-    tx: &mut Tx,
-    signed: SignedDeviceList,
-    list: &DeviceList,
-    now_ms: u64,
-) -> Result<Account, Error> {
+async fn replace_list(tx: &mut Tx, signed: SignedDeviceList, list: &DeviceList, now_ms: u64) -> Result<Account, Error> {
     let known = accounts::by_id(tx, &list.account).await?.ok_or_else(Error::unauthenticated)?;
     if known.list == signed {
         return Ok(account_of(known));

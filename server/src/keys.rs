@@ -33,7 +33,7 @@ struct Checked {
 #[utoipa::path(get, path = path::KEYS, tag = "keys",
     responses((status = 200, body = KeyCounts), (status = "default", body = Problem)))]
 pub(crate) async fn counts(State(node): State<Node>, caller: Caller, accept: Accept) -> Result<Response, Error> {
-    Ok(accept.answer(&key_counts(&mut *node.db.read().await?, &node, &caller.device).await?))
+    Ok(accept.answer(&key_counts(&mut node.db.read().await?, &node, &caller.device).await?))
 }
 
 /// Publishes key packages of the caller, all or none. Repeating it changes nothing.

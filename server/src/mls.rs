@@ -63,9 +63,8 @@ fn read_header(bytes: &[u8], group: &GroupId, content: Content) -> Result<Header
     if message.group_id().as_slice() != group.as_bytes() {
         return Err(bad_message("the message is for another group than the path names"));
     }
-    let data: AuthenticatedData = Encoding::Cbor
-        .decode(message.aad())
-        .map_err(|_| bad_message("the authenticated data cannot be decoded"))?;
+    let data: AuthenticatedData =
+        Encoding::Cbor.decode(message.aad()).map_err(|_| bad_message("the authenticated data cannot be decoded"))?;
     if !ascends(&data.added) || !ascends(&data.removed) {
         return Err(bad_message("added and removed devices must be in ascending order, each once"));
     }
@@ -130,8 +129,7 @@ fn verify_key_package(bytes: &[u8], suite: u16) -> Result<VerifiedKeyPackage, Er
 
 fn leaf_credential(key_package: &KeyPackage) -> Result<LeafCredential, Error> {
     let refused = || bad_key_package("the credential must be a basic one with a certificate of this protocol in it");
-    let basic =
-        BasicCredential::try_from(key_package.leaf_node().credential().clone()).map_err(|_| refused())?;
+    let basic = BasicCredential::try_from(key_package.leaf_node().credential().clone()).map_err(|_| refused())?;
     LeafCredential::decode(basic.identity()).map_err(|_| refused())
 }
 

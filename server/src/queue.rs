@@ -83,7 +83,7 @@ pub(crate) async fn page(node: &Node, caller: &Caller, after: u64, size: PageSiz
         entries_max: size.entries_max.clamp(1, node.limits.fetch_entries_max),
         bytes_max: size.bytes_max.min(node.limits.fetch_bytes_max),
     };
-    let page = queue::page(&mut *node.db.read().await?, &request, node.now_ms()).await?;
+    let page = queue::page(&mut node.db.read().await?, &request, node.now_ms()).await?;
     let page = page.filter(|page| page.authenticated).ok_or_else(Error::unauthenticated)?;
     if after >= page.next_seq {
         return Err(malformed("`after` is ahead of the queue"));

@@ -251,7 +251,6 @@ fn silent() -> ApiError {
 }
 
 /// The kind of a failure; its text might hold an address.
-#[expect(clippy::needless_pass_by_value, reason = "an adapter for map_err")]
 pub(super) fn unreachable(error: reqwest::Error) -> ApiError {
     if error.is_timeout() {
         return silent();

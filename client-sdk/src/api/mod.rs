@@ -1,6 +1,6 @@
 //! What the SDK asks of a relay, as traits; transports stand beside them.
 //!
-//! [`http`] and [`ws`] speak to a real relay, [`fake`] is one in memory with faults on request. Nothing here knows
+//! `http` and `ws` speak to a real relay, `fake` is one in memory with faults on request. Nothing here knows
 //! plaintext or SQL, retries a request, or decides what an answer means.
 //!
 //! Invariant: [`ApiError::Unreachable`] never means "refused". Whether the relay acted is then unknown.
@@ -87,12 +87,8 @@ pub trait RelayApi: Send + Sync + 'static {
     /// `GET /v1/groups/{group}/commits?after=`
     fn group_commits<'a>(&'a self, token: &'a Bytes, group: GroupId, after: u64) -> Answer<'a, GroupCommits>;
     /// `POST /v1/groups/{group}/commits`
-    fn commit<'a>(
-        &'a self,
-        token: &'a Bytes,
-        group: GroupId,
-        request: &'a CommitRequest,
-    ) -> Answer<'a, CommitResponse>;
+    fn commit<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a CommitRequest)
+    -> Answer<'a, CommitResponse>;
     /// `POST /v1/groups/{group}/messages`
     fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse>;
     /// `POST /v1/groups/{group}/leave`

@@ -162,7 +162,6 @@ fn stuck() -> ApiError {
     ApiError::Unreachable("the network takes no more".into())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "an adapter for map_err")]
 fn broken(error: tungstenite::Error) -> ApiError {
     match error {
         tungstenite::Error::Capacity(_) => ApiError::NotARelay("a frame has more than 5 MiB".into()),

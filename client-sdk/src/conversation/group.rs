@@ -1,12 +1,10 @@
 //! A group, as an app handles it.
 
-use std::sync::Arc;
-
 use undertone_wire::{AccountId, GroupId, MessageId};
 
 use super::{GroupSummary, contact, message};
 use crate::{
-    Error,
+    Client, Error,
     crypto::Member,
     crypto::group::{self, Profile},
     event::Connection,
@@ -24,20 +22,25 @@ const PAGE_MAX: usize = 1_000;
 /// A handle to a group; cheap to clone.
 #[derive(Clone)]
 pub struct Group {
-    engine: Arc<Engine>,
+    client: Client,
     id: GroupId,
 }
 
 impl Group {
-    pub(crate) fn new(engine: Arc<Engine>, id: GroupId) -> Self {
-        Self { engine, id }
+    pub(crate) fn new(client: Client, id: GroupId) -> Self {
+        Self { client, id }
     }
 
-    pub(crate) async fn create(engine: Arc<Engine>, name: &str) -> Result<Self, Error> {
+    fn engine(&self) -> &Engine {
+        self.client.engine()
+    }
+
+    pub(crate) async fn create(client: Client, name: &str) -> Result<Self, Error> {
         let name = name.trim().to_owned();
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(Error::Invalid(format!("a group's name has 1 to {NAME_BYTES_MAX} bytes")));
         }
+        let engine = client.engine();
         let id = GroupId::from_random(engine.entropy.bytes()?);
         let identity = engine.identity.clone();
         engine
@@ -53,7 +56,7 @@ impl Group {
                 Ok::<_, Error>(())
             })
             .await?;
-        Ok(Self { engine, id })
+        Ok(Self { client, id })
     }
 
     /// The group's id.
@@ -64,7 +67,7 @@ impl Group {
     /// The group's name, members and whether it can be used.
     pub async fn summary(&self) -> Result<GroupSummary, Error> {
         let id = self.id;
-        self.engine
+        self.engine()
             .store
             .with_tx(move |tx| summary(tx, tx.group(id)?.ok_or(Error::UnknownGroup)?).map_err(Error::from))
             .await
@@ -82,8 +85,8 @@ impl Group {
             return Err(Error::Invalid(format!("a message has 1 to {TEXT_BYTES_MAX} bytes of text")));
         }
         let content = self.content(Body::Text { text })?;
-        let (id, sender, message_id) = (self.id, self.engine.identity.account(), content.id);
-        self.engine
+        let (id, sender, message_id) = (self.id, self.engine().identity.account(), content.id);
+        self.engine()
             .store
             .with_tx(move |tx| {
                 usable(tx, id)?;
@@ -119,11 +122,11 @@ impl Group {
     /// [`Error::NoSuchMember`] if the account is not a member, and as for [`Group::add`].
     pub async fn remove(&self, who: AccountId) -> Result<(), Error> {
         let id = self.id;
-        let members = self.engine.store.with_tx(move |tx| tx.member_accounts(id).map_err(Error::from)).await?;
+        let members = self.engine().store.with_tx(move |tx| tx.member_accounts(id).map_err(Error::from)).await?;
         if !members.contains(&who) {
             return Err(Error::NoSuchMember);
         }
-        if who == self.engine.identity.account() {
+        if who == self.engine().identity.account() {
             return Err(Error::Invalid("to remove yourself, leave the group".into()));
         }
         self.change_members(Task::Remove { account: who }).await
@@ -145,7 +148,7 @@ impl Group {
     pub async fn history(&self, limit: usize, before: Option<MessageId>) -> Result<Vec<Message>, Error> {
         let id = self.id;
         let page = HistoryPage { limit: limit.min(PAGE_MAX), before };
-        self.engine
+        self.engine()
             .store
             .with_tx(move |tx| {
                 let rows = tx.history(id, page)?.ok_or(Error::UnknownMessage)?;
@@ -155,12 +158,15 @@ impl Group {
     }
 
     async fn change_members(&self, task: Task) -> Result<(), Error> {
-        if *self.engine.connection().borrow() == Connection::Offline {
+        // Decided on what the group is now, not on what it was when this device last looked.
+        let mut connection = self.engine().connection();
+        let settled = connection.wait_for(|state| !matches!(state, Connection::Connecting | Connection::CatchingUp));
+        if settled.await.is_ok_and(|state| *state != Connection::Online) {
             return Err(Error::Offline(crate::api::ApiError::Unreachable("there is no connection".into())));
         }
         let id = self.id;
         let outcome = self
-            .engine
+            .engine()
             .store
             .with_tx(move |tx| {
                 usable(tx, id)?;
@@ -172,9 +178,9 @@ impl Group {
     }
 
     fn content(&self, body: Body) -> Result<Content, Error> {
-        let list = self.engine.identity.device_list().verify(&self.engine.identity.account())?;
-        let sent_at_ms = self.engine.clock.now_ms();
-        Ok(Content { id: self.engine.message_id()?, sent_at_ms, list_version: list.version, body })
+        let list = self.engine().identity.device_list().verify(&self.engine().identity.account())?;
+        let sent_at_ms = self.engine().clock.now_ms();
+        Ok(Content { id: self.engine().message_id()?, sent_at_ms, list_version: list.version, body })
     }
 }
 

@@ -124,9 +124,7 @@ impl Tx<'_> {
             WHERE group_id = ?1 AND position < ?2 ORDER BY position DESC LIMIT ?3";
         let below: Option<i64> = match page.before {
             None => Some(i64::MAX),
-            Some(id) => {
-                self.query_row(PLACE, params![group.as_bytes(), id.as_bytes()], |row| row.get(0)).optional()?
-            }
+            Some(id) => self.query_row(PLACE, params![group.as_bytes(), id.as_bytes()], |row| row.get(0)).optional()?,
         };
         let Some(below) = below else { return Ok(None) };
         let mut statement = self.prepare_cached(PAGE)?;

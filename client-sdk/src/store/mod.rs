@@ -100,11 +100,18 @@ impl From<CryptoError> for StoreError {
     }
 }
 
-type Job = Box<dyn FnOnce(&mut Connection, &RustCrypto, &mut Watchers) + Send>;
+type Work = Box<dyn FnOnce(&mut Connection, &RustCrypto, &mut Watchers) + Send>;
+
+/// What the store's thread is asked to do.
+enum Job {
+    Run(Work),
+    /// Close the file and tell when it is free.
+    Close(oneshot::Sender<()>),
+}
 
 type Outcome = Result<(), Error>;
 
-/// A handle to the store; cheap to clone. The file is closed when the last one is dropped.
+/// A handle to the store; cheap to clone. The file is closed when the last one is dropped, or by [`Store::close`].
 #[derive(Clone)]
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
@@ -153,20 +160,29 @@ impl Store {
         let (outbox, outbox_changed) = watch::channel(());
         let mut watchers = Watchers { events, outbox, tasks: HashMap::new() };
         let path = path.to_owned();
-        thread::Builder::new().name("undertone-store".into()).spawn(move || {
-            match open_connection(&path, &key) {
-                Ok((mut connection, lock)) => {
-                    drop(key);
-                    let crypto = RustCrypto::default();
-                    if opened.send(Ok(())).is_ok() {
-                        inbox.into_iter().for_each(|job| job(&mut connection, &crypto, &mut watchers));
+        thread::Builder::new().name("undertone-store".into()).spawn(move || match open_connection(&path, &key) {
+            Ok((mut connection, lock)) => {
+                drop(key);
+                let crypto = RustCrypto::default();
+                // If nobody waits any more, nothing comes in either.
+                drop(opened.send(Ok(())));
+                let mut closed = None;
+                for job in &inbox {
+                    match job {
+                        Job::Run(work) => work(&mut connection, &crypto, &mut watchers),
+                        Job::Close(tell) => {
+                            closed = Some(tell);
+                            break;
+                        }
                     }
-                    drop(connection);
-                    drop(lock);
                 }
-                // Nobody waits for the reason any more if this fails.
-                Err(error) => drop(opened.send(Err(error))),
+                drop((inbox, connection, lock));
+                if let Some(tell) = closed {
+                    // Whoever asked may have stopped waiting.
+                    tell.send(()).unwrap_or_default();
+                }
             }
+            Err(error) => drop(opened.send(Err(error))),
         })?;
         ready.await.map_err(|_| StoreError::Closed)??;
         Ok(Self { jobs, events: events_changed, outbox: outbox_changed })
@@ -183,13 +199,23 @@ impl Store {
         E: From<StoreError> + Send + 'static,
     {
         let (done, result) = oneshot::channel();
-        let job: Job = Box::new(move |connection, crypto, watchers| {
+        let work: Work = Box::new(move |connection, crypto, watchers| {
             let outcome = run(connection, crypto, watchers, work);
             // The caller may have stopped waiting; the transaction stands either way.
             drop(done.send(outcome));
         });
-        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
+        self.jobs.send(Job::Run(work)).map_err(|_| StoreError::Closed)?;
         result.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Closes the file, whoever else has a handle; what they ask for then is [`StoreError::Closed`]. When this returns,
+    /// the store can be opened again.
+    pub(crate) async fn close(&self) {
+        let (tell, closed) = oneshot::channel();
+        if self.jobs.send(Job::Close(tell)).is_ok() {
+            // An error means that it was closed before.
+            drop(closed.await);
+        }
     }
 
     /// Changes whenever an event was added.
@@ -242,6 +268,8 @@ fn open_connection(path: &Path, key: &StoreKey) -> Result<(Connection, File), St
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path.join(DATABASE), flags)?;
     connection.pragma_update(None, "key", key.pragma().as_str())?;
+    // SQLCipher would write its own account of a wrong key to stderr.
+    connection.pragma_update(None, "cipher_log_level", "NONE")?;
     // The first read tells whether the key fits.
     match connection.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(())) {
         Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::NotADatabase => {

@@ -169,6 +169,7 @@ impl Tx<'_> {
     /// The relay has said yes; the row in this device's own queue is still to come.
     pub(crate) fn set_accepted(&self, id: i64) -> Result<(), StoreError> {
         self.execute("UPDATE outbox SET state = 'accepted', request = NULL WHERE id = ?1", [id])?;
+        self.changes.outbox.set(true);
         Ok(())
     }
 

@@ -45,9 +45,7 @@ pub(super) struct Context<'a> {
 pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> Result<FollowUp, StoreError> {
     let follow_up = match &delivery.envelope {
         Envelope::GroupMessage { group_id, message } => apply_message(tx, context, *group_id, message)?,
-        Envelope::GroupCommit { group_id, commit_seq, commit } => {
-            apply_commit(tx, *group_id, *commit_seq, commit)?
-        }
+        Envelope::GroupCommit { group_id, commit_seq, commit } => apply_commit(tx, *group_id, *commit_seq, commit)?,
         Envelope::Welcome { group_id, commit_seq, group_info, secrets } => {
             apply_welcome(tx, *group_id, *commit_seq, group_info, secrets)?
         }
@@ -204,12 +202,7 @@ fn apply_own_message(tx: &Tx<'_>, group: &GroupRow, row: &OutboxRow) -> Result<F
     Ok(FollowUp::default())
 }
 
-fn apply_commit(
-    tx: &Tx<'_>,
-    group_id: GroupId,
-    commit_seq: u64,
-    commit: &Bytes,
-) -> Result<FollowUp, StoreError> {
+fn apply_commit(tx: &Tx<'_>, group_id: GroupId, commit_seq: u64, commit: &Bytes) -> Result<FollowUp, StoreError> {
     let Some(group) = tx.active_group(group_id)? else { return Ok(FollowUp::default()) };
     if commit_seq <= group.commit_seq {
         return Ok(FollowUp::default());
@@ -237,12 +230,7 @@ fn apply_commit(
     after_commit(tx, &group, commit_seq, &applied)
 }
 
-fn after_commit(
-    tx: &Tx<'_>,
-    group: &GroupRow,
-    commit_seq: u64,
-    applied: &Applied,
-) -> Result<FollowUp, StoreError> {
+fn after_commit(tx: &Tx<'_>, group: &GroupRow, commit_seq: u64, applied: &Applied) -> Result<FollowUp, StoreError> {
     let by = applied.by.account;
     let Some(now) = &applied.now else {
         let event = StoredEvent::Removed { group_id: group.id, by: Some(by) };

@@ -151,9 +151,7 @@ async fn encrypt(engine: &Engine, row: &OutboxRow, content: Bytes) -> Result<(),
             let Some(group) = group_to_use(tx, &row)? else { return Ok(()) };
             let bytes = group::encrypt(&tx.mls(), &identity, group.id, group.commit_seq, content.as_slice())?;
             let request = match row.task {
-                Task::Leave { .. } => {
-                    Encoding::Cbor.encode(&LeaveRequest { message_id, notice: bytes.clone() })
-                }
+                Task::Leave { .. } => Encoding::Cbor.encode(&LeaveRequest { message_id, notice: bytes.clone() }),
                 _ => Encoding::Cbor.encode(&SendRequest { message_id, message: bytes.clone() }),
             };
             tx.set_posted(row.id, message_id, &request, &bytes).map_err(Error::from)
@@ -185,8 +183,7 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
                 remove.extend(members.iter().filter(|member| member.account == account).map(|member| member.device));
             }
             let change = Change { add, remove };
-            let staged =
-                group::stage(&mls, &identity, group.id, group.commit_seq, &group.rejoin_key, &change, now_ms)?;
+            let staged = group::stage(&mls, &identity, group.id, group.commit_seq, &group.rejoin_key, &change, now_ms)?;
             let Some(Staged { commit, welcome, sealed_group_info }) = staged else {
                 return inbox::finish(tx, &row, Ok(())).map_err(Error::from);
             };
@@ -211,8 +208,7 @@ async fn claim(engine: &Engine, row: &OutboxRow, account: AccountId) -> Result<V
     let (_, list) = engine.learn(account).await?;
     let listed = key_package::members_of(&list)?;
     let group = row.group_id;
-    let (members, gone) =
-        engine.store.with_tx(move |tx| Ok::<_, Error>((tx.members(group)?, tx.gone(group)?))).await?;
+    let (members, gone) = engine.store.with_tx(move |tx| Ok::<_, Error>((tx.members(group)?, tx.gone(group)?))).await?;
     let wanted: Vec<_> =
         listed.into_iter().filter(|one| !members.contains(one) || gone.contains(&one.device)).collect();
     if wanted.is_empty() {

@@ -64,7 +64,11 @@ async fn found(tx: &mut Tx, caller: &Caller, request: CreateGroupRequest) -> Res
     let Some(position) = groups::position(tx, &group_id).await? else {
         groups::add(tx, &group_id, &caller.account, sealed_group_info.as_slice()).await?;
         groups::begin_stay(tx, &group_id, &caller.device, 0).await?;
-        return Ok(Group { group_id, position: GroupPosition { epoch: 0, commit_seq: 0, members_version: 0 }, sealed_group_info });
+        return Ok(Group {
+            group_id,
+            position: GroupPosition { epoch: 0, commit_seq: 0, members_version: 0 },
+            sealed_group_info,
+        });
     };
     match groups::standing(tx, &group_id, &caller.device).await? {
         Some(standing) if standing.founder => with_group_info(tx, group_id, position).await,

@@ -6,8 +6,8 @@
 
 use axum::{extract::State, response::Response};
 use undertone_wire::{
-    AuthenticatedData, Bytes, CommitRequest, CommitResponse, DeviceId, ErrorCode, GroupId, GroupPosition,
-    LeaveRequest, Limits, Problem, SendRequest, SendResponse, StaleGroup, WelcomeParts, path,
+    AuthenticatedData, Bytes, CommitRequest, CommitResponse, DeviceId, ErrorCode, GroupId, GroupPosition, LeaveRequest,
+    Limits, Problem, SendRequest, SendResponse, StaleGroup, WelcomeParts, path,
 };
 
 use crate::{
@@ -74,7 +74,9 @@ fn check_welcome(allowed: &Limits, data: &AuthenticatedData, welcome: Option<&We
     limits::count("commit_added_max", allowed.commit_added_max, data.added.len() as u64)?;
     let joiners = welcome.map_or(&[][..], |welcome| &welcome.secrets);
     if welcome.is_some() == data.added.is_empty() || !joiners.iter().map(|entry| &entry.device_id).eq(&data.added) {
-        return Err(bad_message("a Welcome has exactly one entry for each device that the commit adds, in the same order"));
+        return Err(bad_message(
+            "a Welcome has exactly one entry for each device that the commit adds, in the same order",
+        ));
     }
     Ok(())
 }
@@ -127,7 +129,10 @@ async fn check_removed(tx: &mut Tx, post: &Post, removed: &[DeviceId]) -> Result
 async fn check_added(tx: &mut Tx, post: &Post, added: &[DeviceId], removed: &[DeviceId]) -> Result<(), Error> {
     for device in added {
         if accounts::device(tx, device).await?.is_none() {
-            return Err(Error::refused(ErrorCode::UnknownDevice, "fetch the account again, and add its listed devices"));
+            return Err(Error::refused(
+                ErrorCode::UnknownDevice,
+                "fetch the account again, and add its listed devices",
+            ));
         }
         let standing = groups::standing(tx, &post.group, device).await?;
         let in_tree = standing.is_some_and(|standing| standing.member || standing.awaits_removal);
@@ -140,8 +145,7 @@ async fn check_added(tx: &mut Tx, post: &Post, added: &[DeviceId], removed: &[De
 
 async fn append_welcome(tx: &mut Tx, post: &Post, commit_seq: u64, welcome: &WelcomeParts) -> Result<(), Error> {
     let envelope = post.envelope(Kind::Welcome, commit_seq, &welcome.group_info);
-    let receivers: Vec<_> =
-        welcome.secrets.iter().map(|entry| (entry.device_id, entry.secrets.clone())).collect();
+    let receivers: Vec<_> = welcome.secrets.iter().map(|entry| (entry.device_id, entry.secrets.clone())).collect();
     Ok(queue::append_to(tx, &envelope, &receivers).await?)
 }
 

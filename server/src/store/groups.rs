@@ -163,8 +163,7 @@ pub(crate) async fn add(
 /// Where a group stands; `None` if there is none.
 pub(crate) async fn position(conn: &mut Conn, group: &GroupId) -> Result<Option<GroupPosition>, StoreError> {
     let group = group.as_bytes().as_slice();
-    let row: Option<(i64, i64, i64)> =
-        on!(*conn, db => sqlx::query_as(POSITION).bind(group).fetch_optional(db).await)?;
+    let row: Option<(i64, i64, i64)> = on!(*conn, db => sqlx::query_as(POSITION).bind(group).fetch_optional(db).await)?;
     row.map(|(epoch, commit_seq, version)| parsed_position(epoch, commit_seq, version)).transpose()
 }
 
@@ -256,21 +255,13 @@ pub(crate) async fn groups_of(conn: &mut Conn, device: &DeviceId) -> Result<Vec<
         on!(*conn, db => sqlx::query_as(GROUPS_OF).bind(device).fetch_all(db).await)?;
     rows.iter()
         .map(|(group, epoch, commit_seq, version)| {
-            Ok(GroupSummary {
-                group_id: parsed(group)?,
-                position: parsed_position(*epoch, *commit_seq, *version)?,
-            })
+            Ok(GroupSummary { group_id: parsed(group)?, position: parsed_position(*epoch, *commit_seq, *version)? })
         })
         .collect()
 }
 
 /// Begins a device's stay with commit `began`.
-pub(crate) async fn begin_stay(
-    tx: &mut Tx,
-    group: &GroupId,
-    device: &DeviceId,
-    began: u64,
-) -> Result<(), StoreError> {
+pub(crate) async fn begin_stay(tx: &mut Tx, group: &GroupId, device: &DeviceId, began: u64) -> Result<(), StoreError> {
     let (group, device) = (group.as_bytes().as_slice(), device.as_bytes().as_slice());
     on!(**tx, db => sqlx::query(BEGIN).bind(group).bind(device).bind(stored(began)).execute(db).await)?;
     Ok(())

@@ -129,6 +129,7 @@ pub(crate) async fn stored_one_time(conn: &mut Conn, device: &DeviceId, suite: u
 /// Deletes up to `batch` key packages whose life ends before `lives_until_ms`; answers how many went.
 pub(crate) async fn expire(tx: &mut Tx, lives_until_ms: u64, batch: u64) -> Result<u64, StoreError> {
     let (until, batch) = (stored(lives_until_ms), stored(batch));
-    let done = on!(**tx, db => sqlx::query(EXPIRE).bind(until).bind(batch).execute(db).await.map(|d| d.rows_affected()));
+    let done =
+        on!(**tx, db => sqlx::query(EXPIRE).bind(until).bind(batch).execute(db).await.map(|d| d.rows_affected()));
     Ok(done?)
 }

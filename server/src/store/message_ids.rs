@@ -40,12 +40,7 @@ pub(crate) async fn find(conn: &mut Conn, id_hash: &Hash) -> Result<Option<Stub>
 }
 
 /// Remembers what was accepted until a full hour.
-pub(crate) async fn remember(
-    tx: &mut Tx,
-    id_hash: &Hash,
-    stub: &Stub,
-    expires_hour_ms: u64,
-) -> Result<(), StoreError> {
+pub(crate) async fn remember(tx: &mut Tx, id_hash: &Hash, stub: &Stub, expires_hour_ms: u64) -> Result<(), StoreError> {
     let (id, body) = (hash_bytes(id_hash), hash_bytes(&stub.body_hash));
     let (expires, commit_seq) = (stored(expires_hour_ms), stub.commit_seq.map(stored));
     on!(**tx, db => sqlx::query(REMEMBER)

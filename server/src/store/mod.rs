@@ -171,8 +171,13 @@ pub enum StoreError {
     #[error("another relay is running on {}", .0.display())]
     InUse(PathBuf),
     /// A file or folder cannot be made or opened.
-    #[error("cannot use {}: {1}", .0.display())]
-    File(PathBuf, std::io::Error),
+    #[error("cannot use {}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The schema is not one that this version can continue.
     #[error("cannot migrate the database: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),

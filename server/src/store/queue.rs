@@ -297,16 +297,14 @@ pub(crate) async fn delete_all(tx: &mut Tx, device: &DeviceId) -> Result<(), Sto
 
 async fn delete_up_to(tx: &mut Tx, device: &DeviceId, up_to: u64) -> Result<(), StoreError> {
     let device = device.as_bytes().as_slice();
-    let deleted =
-        on!(**tx, db => sqlx::query_as(DELETE_UP_TO).bind(device).bind(stored(up_to)).fetch_all(db).await)?;
+    let deleted = on!(**tx, db => sqlx::query_as(DELETE_UP_TO).bind(device).bind(stored(up_to)).fetch_all(db).await)?;
     release(tx, deleted).await
 }
 
 /// Deletes up to `batch` rows of envelopes posted before an hour; answers how many went.
 pub(crate) async fn expire(tx: &mut Tx, before_hour_ms: u64, batch: u64) -> Result<u64, StoreError> {
     let (before, batch) = (stored(before_hour_ms), stored(batch));
-    let deleted: Vec<(i64,)> =
-        on!(**tx, db => sqlx::query_as(EXPIRE).bind(before).bind(batch).fetch_all(db).await)?;
+    let deleted: Vec<(i64,)> = on!(**tx, db => sqlx::query_as(EXPIRE).bind(before).bind(batch).fetch_all(db).await)?;
     let count = deleted.len() as u64;
     release(tx, deleted).await?;
     Ok(count)

@@ -25,8 +25,7 @@ const READERS: u32 = 4;
 const BUSY_AFTER: Duration = Duration::from_secs(30);
 
 /// The migrations, oldest first; see `migrations/README.md`.
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "init", include_str!("../../../migrations/sqlite/0001_init.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "init", include_str!("../../../migrations/sqlite/0001_init.sql"))];
 
 /// Truncates the write-ahead log, so that deleted bytes are in no file. Answers 1 first if a reader stands in the way.
 const CHECKPOINT: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
@@ -115,7 +114,7 @@ fn lock(database: &Path) -> Result<File, StoreError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(database.to_owned())),
-        Err(TryLockError::Error(error)) => Err(StoreError::File(path, error)),
+        Err(TryLockError::Error(error)) => Err(StoreError::File { path, error }),
     }
 }
 
@@ -144,5 +143,5 @@ fn private_file() -> OpenOptions {
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
-    |error| StoreError::File(path, error)
+    |error| StoreError::File { path, error }
 }

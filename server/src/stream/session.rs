@@ -183,7 +183,15 @@ mod tests {
         let actions = session.step(Input::Page(page(10, &[3, 4, 8], Some(8))), 0);
         assert_eq!(
             actions,
-            [missed_frame(1, 2), delivery(3), delivery(4), missed_frame(5, 7), delivery(8), missed_frame(9, 9), caught_up(10)]
+            [
+                missed_frame(1, 2),
+                delivery(3),
+                delivery(4),
+                missed_frame(5, 7),
+                delivery(8),
+                missed_frame(9, 9),
+                caught_up(10)
+            ]
         );
         assert_eq!(session.step(Input::Woken, 0), [Action::Fetch { after: 9 }]);
     }

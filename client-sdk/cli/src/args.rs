@@ -1,0 +1,201 @@
+//! The command line: what may be written, and the help that explains it. What it does is in `commands`.
+//!
+//! Invariant: what comes out of parsing has its final type; a bad id or number never reaches a command.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use undertone::{MessageId, Username};
+
+/// Encrypted group messaging through an Undertone relay.
+///
+/// GROUP is a group's name or id, USER a username or an account id. Exit status: 0 done; 1 refused, with the reason on
+/// stderr; 2 wrong usage; 3 the relay cannot be reached and the command needs it.
+#[derive(Debug, Parser)]
+#[command(name = "undertone", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// Folder that holds the account, its keys and its history [default: undertone in your data folder]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Print one JSON object per line on stdout, and nothing else there
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What to log to stderr: a level (error, warn, info, debug, trace) or a tracing filter
+    #[arg(long, global = true, env = "UNDERTONE_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make an account at a relay, with this device as its first
+    ///
+    /// The store is encrypted with the passphrase in UNDERTONE_PASSPHRASE, or with a key file made for it in your config
+    /// folder if that is not set.
+    Register(Register),
+    /// Show this account and device
+    Whoami,
+    /// Create groups, and change who is in them
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Send one message; without a connection it is queued and goes out later
+    Send(Send),
+    /// Talk in a group: what you type is sent, what comes is shown
+    ///
+    /// Ends with Ctrl-D or /quit. With --json, or if stdin is not a terminal, every line of stdin is sent, and it ends when
+    /// all of them were.
+    Chat(Chat),
+    /// Show what happens in all groups, from where the last `listen` or `chat` stopped
+    Listen(Listen),
+    /// Show a group's messages, oldest first, without a connection
+    History(History),
+    /// Receive and send what is waiting, then stop
+    Sync,
+}
+
+/// `register`
+#[derive(Debug, Args)]
+pub(crate) struct Register {
+    /// The relay's address, as its ready line says it
+    #[arg(long, value_name = "URL")]
+    pub(crate) relay: String,
+    /// A name by which others find this account: 2 to 32 characters of a-z, 0-9, '.', '_' and '-'
+    #[arg(long, value_name = "NAME")]
+    pub(crate) username: Option<Username>,
+}
+
+/// `group ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// Create a group; without a connection the relay learns of it later
+    Create {
+        /// The group's name, which its members see and the relay does not
+        name: String,
+        /// Add this account at once; may be repeated
+        #[arg(long = "add", value_name = "USER")]
+        add: Vec<String>,
+    },
+    /// Add an account with all its devices
+    Add {
+        /// The group
+        group: String,
+        /// Whom to add
+        user: String,
+    },
+    /// Remove an account with all its devices
+    Remove {
+        /// The group
+        group: String,
+        /// Whom to remove
+        user: String,
+    },
+    /// Leave a group; its history stays here
+    Leave {
+        /// The group
+        group: String,
+    },
+    /// List all groups in the store
+    List,
+    /// Show a group and its members
+    Show {
+        /// The group
+        group: String,
+    },
+}
+
+/// `send`
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// The group
+    pub(crate) group: String,
+    /// The message; - takes it from stdin
+    pub(crate) text: String,
+}
+
+/// `chat`
+#[derive(Debug, Args)]
+pub(crate) struct Chat {
+    /// The group
+    pub(crate) group: String,
+}
+
+/// `listen`
+#[derive(Debug, Args)]
+pub(crate) struct Listen {
+    /// Stop after so many messages; other events are not counted
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Stop after so many seconds, counted from when everything waiting at the relay has come
+    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub(crate) seconds: Option<u64>,
+}
+
+/// `history`
+#[derive(Debug, Args)]
+pub(crate) struct History {
+    /// The group
+    pub(crate) group: String,
+    /// Show at most so many, the newest
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: u64,
+    /// Show what stands before this message
+    #[arg(long, value_name = "MESSAGE_ID")]
+    pub(crate) before: Option<MessageId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(std::iter::once("undertone").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_may_stand_before_and_after_the_verb() {
+        for line in ["--store /s --json whoami", "whoami --json --store /s", "group list --store /s --json"] {
+            let arguments = parse(line).unwrap();
+            assert_eq!((arguments.json, arguments.store), (true, Some("/s".into())), "{line}");
+        }
+    }
+
+    #[test]
+    fn add_may_be_repeated() {
+        let Command::Group(GroupCommand::Create { name, add }) =
+            parse("group create team --add bob --add carol").unwrap().command
+        else {
+            panic!("another command");
+        };
+        assert_eq!((name.as_str(), add), ("team", vec!["bob".to_owned(), "carol".to_owned()]));
+    }
+
+    #[test]
+    fn a_dash_is_a_text() {
+        assert!(matches!(parse("send team -").unwrap().command, Command::Send(Send { text, .. }) if text == "-"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_wrong_usage() {
+        for line in [
+            "",
+            "register",
+            "register --relay http://r --username A!",
+            "listen --count 0",
+            "listen --for -1",
+            "history team --limit 0",
+            "history team --before yesterday",
+            "send team",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

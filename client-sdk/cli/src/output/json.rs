@@ -1,0 +1,279 @@
+//! What scripts read: every JSON object that goes to stdout, and no other place makes one.
+//!
+//! Invariant: a key here is a promise. Keys may be added to an object; none changes or goes.
+
+use serde::{Serialize, Serializer};
+use undertone::{
+    AccountId, Connection, Contact, DeviceId, Event, GroupId, GroupSummary, Message, MessageId, MessageStatus,
+};
+
+/// One object, one line.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Object {
+    /// `register`, `whoami`
+    Account { account_id: Text<AccountId>, device_id: Text<DeviceId>, username: Option<String> },
+    /// `group create`
+    Created { group_id: Text<GroupId>, name: String },
+    /// `group list`, one each
+    Listed { group_id: Text<GroupId>, name: String, members: usize },
+    /// `group show`
+    Group { group_id: Text<GroupId>, name: String, active: bool, members: Vec<Member> },
+    /// `group add`, `group remove`
+    Changed { group_id: Text<GroupId>, account_id: Text<AccountId>, username: Option<String> },
+    /// `group leave`
+    Left { group_id: Text<GroupId> },
+    /// `send`
+    Sent { message_id: Text<MessageId>, status: &'static str },
+    /// `sync`
+    Synced { received: u64, sent: u64 },
+    /// `listen`, `chat`, `history`
+    Event(EventObject),
+}
+
+/// Something that happened; `event` says what.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum EventObject {
+    Message {
+        group_id: Text<GroupId>,
+        message_id: Text<MessageId>,
+        from: String,
+        from_account: Text<AccountId>,
+        text: String,
+        sent_at: u64,
+    },
+    Joined { group_id: Text<GroupId>, name: String, by: String },
+    Members { group_id: Text<GroupId>, by: String, added: Vec<String>, removed: Vec<String> },
+    Removed { group_id: Text<GroupId>, by: Option<String> },
+    Left { group_id: Text<GroupId> },
+    Status { group_id: Text<GroupId>, message_id: Text<MessageId>, status: &'static str },
+    Stuck { group_id: Text<GroupId> },
+    Undecryptable { group_id: Text<GroupId> },
+    Missed { first: u64, last: u64 },
+    IdentityChanged { account_id: Text<AccountId>, username: Option<String> },
+    UnlistedDevice { group_id: Text<GroupId>, account_id: Text<AccountId>, username: Option<String> },
+    Connection { state: &'static str },
+}
+
+/// A member of a group.
+#[derive(Debug, Serialize)]
+pub(crate) struct Member {
+    account_id: Text<AccountId>,
+    username: Option<String>,
+}
+
+/// An id, written as text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Text<T>(T);
+
+impl<T: std::fmt::Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl Object {
+    pub(crate) fn account(contact: &Contact, device: DeviceId) -> Self {
+        Self::Account { account_id: Text(contact.account_id), device_id: Text(device), username: username(contact) }
+    }
+
+    pub(crate) fn created(group_id: GroupId, name: &str) -> Self {
+        Self::Created { group_id: Text(group_id), name: name.to_owned() }
+    }
+
+    pub(crate) fn listed(group: &GroupSummary) -> Self {
+        Self::Listed { group_id: Text(group.group_id), name: group.name.clone(), members: group.members.len() }
+    }
+
+    pub(crate) fn group(group: &GroupSummary) -> Self {
+        let members = group.members.iter();
+        Self::Group {
+            group_id: Text(group.group_id),
+            name: group.name.clone(),
+            active: group.active,
+            members: members.map(|one| Member { account_id: Text(one.account_id), username: username(one) }).collect(),
+        }
+    }
+
+    pub(crate) fn changed(group_id: GroupId, who: &Contact) -> Self {
+        Self::Changed { group_id: Text(group_id), account_id: Text(who.account_id), username: username(who) }
+    }
+
+    pub(crate) fn left(group_id: GroupId) -> Self {
+        Self::Left { group_id: Text(group_id) }
+    }
+
+    pub(crate) fn sent(message_id: MessageId, status: MessageStatus) -> Self {
+        Self::Sent { message_id: Text(message_id), status: status.as_str() }
+    }
+
+    pub(crate) fn message(message: &Message) -> Self {
+        Self::Event(EventObject::Message {
+            group_id: Text(message.group_id),
+            message_id: Text(message.message_id),
+            from: message.from.name(),
+            from_account: Text(message.from.account_id),
+            text: message.text().to_owned(),
+            sent_at: message.sent_at_ms,
+        })
+    }
+
+    /// `None` for an event of a kind that this version does not know.
+    pub(crate) fn event(event: &Event) -> Option<Self> {
+        Some(Self::Event(match event {
+            Event::MessageReceived(message) => return Some(Self::message(message)),
+            Event::MessageStatus { group_id, message_id, status } => EventObject::Status {
+                group_id: Text(*group_id),
+                message_id: Text(*message_id),
+                status: status.as_str(),
+            },
+            Event::Undecryptable { group_id } => EventObject::Undecryptable { group_id: Text(*group_id) },
+            Event::Joined { group_id, name, by } => {
+                EventObject::Joined { group_id: Text(*group_id), name: name.clone(), by: by.name() }
+            }
+            Event::MembersChanged { group_id, by, added, removed } => EventObject::Members {
+                group_id: Text(*group_id),
+                by: by.name(),
+                added: added.iter().map(Contact::name).collect(),
+                removed: removed.iter().map(Contact::name).collect(),
+            },
+            Event::Removed { group_id, by } => {
+                EventObject::Removed { group_id: Text(*group_id), by: by.as_ref().map(Contact::name) }
+            }
+            Event::Left { group_id } => EventObject::Left { group_id: Text(*group_id) },
+            Event::GroupStuck { group_id } => EventObject::Stuck { group_id: Text(*group_id) },
+            Event::Missed { from, to } => EventObject::Missed { first: *from, last: *to },
+            Event::IdentityChanged { account } => EventObject::IdentityChanged {
+                account_id: Text(account.account_id),
+                username: username(account),
+            },
+            Event::UnlistedDevice { group_id, account } => EventObject::UnlistedDevice {
+                group_id: Text(*group_id),
+                account_id: Text(account.account_id),
+                username: username(account),
+            },
+            Event::Connection(state) => EventObject::Connection { state: connection(*state) },
+            _ => return None,
+        }))
+    }
+}
+
+fn username(contact: &Contact) -> Option<String> {
+    contact.username.as_ref().map(ToString::to_string)
+}
+
+fn connection(state: Connection) -> &'static str {
+    match state {
+        Connection::Connecting => "connecting",
+        Connection::CatchingUp => "catching_up",
+        Connection::Online => "online",
+        Connection::Offline => "offline",
+        Connection::Replaced => "replaced",
+        Connection::SignedOut => "signed_out",
+        _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACCOUNT: &str = "01020304-0506-8708-890a-0b0c0d0e0f10";
+    const GROUP: &str = "01020304-0506-4708-890a-0b0c0d0e0f10";
+    const MESSAGE: &str = "01020304-0506-7708-890a-0b0c0d0e0f10";
+
+    fn bob() -> Contact {
+        Contact { account_id: ACCOUNT.parse().unwrap(), username: Some("bob".parse().unwrap()) }
+    }
+
+    fn nameless() -> Contact {
+        Contact { username: None, ..bob() }
+    }
+
+    fn group() -> GroupId {
+        GROUP.parse().unwrap()
+    }
+
+    fn line(object: &Object) -> String {
+        serde_json::to_string(object).unwrap()
+    }
+
+    fn event(event: &Event) -> String {
+        line(&Object::event(event).unwrap())
+    }
+
+    #[test]
+    fn accounts_and_groups() {
+        let device = GROUP.parse().unwrap();
+        assert_eq!(
+            line(&Object::account(&bob(), device)),
+            format!(r#"{{"account_id":"{ACCOUNT}","device_id":"{GROUP}","username":"bob"}}"#)
+        );
+        assert!(line(&Object::account(&nameless(), device)).ends_with(r#""username":null}"#));
+        assert_eq!(line(&Object::created(group(), "a \"b\"")), format!(r#"{{"group_id":"{GROUP}","name":"a \"b\""}}"#));
+        assert_eq!(
+            line(&Object::changed(group(), &bob())),
+            format!(r#"{{"group_id":"{GROUP}","account_id":"{ACCOUNT}","username":"bob"}}"#)
+        );
+        assert_eq!(line(&Object::left(group())), format!(r#"{{"group_id":"{GROUP}"}}"#));
+    }
+
+    #[test]
+    fn sending_and_syncing() {
+        assert_eq!(
+            line(&Object::sent(MESSAGE.parse().unwrap(), MessageStatus::Queued)),
+            format!(r#"{{"message_id":"{MESSAGE}","status":"queued"}}"#)
+        );
+        assert_eq!(line(&Object::Synced { received: 2, sent: 1 }), r#"{"received":2,"sent":1}"#);
+    }
+
+    #[test]
+    fn events_name_people_by_username_or_else_by_id() {
+        assert_eq!(
+            event(&Event::Joined { group_id: group(), name: "team".into(), by: bob() }),
+            format!(r#"{{"event":"joined","group_id":"{GROUP}","name":"team","by":"bob"}}"#)
+        );
+        assert_eq!(
+            event(&Event::MembersChanged {
+                group_id: group(),
+                by: bob(),
+                added: vec![nameless()],
+                removed: vec![]
+            }),
+            format!(r#"{{"event":"members","group_id":"{GROUP}","by":"bob","added":["{ACCOUNT}"],"removed":[]}}"#)
+        );
+        assert_eq!(
+            event(&Event::Removed { group_id: group(), by: None }),
+            format!(r#"{{"event":"removed","group_id":"{GROUP}","by":null}}"#)
+        );
+    }
+
+    #[test]
+    fn the_other_events() {
+        let message_id = MESSAGE.parse().unwrap();
+        let of_group = |kind: &str| format!(r#"{{"event":"{kind}","group_id":"{GROUP}"}}"#);
+        assert_eq!(event(&Event::Left { group_id: group() }), of_group("left"));
+        assert_eq!(event(&Event::GroupStuck { group_id: group() }), of_group("stuck"));
+        assert_eq!(event(&Event::Undecryptable { group_id: group() }), of_group("undecryptable"));
+        assert_eq!(
+            event(&Event::MessageStatus { group_id: group(), message_id, status: MessageStatus::Sent }),
+            format!(r#"{{"event":"status","group_id":"{GROUP}","message_id":"{MESSAGE}","status":"sent"}}"#)
+        );
+        assert_eq!(event(&Event::Missed { from: 3, to: 5 }), r#"{"event":"missed","first":3,"last":5}"#);
+        assert_eq!(
+            event(&Event::IdentityChanged { account: bob() }),
+            format!(r#"{{"event":"identity_changed","account_id":"{ACCOUNT}","username":"bob"}}"#)
+        );
+        assert_eq!(
+            event(&Event::UnlistedDevice { group_id: group(), account: nameless() }),
+            format!(
+                r#"{{"event":"unlisted_device","group_id":"{GROUP}","account_id":"{ACCOUNT}","username":null}}"#
+            )
+        );
+        assert_eq!(
+            event(&Event::Connection(Connection::CatchingUp)),
+            r#"{"event":"connection","state":"catching_up"}"#
+        );
+    }
+}

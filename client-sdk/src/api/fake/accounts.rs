@@ -1,0 +1,130 @@
+//! Accounts and log-in at the fake relay.
+//!
+//! Invariant: every device belongs to one account, whose newest list names it.
+
+use undertone_wire::{
+    Account, AccountId, Bytes, Challenge, DeviceList, DeviceListError, Domain, ErrorCode, LoginRequest, Nonce, Problem,
+    RegisterRequest, Session, Username, verify,
+};
+
+use super::state::{Device, OpenSession, Outcome, State, check_bytes, check_count, not_found, refused};
+
+impl State {
+    pub(super) fn register(&mut self, request: &RegisterRequest) -> Outcome<Account> {
+        let list = self.verified_list(request)?;
+        let account = Account {
+            account_id: request.account_id,
+            username: request.username.clone(),
+            device_list: request.device_list.clone(),
+        };
+        if let Some(known) = self.accounts.get(&request.account_id) {
+            let same = *known == account;
+            return if same { Ok(account) } else { Err(Box::new(Problem::new(ErrorCode::AccountExists))) };
+        }
+        if request.username.as_ref().is_some_and(|username| self.account_by_username(username).is_ok()) {
+            return Err(refused(ErrorCode::UsernameTaken, "choose another username"));
+        }
+        self.add_devices(&list)?;
+        self.accounts.insert(account.account_id, account.clone());
+        Ok(account)
+    }
+
+    fn verified_list(&self, request: &RegisterRequest) -> Outcome<DeviceList> {
+        let signed = &request.device_list;
+        check_bytes("device_list_bytes_max", self.limits.device_list_bytes_max, &signed.list)?;
+        let list = signed.verify(&request.account_id).map_err(|error| match error {
+            DeviceListError::BadSignature => refused(ErrorCode::BadSignature, &error.to_string()),
+            error => bad_list(error),
+        })?;
+        check_count("account_devices_max", self.limits.account_devices_max, list.devices.len())?;
+        check_count("rotations_max", self.limits.rotations_max, list.rotations.len())?;
+        if list.version != 1 || list.previous.is_some() {
+            return Err(refused(ErrorCode::BadDeviceList, "an account begins with version 1 and nothing before it"));
+        }
+        let username = request.username.as_ref().map_or("", Username::as_str);
+        let hash = signed.hash();
+        let fields: &[&[u8]] = &[self.relay_id.as_bytes(), hash.as_bytes(), username.as_bytes()];
+        if !verify(&list.identity_key(), Domain::Registration, fields, &request.signature) {
+            let what_to_do = "sign this relay's id, the list's hash and the username with the identity key";
+            return Err(refused(ErrorCode::BadSignature, what_to_do));
+        }
+        Ok(list)
+    }
+
+    fn add_devices(&mut self, list: &DeviceList) -> Outcome<()> {
+        let certificates: Vec<_> = list.certificates().collect::<Result<_, _>>().map_err(bad_list)?;
+        if certificates.iter().any(|certificate| self.devices.contains_key(&certificate.device)) {
+            return Err(refused(ErrorCode::BadDeviceList, "a device in the list belongs to another account"));
+        }
+        for (certificate, entry) in certificates.iter().zip(&list.devices) {
+            let device_key = entry.key_set().map_err(bad_list)?.device_key;
+            let device = Device::new(list.account, device_key, entry.certificate.clone());
+            self.devices.insert(certificate.device, device);
+        }
+        Ok(())
+    }
+
+    pub(super) fn account(&self, account: &AccountId) -> Outcome<Account> {
+        self.accounts.get(account).cloned().ok_or_else(not_found)
+    }
+
+    pub(super) fn account_by_username(&self, username: &Username) -> Outcome<Account> {
+        let mut accounts = self.accounts.values();
+        accounts.find(|account| account.username.as_ref() == Some(username)).cloned().ok_or_else(not_found)
+    }
+
+    pub(super) fn challenge(&mut self) -> Challenge {
+        let nonce = Nonce::from(self.draw());
+        let expires_at_ms = self.in_s(self.limits.challenge_ttl_s);
+        self.challenges.insert(nonce, expires_at_ms);
+        Challenge { nonce, expires_at_ms }
+    }
+
+    /// Opens a session. The challenge is used up either way.
+    pub(super) fn login(&mut self, request: &LoginRequest) -> Outcome<Session> {
+        let expires_at_ms = self.challenges.remove(&request.nonce);
+        if expires_at_ms.is_none_or(|expires_at_ms| expires_at_ms <= self.now_ms) {
+            return Err(refused(ErrorCode::Unauthenticated, "the challenge is over; ask for another"));
+        }
+        let fields: &[&[u8]] = &[self.relay_id.as_bytes(), request.device_id.as_bytes(), request.nonce.as_bytes()];
+        let signed = |device: &Device| verify(&device.device_key, Domain::Login, fields, &request.signature);
+        if !self.devices.get(&request.device_id).is_some_and(signed) {
+            return Err(refused(ErrorCode::BadSignature, "the log-in is not signed by the device's key"));
+        }
+        let (token, expires_at_ms) = (Bytes::from(self.draw().as_slice()), self.in_s(self.limits.session_ttl_s));
+        self.sessions.push(OpenSession { token: token.clone(), device: request.device_id, expires_at_ms });
+        self.end_oldest_session(request);
+        Ok(Session { token, expires_at_ms })
+    }
+
+    fn end_oldest_session(&mut self, request: &LoginRequest) {
+        let is_own = |session: &OpenSession| session.device == request.device_id;
+        let own = self.sessions.iter().filter(|session| is_own(session)).count() as u64;
+        if own > self.limits.device_sessions_max
+            && let Some(oldest) = self.sessions.iter().position(is_own)
+        {
+            self.sessions.remove(oldest);
+        }
+    }
+
+    pub(super) fn logout(&mut self, token: &Bytes) -> Outcome<()> {
+        self.caller(token)?;
+        self.sessions.retain(|session| session.token != *token);
+        Ok(())
+    }
+
+    /// Takes everything of an account away, and its devices out of all their groups.
+    pub(super) fn delete_account(&mut self, account: &AccountId) {
+        let of_account = self.devices.iter().filter(|(_, device)| device.account == *account);
+        for id in of_account.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.remove_from_groups(&id);
+            self.devices.remove(&id);
+            self.sessions.retain(|session| session.device != id);
+        }
+        self.accounts.remove(account);
+    }
+}
+
+fn bad_list(error: DeviceListError) -> Box<Problem> {
+    refused(ErrorCode::BadDeviceList, &error.to_string())
+}

@@ -1,0 +1,385 @@
+//! A relay in memory, for tests of the SDK and of apps built on it: the rules of the real one, and faults on request.
+//!
+//! [`FakeRelay`] owns the faults and what tests may look at; [`FakeRelay::connect`] gives a device's way to it. The
+//! rules are in the rooms below: `state` (sessions, queues, message ids), `accounts`, `keys`, `groups` and `stream`.
+//!
+//! Invariant: a request acts as a whole, under one lock, or not at all. Time stands still unless a test moves it, and
+//! nothing here sleeps.
+//!
+//! ```no_run
+//! use undertone::api::{RelayApi as _, fake::FakeRelay};
+//! # async fn example() -> Result<(), undertone::api::ApiError> {
+//! let relay = FakeRelay::new();
+//! let api = relay.connect();
+//! api.relay().await?;
+//! relay.drop_answers(1);
+//! assert!(api.challenge().await.is_err(), "it acted, but nobody was told");
+//! # Ok(())
+//! # }
+//! ```
+
+mod accounts;
+mod groups;
+mod keys;
+mod state;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicI64, Ordering::Relaxed},
+};
+
+use tokio::sync::Notify;
+use undertone_wire::{
+    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
+    CommitResponse, CreateGroupRequest, Delivery, DeviceId, Group, GroupCommits, GroupId, GroupList, GroupMembers,
+    GroupPosition, KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest, Relay, SendRequest,
+    SendResponse, ServerFrame, Session, Username,
+};
+
+use self::{
+    groups::Post,
+    state::{Outcome, State},
+    stream::Stream,
+};
+use super::{Answer, ApiError, FrameStream, RelayApi};
+
+/// A device's time, in milliseconds since the Unix epoch.
+pub type DeviceClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// A relay in memory.
+pub struct FakeRelay {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+/// What goes wrong. Separate from what the relay holds, which no fault loses.
+#[derive(Debug, Default)]
+struct Faults {
+    offline: bool,
+    connections_to_refuse: u32,
+    answers_to_give: u32,
+    answers_to_drop: u32,
+    deliveries_held: bool,
+    /// How often all streams were cut; a stream from before the newest cut is dead.
+    cuts: u64,
+}
+
+/// What becomes of a request.
+enum Fate {
+    Lost,
+    ActsUnheard,
+    Answered,
+}
+
+impl Faults {
+    fn fate_of_next_request(&mut self) -> Fate {
+        if self.offline {
+            Fate::Lost
+        } else if let Some(left) = self.connections_to_refuse.checked_sub(1) {
+            self.connections_to_refuse = left;
+            Fate::Lost
+        } else if let Some(left) = self.answers_to_give.checked_sub(1) {
+            self.answers_to_give = left;
+            Fate::Answered
+        } else if let Some(left) = self.answers_to_drop.checked_sub(1) {
+            self.answers_to_drop = left;
+            Fate::ActsUnheard
+        } else {
+            Fate::Answered
+        }
+    }
+}
+
+/// The relay's clock and the ways to reach it.
+impl FakeRelay {
+    /// An empty relay. Its clock stands at the machine's time of now.
+    #[expect(clippy::disallowed_methods, reason = "openmls holds key packages against the machine's clock alone")]
+    pub fn new() -> Arc<Self> {
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        Arc::new(Self { state: Mutex::new(State::new(now_ms)), changed: Notify::new() })
+    }
+
+    /// A way to the relay for a device whose clock agrees with it.
+    pub fn connect(self: &Arc<Self>) -> Arc<dyn RelayApi> {
+        Arc::new(Connection { relay: Arc::clone(self), clock: None, clock_offset_ms: AtomicI64::new(0) })
+    }
+
+    /// A way to the relay for a device with a clock of its own, whose offset each answer tells.
+    pub fn connect_with_clock(self: &Arc<Self>, clock: DeviceClock) -> Arc<dyn RelayApi> {
+        Arc::new(Connection { relay: Arc::clone(self), clock: Some(clock), clock_offset_ms: AtomicI64::new(0) })
+    }
+
+    /// The relay's time, in milliseconds since the Unix epoch.
+    pub fn time_ms(&self) -> u64 {
+        self.look(|state| state.now_ms)
+    }
+
+    /// Sets the relay's time, forward or back.
+    pub fn set_time_ms(&self, now_ms: u64) {
+        self.change(|state| state.now_ms = now_ms);
+    }
+}
+
+/// Faults.
+impl FakeRelay {
+    /// From now on every request and every open stream finds the relay unreachable, and nothing acts.
+    pub fn go_offline(&self) {
+        self.change(|state| {
+            state.faults.offline = true;
+            state.faults.cuts += 1;
+        });
+    }
+
+    /// Ends [`Self::go_offline`]. Streams must be opened anew.
+    pub fn come_back(&self) {
+        self.change(|state| state.faults.offline = false);
+    }
+
+    /// The next `n` requests act, but their callers hear [`ApiError::Unreachable`]. Opening a stream is a request.
+    pub fn drop_answers(&self, n: u32) {
+        self.drop_answers_after(0, n);
+    }
+
+    /// The next `given` requests are answered, and only then [`Self::drop_answers`] begins.
+    pub fn drop_answers_after(&self, given: u32, n: u32) {
+        self.change(|state| (state.faults.answers_to_give, state.faults.answers_to_drop) = (given, n));
+    }
+
+    /// The next `n` requests do not act, and their callers hear [`ApiError::Unreachable`]. They come before those of
+    /// [`Self::drop_answers`].
+    pub fn refuse_connections(&self, n: u32) {
+        self.change(|state| state.faults.connections_to_refuse = n);
+    }
+
+    /// Every open stream finds the relay unreachable. Requests and new streams work.
+    pub fn cut_streams(&self) {
+        self.change(|state| state.faults.cuts += 1);
+    }
+
+    /// From now on streams say nothing but hello and bye, while requests work: the stream is late.
+    pub fn hold_deliveries(&self) {
+        self.change(|state| state.faults.deliveries_held = true);
+    }
+
+    /// Ends [`Self::hold_deliveries`]: all that was held comes now, in order.
+    pub fn release_deliveries(&self) {
+        self.change(|state| state.faults.deliveries_held = false);
+    }
+
+    /// Deletes what a device has not acked, up to and including `up_to`, as retention does. Its streams tell it as
+    /// missed.
+    pub fn expire_queue(&self, device: &DeviceId, up_to: u64) {
+        self.change(|state| {
+            if let Some(device) = state.devices.get_mut(device) {
+                device.queue.retain(|&seq, _| seq > up_to);
+            }
+        });
+    }
+}
+
+/// What tests may look at.
+impl FakeRelay {
+    /// How many entries a device has not acked; 0 if there is no such device.
+    pub fn queue_len(&self, device: &DeviceId) -> usize {
+        self.look(|state| state.devices.get(device).map_or(0, |device| device.queue.len()))
+    }
+
+    /// The entries that a device has not acked, oldest first.
+    pub fn queue(&self, device: &DeviceId) -> Vec<Delivery> {
+        self.look(|state| state.devices.get(device).map(state::Device::deliveries).unwrap_or_default())
+    }
+
+    /// The number that a device's next entry will get; `None` if there is no such device.
+    pub fn next_seq(&self, device: &DeviceId) -> Option<u64> {
+        self.look(|state| state.devices.get(device).map(|device| device.next_seq))
+    }
+
+    /// The number up to which a device has acked; `None` if there is no such device.
+    pub fn acked_seq(&self, device: &DeviceId) -> Option<u64> {
+        self.look(|state| state.devices.get(device).map(|device| device.acked_seq))
+    }
+
+    /// How many streams a device has opened.
+    pub fn streams_opened(&self, device: &DeviceId) -> u64 {
+        self.look(|state| state.devices.get(device).map_or(0, |device| device.stream))
+    }
+
+    /// A device's key packages that can still be handed out: one-time ones, and whether there is a last-resort one.
+    pub fn key_packages(&self, device: &DeviceId) -> (u64, bool) {
+        self.look(|state| state.key_packages(device))
+    }
+
+    /// Where a group stands; `None` if there is none.
+    pub fn group_position(&self, group: &GroupId) -> Option<GroupPosition> {
+        self.look(|state| state.groups.get(group).map(|group| group.position))
+    }
+
+    /// A group's member devices, in ascending order.
+    pub fn group_members(&self, group: &GroupId) -> Vec<DeviceId> {
+        self.look(|state| state.groups.get(group).map(groups::GroupState::member_devices).unwrap_or_default())
+    }
+
+    /// Waits until `holds` is true of the relay. Looks again after each change.
+    pub async fn until(&self, holds: impl Fn(&Self) -> bool) {
+        self.until_some(|| holds(self).then_some(())).await;
+    }
+}
+
+impl FakeRelay {
+    fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_waiters();
+        changed
+    }
+
+    /// Waits until `find` finds something. Cancel safe: what was found is returned at once.
+    async fn until_some<T>(&self, mut find: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Listens before it looks, so that no change falls in between.
+            changed.as_mut().enable();
+            if let Some(found) = find() {
+                return found;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// One device's way to the relay.
+struct Connection {
+    relay: Arc<FakeRelay>,
+    clock: Option<DeviceClock>,
+    clock_offset_ms: AtomicI64,
+}
+
+impl Connection {
+    fn request<'a, T: Send + 'a>(&'a self, act: impl FnOnce(&mut State) -> Outcome<T> + Send + 'a) -> Answer<'a, T> {
+        Box::pin(async move {
+            self.relay.change(|state| {
+                let fate = state.faults.fate_of_next_request();
+                let outcome = if let Fate::Lost = fate { None } else { Some(act(state)) };
+                match (fate, outcome) {
+                    (Fate::Answered, Some(outcome)) => {
+                        self.note_time(state.now_ms);
+                        outcome.map_err(ApiError::Refused)
+                    }
+                    _ => Err(ApiError::Unreachable("a fault of the fake relay".into())),
+                }
+            })
+        })
+    }
+
+    fn note_time(&self, relay_ms: u64) {
+        if let Some(offset_ms) = self.clock.as_ref().and_then(|clock| relay_ms.checked_signed_diff(clock())) {
+            self.clock_offset_ms.store(offset_ms, Relaxed);
+        }
+    }
+}
+
+impl RelayApi for Connection {
+    fn relay(&self) -> Answer<'_, Relay> {
+        self.request(|state| Ok(state.description()))
+    }
+    fn register<'a>(&'a self, request: &'a RegisterRequest) -> Answer<'a, Account> {
+        self.request(|state| state.register(request))
+    }
+    fn challenge(&self) -> Answer<'_, Challenge> {
+        self.request(|state| Ok(state.challenge()))
+    }
+    fn login<'a>(&'a self, request: &'a LoginRequest) -> Answer<'a, Session> {
+        self.request(|state| state.login(request))
+    }
+
+    fn logout<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()> {
+        self.request(|state| state.logout(token))
+    }
+    fn delete_account<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()> {
+        self.request(|state| state.caller(token).map(|caller| state.delete_account(&caller.account)))
+    }
+    fn account<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, Account> {
+        self.request(move |state| state.caller(token).and_then(|_| state.account(&account)))
+    }
+    fn account_by_username<'a>(&'a self, token: &'a Bytes, username: &'a Username) -> Answer<'a, Account> {
+        self.request(|state| state.caller(token).and_then(|_| state.account_by_username(username)))
+    }
+
+    fn key_counts<'a>(&'a self, token: &'a Bytes) -> Answer<'a, KeyCounts> {
+        self.request(|state| state.caller(token).map(|caller| state.key_counts(&caller.device)))
+    }
+    fn publish<'a>(&'a self, token: &'a Bytes, request: &'a PublishRequest) -> Answer<'a, KeyCounts> {
+        self.request(|state| state.caller(token).and_then(|caller| state.publish(&caller, request)))
+    }
+    fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse> {
+        self.request(|state| state.caller(token).and_then(|_| state.claim(request)))
+    }
+
+    fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList> {
+        self.request(|state| state.caller(token).map(|caller| state.groups_of(&caller.device)))
+    }
+    fn create_group<'a>(&'a self, token: &'a Bytes, request: &'a CreateGroupRequest) -> Answer<'a, Group> {
+        self.request(|state| state.caller(token).and_then(|caller| state.create_group(&caller, request)))
+    }
+    fn group_members<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, GroupMembers> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.members(&caller, &group)))
+    }
+    fn group_commits<'a>(&'a self, token: &'a Bytes, group: GroupId, after: u64) -> Answer<'a, GroupCommits> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.commits(&caller, &group, after)))
+    }
+    fn commit<'a>(
+        &'a self,
+        token: &'a Bytes,
+        group: GroupId,
+        request: &'a CommitRequest,
+    ) -> Answer<'a, CommitResponse> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.commit(Post { caller, group }, request)))
+    }
+    fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.send(Post { caller, group }, request)))
+    }
+    fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.leave(Post { caller, group }, request)))
+    }
+
+    fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()> {
+        self.request(|state| state.caller(token).and_then(|caller| state.ack(&caller.device, request.up_to)))
+    }
+    fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>> {
+        self.request(move |state| {
+            let stream = Stream::open(state, token, after)?;
+            let relay = Arc::clone(&self.relay);
+            Ok(Box::new(OpenStream { relay, stream }) as Box<dyn FrameStream>)
+        })
+    }
+
+    fn clock_offset_ms(&self) -> i64 {
+        self.clock_offset_ms.load(Relaxed)
+    }
+}
+
+/// An open stream.
+struct OpenStream {
+    relay: Arc<FakeRelay>,
+    stream: Stream,
+}
+
+impl FrameStream for OpenStream {
+    fn next(&mut self) -> Answer<'_, ServerFrame> {
+        let Self { relay, stream } = self;
+        Box::pin(relay.until_some(|| relay.look(|state| stream.next(state))))
+    }
+
+    fn send(&mut self, frame: ClientFrame) -> Answer<'_, ()> {
+        let Self { relay, stream } = self;
+        Box::pin(async move { relay.change(|state| stream.take(state, &frame)) })
+    }
+}

@@ -1,0 +1,225 @@
+//! What the fake relay holds, and the rules that all its rooms share: sessions, queues and message ids.
+//!
+//! Invariant: a device's queue has ascending numbers below its `next_seq` and above its `acked_seq`.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use serde::Serialize;
+use undertone_wire::{
+    Account, AccountId, Bytes, Delivery, DeviceId, Encoding, Envelope, ErrorCode, GroupId, Hash, Incarnation,
+    LimitReached, Limits, MessageId, Nonce, Problem, PublicKey, Relay, RelayId, SignedCertificate, suite,
+};
+
+use super::{Faults, groups::GroupState, keys::StoredKeys};
+
+/// An answer, or the refusal of it.
+pub(super) type Outcome<T> = Result<T, Box<Problem>>;
+
+/// How many relays there have been in this process: what makes the ids of one different from another's.
+static RELAYS: AtomicU64 = AtomicU64::new(0);
+
+pub(super) struct State {
+    pub(super) faults: Faults,
+    pub(super) now_ms: u64,
+    pub(super) limits: Limits,
+    pub(super) relay_id: RelayId,
+    pub(super) incarnation: Incarnation,
+    pub(super) accounts: BTreeMap<AccountId, Account>,
+    pub(super) devices: BTreeMap<DeviceId, Device>,
+    /// When each ends.
+    pub(super) challenges: BTreeMap<Nonce, u64>,
+    /// Oldest first.
+    pub(super) sessions: Vec<OpenSession>,
+    pub(super) groups: BTreeMap<GroupId, GroupState>,
+    answered: BTreeMap<MessageId, Answered>,
+    relay_number: u64,
+    draws: u64,
+}
+
+pub(super) struct Device {
+    pub(super) account: AccountId,
+    pub(super) device_key: PublicKey,
+    pub(super) certificate: SignedCertificate,
+    pub(super) keys: StoredKeys,
+    pub(super) queue: BTreeMap<u64, Envelope>,
+    pub(super) next_seq: u64,
+    pub(super) acked_seq: u64,
+    /// The number of its newest stream.
+    pub(super) stream: u64,
+}
+
+pub(super) struct OpenSession {
+    pub(super) token: Bytes,
+    pub(super) device: DeviceId,
+    pub(super) expires_at_ms: u64,
+}
+
+/// Whom a session speaks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caller {
+    pub(super) device: DeviceId,
+    pub(super) account: AccountId,
+}
+
+/// A request that was accepted: the hash of its body, and the number of the commit if it was one.
+struct Answered {
+    body: Hash,
+    commit_seq: u64,
+}
+
+/// A request that has its effect once.
+pub(super) struct Once {
+    id: MessageId,
+    body: Hash,
+}
+
+impl State {
+    pub(super) fn new(now_ms: u64) -> Self {
+        let relay_number = RELAYS.fetch_add(1, Relaxed);
+        let id = |what: &str| first_16(Hash::of(format!("{what} {relay_number}").as_bytes()).as_bytes());
+        Self {
+            faults: Faults::default(),
+            now_ms,
+            limits: Limits::default(),
+            relay_id: RelayId::from_random(id("relay")),
+            incarnation: Incarnation::from_random(id("incarnation")),
+            accounts: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            challenges: BTreeMap::new(),
+            sessions: Vec::new(),
+            groups: BTreeMap::new(),
+            answered: BTreeMap::new(),
+            relay_number,
+            draws: 0,
+        }
+    }
+
+    pub(super) fn description(&self) -> Relay {
+        Relay {
+            relay_id: self.relay_id,
+            incarnation: self.incarnation,
+            time_ms: self.now_ms,
+            suites: vec![suite::DEFAULT],
+            limits: self.limits.clone(),
+        }
+    }
+
+    /// Bytes that no relay of this process has drawn before.
+    pub(super) fn draw(&mut self) -> [u8; 32] {
+        self.draws += 1;
+        *Hash::of(format!("draw {} {}", self.relay_number, self.draws).as_bytes()).as_bytes()
+    }
+
+    /// A time some seconds from now.
+    pub(super) fn in_s(&self, seconds: u64) -> u64 {
+        self.now_ms.saturating_add(seconds.saturating_mul(1_000))
+    }
+
+    pub(super) fn caller(&self, token: &Bytes) -> Outcome<Caller> {
+        let session =
+            self.sessions.iter().find(|session| session.token == *token && session.expires_at_ms > self.now_ms);
+        let caller = session.and_then(|session| {
+            let account = self.devices.get(&session.device)?.account;
+            Some(Caller { device: session.device, account })
+        });
+        caller.ok_or_else(|| refused(ErrorCode::Unauthenticated, "log in"))
+    }
+
+    /// The request with this id and body, unless the id's time is outside the window.
+    pub(super) fn once<T: Serialize>(
+        &self,
+        route: &str,
+        group: Option<&GroupId>,
+        id: MessageId,
+        body: &T,
+    ) -> Outcome<Once> {
+        let too_old = id.time_ms().saturating_add(self.limits.idempotency_window_s.saturating_mul(1_000)) < self.now_ms;
+        let code = match id.time_ms() > self.in_s(self.limits.clock_ahead_s_max) {
+            true => Some(ErrorCode::ClockSkew),
+            false => too_old.then_some(ErrorCode::OutcomeUnknown),
+        };
+        if let Some(code) = code {
+            return Err(Box::new(Problem { time_ms: Some(self.now_ms), ..Problem::new(code) }));
+        }
+        let group = group.map_or([0; 16], |group| *group.as_bytes());
+        let body = Hash::of(&[route.as_bytes(), &group, &Encoding::Cbor.encode(body)].concat());
+        Ok(Once { id, body })
+    }
+
+    /// The number in the first answer, if the request was accepted before. Refused if its id was used for another.
+    pub(super) fn first_answer(&self, once: &Once) -> Outcome<Option<u64>> {
+        match self.answered.get(&once.id) {
+            None => Ok(None),
+            Some(answered) if answered.body == once.body => Ok(Some(answered.commit_seq)),
+            Some(_) => Err(refused(ErrorCode::MessageIdReused, "make a new message id for a new message")),
+        }
+    }
+
+    pub(super) fn remember(&mut self, once: &Once, commit_seq: u64) {
+        self.answered.insert(once.id, Answered { body: once.body, commit_seq });
+    }
+
+    pub(super) fn deliver(&mut self, devices: &[DeviceId], envelope: &Envelope) {
+        for device in devices {
+            if let Some(device) = self.devices.get_mut(device) {
+                device.queue.insert(device.next_seq, envelope.clone());
+                device.next_seq += 1;
+            }
+        }
+    }
+
+    pub(super) fn ack(&mut self, device: &DeviceId, up_to: u64) -> Outcome<()> {
+        let Some(device) = self.devices.get_mut(device) else { return Ok(()) };
+        if up_to >= device.next_seq {
+            return Err(refused(ErrorCode::Malformed, "`up_to` is a number that was not given out yet"));
+        }
+        device.acked_seq = device.acked_seq.max(up_to);
+        device.queue.retain(|&seq, _| seq > up_to);
+        Ok(())
+    }
+}
+
+impl Device {
+    pub(super) fn new(account: AccountId, device_key: PublicKey, certificate: SignedCertificate) -> Self {
+        let (keys, queue) = (StoredKeys::default(), BTreeMap::new());
+        Self { account, device_key, certificate, keys, queue, next_seq: 1, acked_seq: 0, stream: 0 }
+    }
+
+    pub(super) fn deliveries(&self) -> Vec<Delivery> {
+        self.queue.iter().map(|(&seq, envelope)| Delivery { seq, envelope: envelope.clone() }).collect()
+    }
+}
+
+/// A refusal that says what to do.
+pub(super) fn refused(code: ErrorCode, detail: &str) -> Box<Problem> {
+    Box::new(Problem { detail: Some(detail.to_owned()), ..Problem::new(code) })
+}
+
+pub(super) fn not_found() -> Box<Problem> {
+    Box::new(Problem::new(ErrorCode::NotFound))
+}
+
+/// Refuses bytes that are more than a limit.
+pub(super) fn check_bytes(name: &str, max: u64, bytes: &Bytes) -> Outcome<()> {
+    check_limit(ErrorCode::TooLarge, name, max, bytes.len())
+}
+
+/// Refuses things that are more than a limit.
+pub(super) fn check_count(name: &str, max: u64, count: usize) -> Outcome<()> {
+    check_limit(ErrorCode::LimitReached, name, max, count)
+}
+
+fn check_limit(code: ErrorCode, name: &str, value: u64, actual: usize) -> Outcome<()> {
+    if actual as u64 <= value {
+        return Ok(());
+    }
+    let detail = Some(format!("`{name}` is {value}"));
+    Err(Box::new(Problem { detail, limit: Some(LimitReached { name: name.to_owned(), value }), ..Problem::new(code) }))
+}
+
+fn first_16(bytes: &[u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|i| bytes[i])
+}

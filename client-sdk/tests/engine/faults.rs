@@ -1,0 +1,195 @@
+//! Lost answers, lost streams, lost processes.
+
+use std::time::Duration;
+
+use undertone::{Connection, Event, MessageStatus};
+
+use crate::world::{World, builder_at, event, has_status, has_texts, joined, members, online, wait_until};
+
+#[tokio::test]
+async fn what_is_written_offline_goes_out_later_once() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    world.relay.go_offline();
+    let mut sent = Vec::new();
+    for number in 0..5 {
+        sent.push(groups[0].send(number.to_string()).await.unwrap());
+    }
+    assert_eq!(alice.message_status(sent[0]).await.unwrap(), MessageStatus::Queued);
+    world.relay.come_back();
+    has_texts(&groups[1], &["0", "1", "2", "3", "4"]).await;
+    has_status(&alice, sent[4], MessageStatus::Sent).await;
+}
+
+#[tokio::test]
+async fn a_group_can_be_made_and_filled_with_text_offline() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    world.relay.go_offline();
+    wait_until("alice to notice", async || (alice.connection() == Connection::Offline).then_some(())).await;
+    let group = alice.create_group("ski trip").await.unwrap();
+    group.send("nobody reads this").await.unwrap();
+    assert_eq!(group.add(bob.account().account_id).await.unwrap_err().kind(), undertone::ErrorKind::Offline);
+    world.relay.come_back();
+    online(&alice).await;
+    group.add(bob.account().account_id).await.unwrap();
+    group.send("but this").await.unwrap();
+    joined(&bob, group.id()).await;
+    has_texts(&bob.group(group.id()), &["but this"]).await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_a_message_doubles_nothing() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    let mut all = Vec::new();
+    for number in 0..10 {
+        world.relay.drop_answers(1);
+        all.push(number.to_string());
+        let id = groups[0].send(number.to_string()).await.unwrap();
+        has_status(&alice, id, MessageStatus::Sent).await;
+    }
+    has_texts(&groups[1], &all).await;
+    has_texts(&groups[0], &all).await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_a_commit_forks_nothing() {
+    let world = World::new();
+    let (alice, bob, carol) =
+        (world.register("alice").await, world.register("bob").await, world.register("carol").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    for _ in 0..3 {
+        world.relay.drop_answers(2);
+        groups[0].add(carol.account().account_id).await.unwrap();
+        world.relay.drop_answers(2);
+        groups[0].remove(carol.account().account_id).await.unwrap();
+    }
+    world.relay.drop_answers(0);
+    groups[1].send("one group").await.unwrap();
+    has_texts(&groups[0], &["one group"]).await;
+    wait_until("two members", async || (members(&groups[1]).await.len() == 2).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_late_stream_loses_no_message_of_the_epoch_before() {
+    let world = World::new();
+    let (alice, bob, carol) =
+        (world.register("alice").await, world.register("bob").await, world.register("carol").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    world.relay.hold_deliveries();
+    groups[1].send("of the epoch before").await.unwrap();
+    wait_until("the relay to have it", async || (world.relay.queue_len(&alice.device_id()) > 0).then_some(())).await;
+    // alice's commit is accepted while bob's message still stands before it in her queue.
+    let adding = {
+        let (group, carol) = (groups[0].clone(), carol.account().account_id);
+        tokio::spawn(async move { group.add(carol).await })
+    };
+    wait_until("the relay to have the commit", async || {
+        (world.relay.group_position(&groups[0].id()).unwrap().commit_seq == 2).then_some(())
+    })
+    .await;
+    // bob, who does not know of it yet, is refused, drains and sends again.
+    groups[1].send("refused at first").await.unwrap();
+    world.relay.release_deliveries();
+    adding.await.unwrap().unwrap();
+    has_texts(&groups[0], &["of the epoch before", "refused at first"]).await;
+    joined(&carol, groups[0].id()).await;
+    has_texts(&carol.group(groups[0].id()), &["refused at first"]).await;
+}
+
+#[tokio::test]
+async fn a_process_that_dies_goes_on_where_it_stopped() {
+    let world = World::new();
+    let (mut alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let at_bob = world.group(&[&alice, &bob]).await.remove(1);
+    let mut all = Vec::new();
+    for round in 0..8 {
+        // Dropped without shutdown, at another point each time.
+        match round % 4 {
+            0 => world.relay.drop_answers(1),
+            1 => world.relay.refuse_connections(1),
+            2 => world.relay.cut_streams(),
+            _ => {}
+        }
+        for part in 0..3 {
+            let text = format!("{round}.{part}");
+            alice.group(at_bob.id()).send(text.clone()).await.unwrap();
+            all.push(text);
+        }
+        drop(alice);
+        alice = world.open("alice").await;
+    }
+    has_texts(&at_bob, &all).await;
+    has_texts(&alice.group(at_bob.id()), &all).await;
+    assert_eq!(alice.outbox_empty(Duration::from_secs(10)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_receiver_that_dies_shows_each_message_once() {
+    let world = World::new();
+    let (alice, mut bob) = (world.register("alice").await, world.register("bob").await);
+    let at_alice = world.group(&[&alice, &bob]).await.remove(0);
+    let all: Vec<_> = (0..40).map(|number| number.to_string()).collect();
+    for chunk in all.chunks(5) {
+        for text in chunk {
+            at_alice.send(text).await.unwrap();
+        }
+        drop(bob);
+        bob = world.open("bob").await;
+    }
+    has_texts(&bob.group(at_alice.id()), &all).await;
+    let mut seen = Vec::new();
+    while seen.len() < all.len() {
+        seen.push(
+            event(&bob, |event| match event {
+                Event::MessageReceived(message) => Some(message.text().to_owned()),
+                _ => None,
+            })
+            .await,
+        );
+    }
+    assert_eq!(seen, all, "each event once, over all those restarts");
+    wait_until("everything to be acked", async || (world.relay.queue_len(&bob.device_id()) == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_was_not_taken_in_time_is_told() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    wait_until("bob's queue to be drained", async || (world.relay.queue_len(&bob.device_id()) == 0).then_some(()))
+        .await;
+    let (device, group) = (bob.device_id(), groups[0].clone());
+    drop(groups);
+    bob.shutdown().await;
+    for number in 0..4 {
+        let id = group.send(number.to_string()).await.unwrap();
+        has_status(&alice, id, MessageStatus::Sent).await;
+    }
+    let first = world.relay.queue(&device)[0].seq;
+    world.relay.expire_queue(&device, first + 1);
+    let bob = world.open("bob").await;
+    let missed = event(&bob, |event| match event {
+        Event::Missed { from, to } => Some((from, to)),
+        _ => None,
+    });
+    assert_eq!(missed.await, (first, first + 1));
+    has_texts(&bob.group(group.id()), &["2", "3"]).await;
+}
+
+#[tokio::test]
+async fn a_second_process_with_a_copy_of_the_store_is_told_apart() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    alice.shutdown().await;
+    std::fs::create_dir(world.store("copy")).unwrap();
+    std::fs::copy(world.store("alice").join("undertone.db"), world.store("copy").join("undertone.db")).unwrap();
+    let alice = world.open("alice").await;
+    online(&alice).await;
+    let copy = builder_at(&world.relay, world.store("copy")).open().await.unwrap();
+    online(&copy).await;
+    wait_until("the first to be replaced", async || (alice.connection() == Connection::Replaced).then_some(())).await;
+}

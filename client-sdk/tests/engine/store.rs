@@ -1,0 +1,48 @@
+//! Opening, closing and finding people.
+
+use undertone::{Client, Error, StoreKey};
+
+use crate::world::{World, builder_at, key, online};
+
+#[tokio::test]
+async fn a_store_belongs_to_one_account_one_key_and_one_process() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let again = builder_at(&world.relay, world.store("alice")).open().await;
+    assert!(matches!(again, Err(Error::StoreInUse)));
+    alice.shutdown().await;
+    let again = builder_at(&world.relay, world.store("alice")).register("alice").await;
+    assert!(matches!(again, Err(Error::AlreadyRegistered)));
+    let wrong = StoreKey::Passphrase("wrong".into());
+    let opened = Client::builder("http://fake").api(world.relay.connect()).store(world.store("alice"), wrong);
+    assert!(matches!(opened.open().await, Err(Error::WrongKey)));
+    assert!(matches!(Client::open(world.store("nowhere"), key()).await, Err(Error::NotRegistered)));
+    online(&world.open("alice").await).await;
+}
+
+#[tokio::test]
+async fn a_registration_whose_answer_was_lost_is_finished_by_trying_again() {
+    let world = World::new();
+    let registered = async || builder_at(&world.relay, world.store("alice")).register("alice").await;
+    // The first request asks who the relay is, the second registers.
+    for answered in [0, 1] {
+        world.relay.drop_answers_after(answered, 1);
+        assert!(matches!(registered().await, Err(Error::Offline(_))));
+    }
+    let alice = registered().await.unwrap();
+    assert_eq!(alice.find("alice").await.unwrap(), alice.account());
+    let taken = builder_at(&world.relay, world.store("mallory")).register("alice").await;
+    assert!(matches!(taken, Err(Error::UsernameTaken)));
+}
+
+#[tokio::test]
+async fn people_are_found_by_name_and_by_id_and_offline_if_known() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    assert_eq!(alice.find("BOB").await.unwrap(), bob.account());
+    assert_eq!(alice.find(&bob.account().account_id.to_string()).await.unwrap(), bob.account());
+    assert!(matches!(alice.find("not a name").await, Err(Error::Invalid(_))));
+    world.relay.go_offline();
+    assert_eq!(alice.find("bob").await.unwrap(), bob.account());
+    assert!(matches!(alice.find("carol").await, Err(Error::Offline(_))));
+}

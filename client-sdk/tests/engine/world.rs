@@ -1,0 +1,123 @@
+//! A fake relay and people with devices at it.
+
+use std::{fmt::Display, sync::Arc, time::Duration};
+
+use tempfile::TempDir;
+use undertone::{AccountId, Client, Connection, Event, Group, GroupId, MessageStatus, StoreKey, api::fake::FakeRelay};
+
+/// A fake relay, and a folder for the stores.
+pub(crate) struct World {
+    pub(crate) relay: Arc<FakeRelay>,
+    folder: TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self { relay: FakeRelay::new(), folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn store(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Registers somebody and waits until they are online.
+    pub(crate) async fn register(&self, name: &str) -> Client {
+        let client = builder_at(&self.relay, self.store(name)).register(name).await.unwrap();
+        online(&client).await;
+        client
+    }
+
+    /// Opens somebody's store again.
+    pub(crate) async fn open(&self, name: &str) -> Client {
+        // A client that was dropped lets go of its store a moment later.
+        wait_until("the store to be free", async || builder_at(&self.relay, self.store(name)).open().await.ok()).await
+    }
+
+    /// A group with everybody in it, seen from each of them.
+    pub(crate) async fn group(&self, clients: &[&Client]) -> Vec<Group> {
+        let (first, others) = clients.split_first().unwrap();
+        let group = first.create_group("ski trip").await.unwrap();
+        for other in others {
+            group.add(other.account().account_id).await.unwrap();
+        }
+        for other in others {
+            joined(other, group.id()).await;
+        }
+        clients.iter().map(|client| client.group(group.id())).collect()
+    }
+}
+
+pub(crate) fn builder_at(
+    relay: &Arc<FakeRelay>,
+    path: std::path::PathBuf,
+) -> undertone::ClientBuilder<undertone::StoreAt> {
+    Client::builder("http://fake").api(relay.connect()).store(path, key())
+}
+
+pub(crate) fn key() -> StoreKey {
+    StoreKey::Raw32([1; 32])
+}
+
+/// Waits until `look` finds something.
+pub(crate) async fn wait_until<T>(what: impl Display, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    let found = async {
+        loop {
+            tick.tick().await;
+            if let Some(found) = look().await {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), found).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+}
+
+pub(crate) async fn online(client: &Client) {
+    wait_until("to be online", async || (client.connection() == Connection::Online).then_some(())).await;
+}
+
+pub(crate) async fn joined(client: &Client, group: GroupId) {
+    let group = client.group(group);
+    wait_until("the group to be there", async || group.summary().await.ok().filter(|group| group.active)).await;
+}
+
+/// The texts of a group's history.
+pub(crate) async fn texts(group: &Group) -> Vec<String> {
+    let history = group.history(1_000, None).await.unwrap();
+    history.iter().map(|message| message.text().to_owned()).collect()
+}
+
+/// Waits until the history has these texts, in this order.
+pub(crate) async fn has_texts(group: &Group, expected: &[impl AsRef<str>]) {
+    let expected: Vec<_> = expected.iter().map(AsRef::as_ref).collect();
+    let mut seen = vec![];
+    let look = async || {
+        seen = texts(group).await;
+        (seen == expected).then_some(())
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(20), wait_until("texts", look)).await;
+    assert_eq!(seen, expected);
+}
+
+pub(crate) async fn members(group: &Group) -> Vec<AccountId> {
+    group.summary().await.unwrap().members.iter().map(|member| member.account_id).collect()
+}
+
+/// Waits until an event comes for which `wanted` gives something; those before it are passed over.
+pub(crate) async fn event<T>(client: &Client, mut wanted: impl FnMut(Event) -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = wanted(client.events().next().await.expect("the client runs")) {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), found).await.expect("the event comes")
+}
+
+pub(crate) async fn has_status(client: &Client, message: undertone::MessageId, status: MessageStatus) {
+    wait_until(format!("a message to be {status:?}"), async || {
+        (client.message_status(message).await.unwrap() == status).then_some(())
+    })
+    .await;
+}

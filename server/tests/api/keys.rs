@@ -1,0 +1,179 @@
+//! Key packages: publishing, counting, claiming.
+
+use std::{collections::HashSet, time::Duration};
+
+use openmls::prelude::{Ciphersuite, Lifetime, tls_codec::Serialize as _};
+use openmls_rust_crypto::OpenMlsRustCrypto;
+use undertone_server::{Clock as _, SystemClock};
+use undertone_wire::{
+    Account as WireAccount, ClaimRequest, ErrorCode, KeyCounts, KeyPackageCount, Limits, PublishRequest, path, suite,
+};
+
+use crate::support::{Account, Device, Message, TestRelay};
+
+const DAY_S: u64 = 24 * 60 * 60;
+
+fn now_s() -> u64 {
+    SystemClock.now_ms() / 1_000
+}
+
+fn counted(one_time: u64, last_resort: bool) -> KeyCounts {
+    KeyCounts { key_packages: vec![KeyPackageCount { suite: suite::DEFAULT, one_time, last_resort }] }
+}
+
+#[tokio::test]
+async fn what_is_published_is_counted_and_handed_out_once_then_the_last_resort_again_and_again() {
+    let relay = TestRelay::start().await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    assert_eq!(alice.get(path::KEYS).await.yes::<KeyCounts>(), KeyCounts { key_packages: vec![] });
+    let one_time = [alice.key_package(false), alice.key_package(false)];
+    let last_resort = alice.key_package(true);
+    let published = alice.publish(one_time.to_vec(), Some(last_resort.clone())).await.yes::<KeyCounts>();
+    assert_eq!(published, counted(2, true));
+
+    let mut claimed = HashSet::new();
+    for _ in 0..2 {
+        let entry = bob.claim(alice.account_id()).await.key_packages.remove(0);
+        assert_eq!((entry.device_id, entry.last_resort), (alice.id(), false));
+        claimed.insert(entry.key_package.unwrap());
+    }
+    assert_eq!(claimed, one_time.into());
+    assert_eq!(alice.get(path::KEYS).await.yes::<KeyCounts>(), counted(0, true));
+    for _ in 0..2 {
+        let entry = bob.claim(alice.account_id()).await.key_packages.remove(0);
+        assert_eq!((entry.key_package.as_ref(), entry.last_resort), (Some(&last_resort), true));
+    }
+}
+
+#[tokio::test]
+async fn a_claim_answers_for_each_listed_device_in_order() {
+    let relay = TestRelay::start().await;
+    let (alice, bob) = (relay.account(3).await, relay.device().await);
+    alice[0].stock(1).await;
+    alice[2].publish(vec![], Some(alice[2].key_package(true))).await.yes::<KeyCounts>();
+    let claimed = bob.claim(alice[0].account_id()).await.key_packages;
+    let ids: Vec<_> = claimed.iter().map(|entry| entry.device_id).collect();
+    assert_eq!(ids, alice.iter().map(Device::id).collect::<Vec<_>>());
+    let shape: Vec<_> = claimed.iter().map(|entry| (entry.key_package.is_some(), entry.last_resort)).collect();
+    assert_eq!(shape, [(true, false), (false, false), (true, true)]);
+
+    let nobody = ClaimRequest { account_id: Account::new(1).account_id, suite: suite::DEFAULT };
+    bob.post(path::CLAIM, &nobody).await.no(ErrorCode::NotFound);
+    let hybrid = ClaimRequest { account_id: alice[0].account_id(), suite: 0x004F };
+    bob.post(path::CLAIM, &hybrid).await.no(ErrorCode::UnsupportedSuite);
+}
+
+#[tokio::test]
+async fn thirty_two_at_once_get_twenty_different_ones_and_twelve_times_the_last_resort() {
+    let relay = TestRelay::start().await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    alice.stock(20).await;
+    let claims = (0..32).map(|_| {
+        let (bob, account) = (bob.clone(), alice.account_id());
+        tokio::spawn(async move { bob.claim(account).await.key_packages.remove(0) })
+    });
+    let claims: Vec<_> = claims.collect();
+    let (mut one_time, mut last_resort) = (Vec::new(), Vec::new());
+    for claim in claims {
+        let entry = claim.await.unwrap();
+        let key_package = entry.key_package.expect("no empty answer");
+        if entry.last_resort { last_resort.push(key_package) } else { one_time.push(key_package) }
+    }
+    assert_eq!((one_time.len(), last_resort.len()), (20, 12));
+    assert_eq!(one_time.into_iter().collect::<HashSet<_>>().len(), 20);
+    assert_eq!(last_resort.into_iter().collect::<HashSet<_>>().len(), 1);
+}
+
+#[tokio::test]
+async fn publishing_again_does_not_bring_a_claimed_key_back() {
+    let relay = TestRelay::start().await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    let mut request = PublishRequest {
+        message_id: Message::id(SystemClock.now_ms()),
+        key_packages: vec![alice.key_package(false)],
+        last_resort: Some(alice.key_package(true)),
+    };
+    assert_eq!(alice.post(path::KEY_PACKAGES, &request).await.yes::<KeyCounts>(), counted(1, true));
+    assert!(!bob.claim(alice.account_id()).await.key_packages[0].last_resort);
+    assert_eq!(alice.post(path::KEY_PACKAGES, &request).await.yes::<KeyCounts>(), counted(0, true));
+    request.key_packages.clear();
+    alice.post(path::KEY_PACKAGES, &request).await.no(ErrorCode::MessageIdReused);
+}
+
+#[tokio::test]
+async fn a_new_last_resort_replaces_the_old_one() {
+    let relay = TestRelay::start().await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    alice.publish(vec![], Some(alice.key_package(true))).await.yes::<KeyCounts>();
+    let newer = alice.key_package(true);
+    alice.publish(vec![], Some(newer.clone())).await.yes::<KeyCounts>();
+    assert_eq!(bob.claim(alice.account_id()).await.key_packages[0].key_package, Some(newer));
+    assert_eq!(relay.rows("key_packages").await, 1);
+}
+
+#[tokio::test]
+async fn each_broken_rule_has_its_code_and_nothing_is_stored() {
+    let limits = Limits { key_package_bytes_max: 2_000, one_time_keys_max: 3, ..Limits::default() };
+    let relay = TestRelay::with_limits(limits.clone()).await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    let good = alice.key_package(false);
+    let publish = |key_package| alice.publish(vec![good.clone(), key_package], None);
+
+    let mut changed = good.clone().into_vec();
+    *changed.last_mut().unwrap() ^= 1;
+    publish(changed.into()).await.no(ErrorCode::BadSignature);
+    let problem = publish(vec![0; 2_001].into()).await.no(ErrorCode::TooLarge);
+    assert_eq!(problem.limit.map(|limit| (limit.name, limit.value)), Some(("key_package_bytes_max".into(), 2_000)));
+    publish(vec![0, 1, 0, 3, 0].into()).await.no(ErrorCode::BadKeyPackage);
+    publish(bob.key_package(false)).await.no(ErrorCode::BadKeyPackage);
+    publish(alice.key_package(true)).await.no(ErrorCode::BadKeyPackage);
+    alice.publish(vec![], Some(good.clone())).await.no(ErrorCode::BadKeyPackage);
+
+    let provider = OpenMlsRustCrypto::default();
+    let other_suite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
+    let lifetime = Lifetime::init(now_s() - DAY_S, now_s() + 90 * DAY_S);
+    let foreign = alice.key_package_in(&provider, other_suite, lifetime, false);
+    publish(foreign.tls_serialize_detached().unwrap().into()).await.no(ErrorCode::UnsupportedSuite);
+
+    let (min, max) = (limits.key_package_remaining_s_min, limits.key_package_lifetime_s_max);
+    for (from, to) in
+        [(now_s() - 60, now_s() + min - 60), (now_s() - DAY_S, now_s() + max), (now_s() - 10, now_s() - 5)]
+    {
+        publish(alice.key_package_living(from, to, false)).await.no(ErrorCode::BadLifetime);
+    }
+    let four = (0..4).map(|_| alice.key_package(false)).collect();
+    let problem = alice.publish(four, None).await.no(ErrorCode::LimitReached);
+    assert_eq!(problem.limit.map(|limit| limit.name), Some("one_time_keys_max".into()));
+    assert_eq!(relay.rows("key_packages").await, 0);
+
+    publish(alice.key_package(false)).await.yes::<KeyCounts>();
+    alice.publish(vec![alice.key_package(false), alice.key_package(false)], None).await.no(ErrorCode::LimitReached);
+    assert_eq!(relay.rows("key_packages").await, 2);
+}
+
+#[tokio::test]
+async fn the_certificate_must_be_the_listed_one() {
+    let relay = TestRelay::start().await;
+    let alice = relay.device().await;
+    let mut changed = alice.account.clone();
+    changed.keys[0] = crate::support::Keys::renewed(&alice.keys);
+    let next = Account { keys: changed.keys.clone(), ..alice.account.next(changed.keys) };
+    alice.put_list(&next).await.yes::<WireAccount>();
+    alice.publish(vec![alice.key_package(false)], None).await.no(ErrorCode::BadKeyPackage);
+    let renewed = Device { account: next.clone(), keys: next.keys[0].clone(), ..alice };
+    renewed.publish(vec![renewed.key_package(false)], None).await.yes::<KeyCounts>();
+}
+
+#[tokio::test]
+async fn what_does_not_live_long_enough_is_not_handed_out() {
+    let relay = TestRelay::start().await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    let min = Limits::default().key_package_remaining_s_min;
+    let short = alice.key_package_living(now_s() - 60, now_s() + min + DAY_S, false);
+    alice.publish(vec![short], None).await.yes::<KeyCounts>();
+    relay.clock.advance(Duration::from_secs(2 * DAY_S));
+    assert_eq!(bob.claim(alice.account_id()).await.key_packages[0].key_package, None);
+    assert_eq!(alice.get(path::KEYS).await.yes::<KeyCounts>(), KeyCounts { key_packages: vec![] });
+    relay.upkeep.run().await.unwrap();
+    assert_eq!(relay.rows("key_packages").await, 0);
+}

@@ -1,0 +1,19 @@
+//! The relay's HTTP API, driven in process over real sockets with a clock that tests move.
+//!
+//! `support` makes accounts, devices and messages; each other file holds the facts of one room.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this crate is tests")]
+#![expect(clippy::cast_possible_truncation, reason = "lengths of test messages are checked before")]
+
+mod accounts;
+mod auth;
+mod edges;
+mod groups;
+mod keys;
+mod knowledge;
+mod lifecycle;
+mod mls;
+mod once;
+mod queue;
+mod stream;
+mod support;

@@ -1,0 +1,252 @@
+//! Accounts with their keys and lists, and devices with a session.
+
+use std::ops::Deref;
+
+use ed25519_dalek::{Signer as _, SigningKey};
+use openmls::prelude::{
+    BasicCredential, Capabilities, Ciphersuite, CredentialWithKey, ExtensionType, KeyPackage, Lifetime,
+    SignatureScheme, tls_codec::Serialize as _,
+};
+use openmls_rust_crypto::OpenMlsRustCrypto;
+use openmls_traits::signatures::{Signer, SignerError};
+use undertone_server::{Clock as _, SystemClock};
+use undertone_wire::{
+    AccountId, Bytes, Certificate, Challenge, ClaimRequest, ClaimResponse, DeviceEntry, DeviceId, DeviceList, Domain,
+    Encoding, FetchResponse, Hash, KeyCounts, KeySet, LeafCredential, LoginRequest, PublishRequest, RegisterRequest,
+    Relay, Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username, path, public_key, sign,
+};
+
+use super::{Api, Message, Reply, random};
+
+const DAY_S: u64 = 24 * 60 * 60;
+
+/// A device's secrets.
+#[derive(Clone)]
+pub(crate) struct Keys {
+    pub(crate) device_id: DeviceId,
+    mls: [u8; 32],
+    device: [u8; 32],
+}
+
+/// An account as its owner knows it.
+#[derive(Clone)]
+pub(crate) struct Account {
+    pub(crate) account_id: AccountId,
+    pub(crate) identity: [u8; 32],
+    pub(crate) username: Option<Username>,
+    pub(crate) keys: Vec<Keys>,
+    pub(crate) version: u64,
+    pub(crate) previous: Option<Hash>,
+}
+
+/// A device with a session.
+#[derive(Clone)]
+pub(crate) struct Device {
+    pub(crate) api: Api,
+    pub(crate) account: Account,
+    pub(crate) keys: Keys,
+}
+
+impl Keys {
+    pub(crate) fn new() -> Self {
+        Self { device_id: DeviceId::from_random(random()), mls: random(), device: random() }
+    }
+
+    /// The same device with another log-in key, hence another certificate.
+    pub(crate) fn renewed(keys: &Self) -> Self {
+        Self { device: random(), ..keys.clone() }
+    }
+}
+
+impl Account {
+    /// A new one, not yet registered.
+    pub(crate) fn new(devices: usize) -> Self {
+        let identity = random();
+        let account_id = AccountId::from_identity_key(&public_key(&identity));
+        let mut keys: Vec<_> = (0..devices).map(|_| Keys::new()).collect();
+        keys.sort_by_key(|keys| keys.device_id);
+        Self { account_id, identity, username: None, keys, version: 1, previous: None }
+    }
+
+    pub(crate) fn named(self, username: &str) -> Self {
+        Self { username: Some(username.parse().unwrap()), ..self }
+    }
+
+    /// The account with the next version of its list, naming these devices.
+    pub(crate) fn next(&self, mut keys: Vec<Keys>) -> Self {
+        keys.sort_by_key(|keys| keys.device_id);
+        Self { keys, version: self.version + 1, previous: Some(self.signed_list().hash()), ..self.clone() }
+    }
+
+    pub(crate) fn certificate(&self, keys: &Keys) -> SignedCertificate {
+        let certificate = Certificate {
+            account: self.account_id,
+            device: keys.device_id,
+            mls_key: public_key(&keys.mls),
+            key_set: Hash::of(&key_set(keys)),
+        };
+        SignedCertificate::issue(&certificate, &self.identity, &keys.mls)
+    }
+
+    pub(crate) fn list(&self) -> DeviceList {
+        let entry = |keys| DeviceEntry { certificate: self.certificate(keys), key_set: key_set(keys).into() };
+        DeviceList {
+            account: self.account_id,
+            version: self.version,
+            previous: self.previous,
+            first_identity_key: public_key(&self.identity),
+            rotations: vec![],
+            recovery_key: None,
+            devices: self.keys.iter().map(entry).collect(),
+        }
+    }
+
+    pub(crate) fn signed_list(&self) -> SignedDeviceList {
+        SignedDeviceList::sign(&self.list(), &self.identity)
+    }
+
+    pub(crate) fn registration(&self, relay: &Relay) -> RegisterRequest {
+        let device_list = self.signed_list();
+        let username = self.username.as_ref().map_or("", Username::as_str);
+        let list_hash = device_list.hash();
+        let fields: &[&[u8]] = &[relay.relay_id.as_bytes(), list_hash.as_bytes(), username.as_bytes()];
+        let signature = sign(&self.identity, Domain::Registration, fields);
+        RegisterRequest { account_id: self.account_id, username: self.username.clone(), device_list, signature }
+    }
+
+    pub(crate) async fn try_register(&self, api: &Api) -> Reply {
+        let relay: Relay = api.get(path::RELAY).await.yes();
+        api.post(path::ACCOUNTS, &self.registration(&relay)).await
+    }
+
+    pub(crate) async fn register(self, api: &Api) -> Vec<Device> {
+        self.try_register(api).await.yes::<undertone_wire::Account>();
+        self.log_in_all(api).await
+    }
+
+    pub(crate) async fn log_in_all(&self, api: &Api) -> Vec<Device> {
+        let mut devices = Vec::new();
+        for keys in &self.keys {
+            let session: Session = log_in(api, keys).await.yes();
+            devices.push(Device { api: api.with_token(&session.token), account: self.clone(), keys: keys.clone() });
+        }
+        devices
+    }
+}
+
+fn key_set(keys: &Keys) -> Vec<u8> {
+    Encoding::Cbor.encode(&KeySet { device_key: public_key(&keys.device) })
+}
+
+/// Asks for a challenge and answers it.
+pub(crate) async fn log_in(api: &Api, keys: &Keys) -> Reply {
+    let relay: Relay = api.get(path::RELAY).await.yes();
+    let challenge: Challenge = api.post(path::CHALLENGE, &()).await.yes();
+    api.post(path::LOGIN, &login_request(&relay, keys, &challenge)).await
+}
+
+pub(crate) fn login_request(relay: &Relay, keys: &Keys, challenge: &Challenge) -> LoginRequest {
+    let fields: &[&[u8]] =
+        &[relay.relay_id.as_bytes(), keys.device_id.as_bytes(), challenge.nonce.as_bytes().as_slice()];
+    let signature = sign(&keys.device, Domain::Login, fields);
+    LoginRequest { device_id: keys.device_id, nonce: challenge.nonce, signature }
+}
+
+impl Device {
+    pub(crate) fn id(&self) -> DeviceId {
+        self.keys.device_id
+    }
+
+    pub(crate) fn account_id(&self) -> AccountId {
+        self.account.account_id
+    }
+
+    pub(crate) async fn put_list(&self, next: &Account) -> Reply {
+        self.put(path::OWN_DEVICES, &UpdateDeviceListRequest { device_list: next.signed_list() }).await
+    }
+
+    /// Everything in the queue after a number.
+    pub(crate) async fn fetch(&self, after: u64) -> FetchResponse {
+        self.get(&format!("{}?after={after}", path::QUEUE)).await.yes()
+    }
+
+    pub(crate) async fn ack(&self, up_to: u64) -> Reply {
+        self.post(path::ACK, &undertone_wire::AckRequest { up_to }).await
+    }
+
+    pub(crate) fn credential(&self) -> CredentialWithKey {
+        let credential = LeafCredential {
+            first_identity_key: public_key(&self.account.identity),
+            rotations: vec![],
+            certificate: self.account.certificate(&self.keys),
+        };
+        CredentialWithKey {
+            credential: BasicCredential::new(credential.encode()).into(),
+            signature_key: public_key(&self.keys.mls).as_bytes().to_vec().into(),
+        }
+    }
+
+    /// A key package in the usual suite with the usual life.
+    pub(crate) fn key_package(&self, last_resort: bool) -> Bytes {
+        let now_s = SystemClock.now_ms() / 1_000;
+        self.key_package_living(now_s - DAY_S, now_s + 90 * DAY_S, last_resort)
+    }
+
+    pub(crate) fn key_package_living(&self, from_s: u64, to_s: u64, last_resort: bool) -> Bytes {
+        let provider = OpenMlsRustCrypto::default();
+        let suite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
+        self.key_package_in(&provider, suite, Lifetime::init(from_s, to_s), last_resort)
+            .tls_serialize_detached()
+            .unwrap()
+            .into()
+    }
+
+    pub(crate) fn key_package_in(
+        &self,
+        provider: &OpenMlsRustCrypto,
+        suite: Ciphersuite,
+        lifetime: Lifetime,
+        last_resort: bool,
+    ) -> KeyPackage {
+        let capabilities =
+            Capabilities::builder().ciphersuites(vec![suite]).extensions(vec![ExtensionType::LastResort]).build();
+        let mut builder = KeyPackage::builder().key_package_lifetime(lifetime).leaf_node_capabilities(capabilities);
+        if last_resort {
+            builder = builder.mark_as_last_resort();
+        }
+        builder.build(suite, provider, self, self.credential()).unwrap().key_package().clone()
+    }
+
+    pub(crate) async fn publish(&self, key_packages: Vec<Bytes>, last_resort: Option<Bytes>) -> Reply {
+        let request = PublishRequest { message_id: Message::id(SystemClock.now_ms()), key_packages, last_resort };
+        self.post(path::KEY_PACKAGES, &request).await
+    }
+
+    /// Publishes so many one-time key packages and a last-resort one.
+    pub(crate) async fn stock(&self, one_time: usize) -> KeyCounts {
+        let key_packages = (0..one_time).map(|_| self.key_package(false)).collect();
+        self.publish(key_packages, Some(self.key_package(true))).await.yes()
+    }
+
+    pub(crate) async fn claim(&self, account_id: AccountId) -> ClaimResponse {
+        self.post(path::CLAIM, &ClaimRequest { account_id, suite: undertone_wire::suite::DEFAULT }).await.yes()
+    }
+}
+
+impl Deref for Device {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
+    }
+}
+
+impl Signer for Device {
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, SignerError> {
+        Ok(SigningKey::from_bytes(&self.keys.mls).sign(payload).to_bytes().to_vec())
+    }
+
+    fn signature_scheme(&self) -> SignatureScheme {
+        SignatureScheme::ED25519
+    }
+}

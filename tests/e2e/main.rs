@@ -1,0 +1,9 @@
+//! End to end: relay processes and command-line clients, as people use them. One binary, one module for each promise.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so")]
+
+mod chat;
+mod offline;
+mod readme;
+mod relay_killed;
+mod secrecy;
+mod simultaneous;

@@ -1,0 +1,36 @@
+//! Searching files for bytes that must not be there. Every search first proves that it would find them.
+
+use std::path::{Path, PathBuf};
+
+/// The files below `folder` that contain `needle`.
+///
+/// # Panics
+/// If a file planted there with the needle in it is not found: then the search itself is broken.
+pub fn containing(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
+    assert!(!needle.is_empty(), "an empty needle is everywhere");
+    let control = folder.join("planted-control");
+    let planted = [b"before ".as_slice(), needle, b" after"].concat();
+    std::fs::write(&control, planted).expect("a control can be planted");
+    let mut found = search(folder, needle);
+    std::fs::remove_file(&control).expect("the control can be removed");
+    let at = found.iter().position(|path| *path == control);
+    found.remove(at.expect("the search finds the control"));
+    found
+}
+
+fn search(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("the folder can be read") {
+        let path = entry.expect("the folder can be read").path();
+        if path.is_dir() {
+            found.extend(search(&path, needle));
+        } else {
+            // A file of a running process may be gone again.
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            if bytes.windows(needle.len()).any(|window| window == needle) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
