@@ -346,7 +346,7 @@ impl Client {
         entropy: Entropy,
         tasks: impl FnOnce(&Arc<Engine>) -> Tasks,
     ) -> Self {
-        let engine = Engine::new(api, store, profile.identity.clone(), profile.relay_id, clock, entropy);
+        let engine = Engine::new(api, store, Arc::new(profile.identity.clone()), profile.relay_id, clock, entropy);
         let tasks = Mutex::new(tasks(&engine));
         let events = Mutex::new(Place::new(&engine));
         Self { inner: Arc::new(Inner { engine, profile, events, tasks }) }

@@ -3,19 +3,20 @@
 //! ```no_run
 //! use undertone::{Client, Event, StoreKey};
 //!
-//! # async fn example() -> Result<(), undertone::Error> {
-//! let key = StoreKey::Passphrase("correct horse battery staple".into());
-//! let client = Client::builder("http://127.0.0.1:7611").store("alice", key).register("alice").await?;
-//! let group = client.create_group("ski trip").await?;
-//! group.add(client.find("bob").await?.account_id).await?;
-//! group.send("snow!").await?; // returns at once with the message's id; works offline
-//! while let Some(event) = client.events().next().await {
-//!     if let Event::MessageReceived(message) = event {
-//!         println!("{}: {}", message.from.name(), message.text());
+//! #[tokio::main]
+//! async fn main() -> Result<(), undertone::Error> {
+//!     let key = StoreKey::Passphrase("correct horse battery staple".into());
+//!     let client = Client::builder("http://127.0.0.1:7611").store("alice", key).register("alice").await?;
+//!     let group = client.create_group("ski trip").await?;
+//!     group.add(client.find("bob").await?.account_id).await?;
+//!     group.send("snow!").await?; // returns at once with the message's id; works offline
+//!     while let Some(event) = client.events().next().await {
+//!         if let Event::MessageReceived(message) = event {
+//!             println!("{}: {}", message.from.name(), message.text());
+//!         }
 //!     }
+//!     Ok(())
 //! }
-//! # Ok(())
-//! # }
 //! ```
 //!
 //! # How it behaves
@@ -58,3 +59,8 @@ pub use events::Events;
 pub use message::{Message, MessageBody};
 pub use store::{MessageStatus, StoreKey};
 pub use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, Username};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

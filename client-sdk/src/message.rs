@@ -49,6 +49,9 @@ impl Message {
 /// Longest text of a message, in bytes of UTF-8. With all that is around it, it fits a relay's envelope.
 pub(crate) const TEXT_BYTES_MAX: usize = 240 * 1024;
 
+/// The end of the year 9999. A later time is no time.
+const SENT_AT_MS_MAX: u64 = 253_402_300_799_999;
+
 /// What is inside a group's application message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Content {
@@ -81,7 +84,8 @@ impl Content {
 
     /// Content from what a member encrypted; `None` if it is not content at all.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        Encoding::Cbor.decode(bytes).ok()
+        let content: Self = Encoding::Cbor.decode(bytes).ok()?;
+        (content.sent_at_ms <= SENT_AT_MS_MAX).then_some(content)
     }
 }
 
@@ -126,5 +130,9 @@ mod tests {
     fn what_is_not_content_is_told_apart() {
         assert_eq!(Content::decode(b"\xff\xff"), None);
         assert_eq!(Content::decode(b""), None);
+        let id = MessageId::from_parts(1, [7; 10]);
+        let content = |sent_at_ms| Content { id, sent_at_ms, list_version: 1, body: Body::Leave {} };
+        assert!(Content::decode(content(SENT_AT_MS_MAX).encode().as_slice()).is_some());
+        assert_eq!(Content::decode(content(u64::MAX).encode().as_slice()), None);
     }
 }

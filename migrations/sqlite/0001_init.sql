@@ -59,9 +59,10 @@ CREATE TABLE groups (
     epoch                 INTEGER NOT NULL,
     commit_seq            INTEGER NOT NULL,
     members_version       INTEGER NOT NULL,
-    newest_commit_account BLOB NOT NULL,
+    newest_commit_account BLOB,
     sealed_group_info     BLOB NOT NULL
 ) STRICT;
+CREATE INDEX groups_by_newest_commit_account ON groups (newest_commit_account);
 
 -- One row per stay of a device in a group. ended_commit is NULL while it lasts. awaits_removal is 1 when the stay ended
 -- without a commit (left, unlinked, account gone) and the device's leaf still stands in the tree. Devices that are gone

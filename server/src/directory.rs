@@ -4,13 +4,13 @@
 //! make one.
 //!
 //! Invariant: a device that leaves the list, by a newer one or with its account, loses its sessions, keys, memberships
-//! and queue in the transaction that changes the list ([`remove_device`] is the only way).
+//! and queue in the transaction that changes the list ([`remove_devices`] is the only way).
 
 use axum::{extract::State, response::Response};
 use http::StatusCode;
 use undertone_wire::{
-    Account, AccountId, Certificate, DeviceList, DeviceListError, Domain, ErrorCode, Problem, RegisterRequest, Relay,
-    SignedDeviceList, UpdateDeviceListRequest, Username, path, verify,
+    Account, AccountId, Certificate, DeviceId, DeviceList, DeviceListError, Domain, ErrorCode, Problem,
+    RegisterRequest, Relay, SignedDeviceList, UpdateDeviceListRequest, Username, path, verify,
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     store::{
         Tx,
         accounts::{self, StoredAccount, StoredDevice},
-        queue,
+        groups as stored_groups, queue,
     },
 };
 
@@ -146,11 +146,9 @@ async fn replace_list(tx: &mut Tx, signed: SignedDeviceList, list: &DeviceList, 
         return Err(stale_list());
     }
     let listed = certificates(list)?;
-    for device in accounts::devices(tx, &list.account).await? {
-        if !listed.iter().any(|certificate| certificate.device == device) {
-            remove_device(tx, &device, now_ms).await?;
-        }
-    }
+    let mut unlisted = accounts::devices(tx, &list.account).await?;
+    unlisted.retain(|device| !listed.iter().any(|certificate| certificate.device == *device));
+    remove_devices(tx, &unlisted, now_ms).await?;
     put_devices(tx, list).await?;
     Ok(Account { account_id: list.account, username: known.username, device_list: signed })
 }
@@ -164,9 +162,9 @@ pub(crate) async fn delete_account(State(node): State<Node>, caller: Caller) -> 
         .write(move |tx| {
             Box::pin(async move {
                 caller.still_holds(tx, now_ms).await?;
-                for device in accounts::devices(tx, &caller.account).await? {
-                    remove_device(tx, &device, now_ms).await?;
-                }
+                let devices = accounts::devices(tx, &caller.account).await?;
+                remove_devices(tx, &devices, now_ms).await?;
+                stored_groups::forget_account(tx, &caller.account).await?;
                 Ok::<_, Error>(accounts::delete(tx, &caller.account).await?)
             })
         })
@@ -174,12 +172,14 @@ pub(crate) async fn delete_account(State(node): State<Node>, caller: Caller) -> 
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Takes everything from a device that is no longer listed. Its streams find out at once.
-async fn remove_device(tx: &mut Tx, device: &undertone_wire::DeviceId, now_ms: u64) -> Result<(), Error> {
-    groups::remove_device(tx, device, now_ms).await?;
-    queue::delete_all(tx, device).await?;
-    accounts::delete_device(tx, device).await?;
-    tx.wake_after(*device);
+/// Takes everything from devices that are no longer listed. Their streams find out at once.
+async fn remove_devices(tx: &mut Tx, devices: &[DeviceId], now_ms: u64) -> Result<(), Error> {
+    groups::remove_devices(tx, devices, now_ms).await?;
+    for device in devices {
+        queue::delete_all(tx, device).await?;
+        accounts::delete_device(tx, device).await?;
+        tx.wake_after(*device);
+    }
     Ok(())
 }
 

@@ -32,8 +32,10 @@ pub(crate) trait Measured {
 
 impl Measured for undertone_wire::AckRequest {}
 impl Measured for undertone_wire::ClaimRequest {}
+impl Measured for undertone_wire::CreateGroupRequest {}
 impl Measured for undertone_wire::LeaveRequest {}
 impl Measured for undertone_wire::LoginRequest {}
+impl Measured for undertone_wire::PublishRequest {}
 impl Measured for undertone_wire::RegisterRequest {}
 impl Measured for undertone_wire::SendRequest {}
 impl Measured for undertone_wire::UpdateDeviceListRequest {}
@@ -42,20 +44,6 @@ impl Measured for undertone_wire::UpdateDeviceListRequest {}
 impl Measured for CommitRequest {
     fn limit(limits: &Limits) -> (&'static str, u64) {
         ("commit_body_bytes_max", limits.commit_body_bytes_max)
-    }
-}
-
-/// A new group comes with its group info, which may be as large as a commit's.
-impl Measured for undertone_wire::CreateGroupRequest {
-    fn limit(limits: &Limits) -> (&'static str, u64) {
-        CommitRequest::limit(limits)
-    }
-}
-
-/// As many key packages as a device may have need more room than other bodies.
-impl Measured for undertone_wire::PublishRequest {
-    fn limit(limits: &Limits) -> (&'static str, u64) {
-        CommitRequest::limit(limits)
     }
 }
 

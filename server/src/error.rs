@@ -88,3 +88,22 @@ impl IntoResponse for Error {
         (status, [(header::CONTENT_TYPE, media_type)], Encoding::Json.encode(&problem)).into_response()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_say_nothing_of_what_failed() {
+        let code_of = |error: Error| {
+            let problem = error.problem();
+            assert_eq!((problem.detail, problem.limit, problem.stale_group), (None, None, None));
+            problem.code
+        };
+        assert_eq!(code_of(StoreError::Busy.into()), ErrorCode::Unavailable);
+        assert_eq!(code_of(StoreError::Corrupt("a row").into()), ErrorCode::Internal);
+        assert_eq!(code_of(StoreError::Interrupted.into()), ErrorCode::Internal);
+        assert_eq!(code_of(Error::Failed("something")), ErrorCode::Internal);
+        assert_eq!(code_of(RandomError.into()), ErrorCode::Internal);
+    }
+}

@@ -2,7 +2,11 @@
 //!
 //! It exits 0 after a clean stop, 1 when the relay cannot run, 2 when the arguments do not go together.
 
-use std::{io::Write as _, process::ExitCode, sync::Arc};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,7 +62,8 @@ fn log_filter(filter: &str) -> Result<EnvFilter, ParseError> {
 }
 
 fn log_to_stderr(filter: EnvFilter) {
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry().with(filter).with(lines).init();
     // A panic's message may hold what was being worked on; its place is enough.
     std::panic::set_hook(Box::new(|panic| {

@@ -1,4 +1,4 @@
-//! Once: the same request with the same message id has one effect and one answer (spec/protocol.md, "Message ids").
+//! Once: the same request with the same message id has one effect and one answer (spec/protocol.md, section 5).
 //!
 //! Invariant: only acceptances are remembered, in the transaction of what was accepted, and for longer than an id of
 //! that age is taken.

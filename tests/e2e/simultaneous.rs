@@ -36,14 +36,12 @@ async fn two_commits_at_the_same_moment_both_end_up_applied() {
     wait_until("bob to join", async || at_bob.summary().await.ok().map(drop)).await;
 
     for round in 0..ROUNDS {
-        let (by_alice, by_bob) = tokio::join!(at_alice.add(carol_id), at_bob.add(dave_id));
-        (by_alice.unwrap(), by_bob.unwrap());
+        tokio::try_join!(at_alice.add(carol_id), at_bob.add(dave_id)).unwrap();
         wait_until(format!("four members on both sides, round {round}"), async || {
             (members(&at_alice).await.len() == 4 && members(&at_bob).await.len() == 4).then_some(())
         })
         .await;
-        let (by_alice, by_bob) = tokio::join!(at_alice.remove(dave_id), at_bob.remove(carol_id));
-        (by_alice.unwrap(), by_bob.unwrap());
+        tokio::try_join!(at_alice.remove(dave_id), at_bob.remove(carol_id)).unwrap();
         wait_until(format!("two members on both sides, round {round}"), async || {
             (members(&at_alice).await.len() == 2 && members(&at_bob).await.len() == 2).then_some(())
         })

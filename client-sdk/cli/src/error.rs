@@ -94,10 +94,7 @@ mod tests {
     fn what_it_was_about_changes_no_status() {
         assert!(is(&Failure::Unreachable("away".into()).about("bob"), 3));
         assert!(is(&Failure::Sdk(Error::NoSuchMember).about("bob"), 1));
-        assert_eq!(
-            Failure::Refused("no".into()).about("bob was not added").reason().unwrap(),
-            "bob was not added: no"
-        );
+        assert_eq!(Failure::Refused("no".into()).about("bob was not added").reason().unwrap(), "bob was not added: no");
     }
 
     #[test]

@@ -6,15 +6,12 @@ use super::{GroupSummary, contact, message};
 use crate::{
     Client, Error,
     crypto::Member,
-    crypto::group::{self, Profile},
+    crypto::group::{self, NAME_BYTES_MAX, Profile},
     event::Connection,
     message::{Body, Content, Message, TEXT_BYTES_MAX},
     store::{GroupRow, GroupState, HistoryPage, MessageRow, MessageStatus, Task, Tx},
     sync::Engine,
 };
-
-/// Longest name of a group, in bytes of UTF-8.
-const NAME_BYTES_MAX: usize = 256;
 
 /// Most messages in one page of history.
 const PAGE_MAX: usize = 1_000;
@@ -50,7 +47,7 @@ impl Group {
                 let rejoin_key = created.rejoin_key;
                 tx.save_group(&GroupRow { id, name, state: GroupState::Active, commit_seq: 0, rejoin_key })?;
                 let own = Member { account: identity.account(), device: identity.device() };
-                tx.save_members(id, &[own])?;
+                tx.save_members(id, &[own], &[])?;
                 let sealed_group_info = created.sealed_group_info;
                 tx.add_task(id, &Task::Create { sealed_group_info }, None, 0)?;
                 Ok::<_, Error>(())
@@ -67,10 +64,7 @@ impl Group {
     /// The group's name, members and whether it can be used.
     pub async fn summary(&self) -> Result<GroupSummary, Error> {
         let id = self.id;
-        self.engine()
-            .store
-            .with_tx(move |tx| summary(tx, tx.group(id)?.ok_or(Error::UnknownGroup)?).map_err(Error::from))
-            .await
+        self.engine().store.with_tx(move |tx| summary(tx, tx.group(id)?.ok_or(Error::UnknownGroup)?)).await
     }
 
     /// Sends text to all members. Returns at once, online or not; [`Event::MessageStatus`](crate::Event::MessageStatus)
@@ -178,9 +172,9 @@ impl Group {
     }
 
     fn content(&self, body: Body) -> Result<Content, Error> {
-        let list = self.engine().identity.device_list().verify(&self.engine().identity.account())?;
-        let sent_at_ms = self.engine().clock.now_ms();
-        Ok(Content { id: self.engine().message_id()?, sent_at_ms, list_version: list.version, body })
+        let engine = self.engine();
+        let list_version = engine.identity.list_version()?;
+        Ok(Content { id: engine.message_id()?, sent_at_ms: engine.clock.now_ms(), list_version, body })
     }
 }
 

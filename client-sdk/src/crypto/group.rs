@@ -6,9 +6,9 @@
 //! relay (its authenticated data) and what it does must be the same, or it is one that nobody can apply.
 
 use openmls::prelude::{
-    Extension, Extensions, GroupId as MlsGroupId, JoinBuilder, LeafNodeIndex, MlsGroup, MlsMessageBodyIn, MlsMessageIn,
-    MlsMessageOut, ProcessMessageError, ProcessedMessageContent, ProcessedWelcome, Proposal, ProtocolMessage, Sender,
-    StagedCommit, StagedWelcome, UnknownExtension, WelcomeError,
+    Extension, Extensions, GroupContext, GroupId as MlsGroupId, JoinBuilder, LeafNodeIndex, MlsGroup, MlsMessageBodyIn,
+    MlsMessageIn, MlsMessageOut, ProcessMessageError, ProcessedMessageContent, ProcessedWelcome, Proposal,
+    ProtocolMessage, Sender, StagedCommit, StagedWelcome, UnknownExtension, WelcomeError,
     tls_codec::{Deserialize as _, Serialize as _},
 };
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,9 @@ use super::{
     seal::{self, Position},
     welcome,
 };
+
+/// Longest name of a group, in bytes of UTF-8.
+pub(crate) const NAME_BYTES_MAX: usize = 256;
 
 const REJOIN_LABEL: &str = "Undertone rejoin";
 const REJOIN_BYTES: usize = 32;
@@ -282,12 +285,13 @@ pub(crate) fn join(
         .map(|leaf| VerifiedLeaf::verify(&leaf.credential, &leaf.signature_key))
         .collect::<Result<_, _>>()?;
     check_tree(&members)?;
+    let profile = profile_of(staged.group_context().extensions())?;
     let mls = staged.into_group(provider).map_err(welcome_error)?;
     if mls.group_id().as_slice() != group.as_bytes() {
         return Err(CryptoError::Invalid("the Welcome is for another group".into()));
     }
     let rejoin_key = handed_over.map_or_else(|| exported(provider, &mls), Ok)?;
-    Ok(Joined { group, by, profile: profile(&mls)?, rejoin_key })
+    Ok(Joined { group, by, profile, rejoin_key })
 }
 
 /// The members, in ascending order of accounts and devices.
@@ -344,6 +348,7 @@ impl Changes {
         {
             return Err(CryptoError::Invalid("a commit must not change its sender's device".into()));
         }
+        profile_of(staged.group_context().extensions())?;
         let mut tree: Vec<_> = leaves
             .iter()
             .filter(|(_, leaf)| !self.removed.contains(&leaf.member))
@@ -378,15 +383,20 @@ fn applied(
         return Ok(Applied { by, added, removed, now: None });
     }
     let rejoin_key = if removed.is_empty() { None } else { Some(exported(provider, mls)?) };
-    Ok(Applied { by, added, removed, now: Some(Now { profile: profile(mls)?, rejoin_key }) })
+    Ok(Applied { by, added, removed, now: Some(Now { profile: profile_of(mls.extensions())?, rejoin_key }) })
 }
 
-fn profile(mls: &MlsGroup) -> Result<Profile, CryptoError> {
-    let extension = mls
-        .extensions()
+/// The profile in a group context that has nothing else in it.
+fn profile_of(extensions: &Extensions<GroupContext>) -> Result<Profile, CryptoError> {
+    let extension = extensions
         .unknown(PROFILE_EXTENSION)
-        .ok_or_else(|| CryptoError::Invalid("the group has no profile".into()))?;
-    Encoding::Cbor.decode(&extension.0).map_err(CryptoError::invalid)
+        .filter(|_| extensions.iter().count() == 1)
+        .ok_or_else(|| CryptoError::Invalid("the group's context is not that of a group of ours".into()))?;
+    let profile: Profile = Encoding::Cbor.decode(&extension.0).map_err(CryptoError::invalid)?;
+    if profile.name.is_empty() || profile.name.len() > NAME_BYTES_MAX {
+        return Err(CryptoError::Invalid("the group's name is empty or too long".into()));
+    }
+    Ok(profile)
 }
 
 fn exported(provider: &impl Provider, mls: &MlsGroup) -> Result<RejoinKey, CryptoError> {

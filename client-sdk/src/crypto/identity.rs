@@ -94,9 +94,10 @@ impl Identity {
         self.device
     }
 
-    /// The account's device list, as this device last signed or saw it.
-    pub(crate) fn device_list(&self) -> &SignedDeviceList {
-        &self.list
+    /// The version of the account's device list, as this device last signed or saw it.
+    pub(crate) fn list_version(&self) -> Result<u64, CryptoError> {
+        let list: DeviceList = Encoding::Cbor.decode(self.list.list.as_slice()).map_err(CryptoError::invalid)?;
+        Ok(list.version)
     }
 
     /// The request that registers the account at a relay.
@@ -153,8 +154,9 @@ mod tests {
     #[test]
     fn a_new_identity_holds_by_itself() {
         let identity = Identity::create(Entropy::system()).unwrap();
-        let list = identity.device_list().verify(&identity.account()).unwrap();
+        let list = identity.list.verify(&identity.account()).unwrap();
         assert_eq!((list.version, list.devices.len()), (1, 1));
+        assert_eq!(identity.list_version().unwrap(), 1);
         let certificate = identity.credential.verify(identity.mls_key().as_bytes()).unwrap();
         assert_eq!((certificate.account, certificate.device), (identity.account(), identity.device()));
     }

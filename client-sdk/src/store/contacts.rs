@@ -29,6 +29,12 @@ impl Tx<'_> {
         Ok(self.query_row(SELECT, [account.as_bytes()], |row| cbor(row, 0)).optional()?)
     }
 
+    /// The version of the newest device list seen of an account.
+    pub(crate) fn list_version(&self, account: AccountId) -> Result<Option<u64>, StoreError> {
+        const SELECT: &str = "SELECT list_version FROM contacts WHERE account = ?1";
+        Ok(self.query_row(SELECT, [account.as_bytes()], |row| row.get(0)).optional()?)
+    }
+
     /// Remembers what the relay says of an account, whose list has been verified. An older list is passed over.
     pub(crate) fn save_contact(&self, account: &Account, list: &DeviceList) -> Result<(), StoreError> {
         const UPSERT: &str = "INSERT INTO contacts (account, username, list_version, list) VALUES (?1, ?2, ?3, ?4)

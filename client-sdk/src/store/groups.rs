@@ -83,11 +83,12 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Makes `members` mirror the tree. Who is marked gone stays so for as long as its leaf does.
-    pub(crate) fn save_members(&self, group: GroupId, members: &[Member]) -> Result<(), StoreError> {
+    /// Makes `members` mirror the tree. Who is marked gone stays so for as long as its leaf does: one of those in
+    /// `fresh` has a new leaf.
+    pub(crate) fn save_members(&self, group: GroupId, members: &[Member], fresh: &[Member]) -> Result<(), StoreError> {
         const ADD: &str = "INSERT INTO members (group_id, account, device) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
         const DROP: &str = "DELETE FROM members WHERE group_id = ?1 AND account = ?2 AND device = ?3";
-        for old in self.members(group)?.iter().filter(|old| !members.contains(old)) {
+        for old in self.members(group)?.iter().filter(|old| !members.contains(old) || fresh.contains(old)) {
             self.execute(DROP, params![group.as_bytes(), old.account.as_bytes(), old.device.as_bytes()])?;
         }
         for member in members {

@@ -97,9 +97,9 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The status of a message; `None` if there is no such message.
+    /// The status of this account's own message; `None` if there is no such message.
     pub(crate) fn status(&self, content_id: MessageId) -> Result<Option<MessageStatus>, StoreError> {
-        const SELECT: &str = "SELECT status FROM messages WHERE content_id = ?1";
+        const SELECT: &str = "SELECT status FROM messages WHERE content_id = ?1 AND status <> 'received'";
         let status = self.query_row(SELECT, [content_id.as_bytes()], |row| MessageStatus::from_row(row, 0));
         Ok(status.optional()?)
     }

@@ -6,7 +6,7 @@
 //! Invariant: applying is decided by the entry and the store alone. An error here is the store's and means: nothing
 //! was written, try again.
 
-use undertone_wire::{Account, AccountId, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash};
+use undertone_wire::{Account, AccountId, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues};
 
 use crate::{
     Error,
@@ -59,15 +59,22 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> 
 }
 
 /// Remembers a verified device list, and tells the app if the account's identity key has changed.
-pub(super) fn remember(tx: &Tx<'_>, said: &Account, list: &DeviceList) -> Result<(), StoreError> {
+///
+/// # Errors
+/// [`Error::Untrusted`] if a newer list, or another one of this version, has been seen before.
+pub(super) fn remember(tx: &Tx<'_>, said: &Account, list: &DeviceList) -> Result<(), Error> {
     if let Some(known) = tx.device_list(said.account_id)?
-        && let Ok(known) = known.verify(&said.account_id)
-        && known.version < list.version
-        && known.identity_key() != list.identity_key()
+        && known != said.device_list
     {
-        tx.add_event(&StoredEvent::Identity { account: said.account_id })?;
+        let before = known.verify(&said.account_id)?;
+        if before.version >= list.version || !chain_continues(&list.rotations, &before.rotations) {
+            return Err(Error::Untrusted("the relay serves a device list that is older than one seen before".into()));
+        }
+        if before.identity_key() != list.identity_key() {
+            tx.add_event(&StoredEvent::Identity { account: said.account_id })?;
+        }
     }
-    tx.save_contact(said, list)
+    Ok(tx.save_contact(said, list)?)
 }
 
 /// Tells the app of member devices that their account's newest list does not name. They stay until somebody acts.
@@ -164,7 +171,8 @@ fn apply_message(
     };
     let Some(content) = Content::decode(&bytes) else { return undecryptable(tx, group_id) };
     let mut follow_up = FollowUp::default();
-    if tx.device_list(from.account)?.is_none() {
+    // The author's own word on its list, so that a relay which serves an older one is noticed.
+    if tx.list_version(from.account)?.is_none_or(|known| known < content.list_version) {
         follow_up.look_at.push((group_id, from.account));
     }
     if content.body == (Body::Leave {}) {
@@ -245,7 +253,7 @@ fn after_commit(tx: &Tx<'_>, group: &GroupRow, commit_seq: u64, applied: &Applie
         ..group.clone()
     })?;
     let members = group::members(&tx.mls(), group.id)?;
-    tx.save_members(group.id, &members)?;
+    tx.save_members(group.id, &members, &applied.added)?;
     let after = tx.member_accounts(group.id)?;
     let added: Vec<_> = after.iter().filter(|account| !before.contains(account)).copied().collect();
     let removed: Vec<_> = before.iter().filter(|account| !after.contains(account)).copied().collect();
@@ -277,7 +285,7 @@ fn apply_welcome(
         commit_seq,
         rejoin_key: joined.rejoin_key,
     })?;
-    tx.save_members(joined.group, &members)?;
+    tx.save_members(joined.group, &members, &members)?;
     tx.add_event(&StoredEvent::Joined { group_id: joined.group, name: joined.profile.name, by: joined.by.account })?;
     let mut look_at: Vec<_> = members.iter().map(|member| (joined.group, member.account)).collect();
     look_at.dedup();

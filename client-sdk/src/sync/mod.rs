@@ -41,7 +41,7 @@ use crate::{
 pub(crate) struct Engine {
     pub(crate) api: Arc<dyn RelayApi>,
     pub(crate) store: Store,
-    pub(crate) identity: Identity,
+    pub(crate) identity: Arc<Identity>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Entropy,
     relay_id: RelayId,
@@ -62,7 +62,7 @@ impl Engine {
     pub(crate) fn new(
         api: Arc<dyn RelayApi>,
         store: Store,
-        identity: Identity,
+        identity: Arc<Identity>,
         relay_id: RelayId,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
@@ -144,7 +144,7 @@ impl Engine {
         let list = said.device_list.verify(&asked)?;
         let contact = Contact { account_id: asked, username: said.username.clone() };
         let verified = list.clone();
-        self.store.with_tx(move |tx| inbox::remember(tx, &said, &verified).map_err(Error::from)).await?;
+        self.store.with_tx(move |tx| inbox::remember(tx, &said, &verified)).await?;
         Ok((contact, list))
     }
 

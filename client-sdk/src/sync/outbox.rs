@@ -14,7 +14,7 @@ use std::{
 
 use undertone_wire::{
     AccountId, Bytes, ClaimRequest, CommitRequest, CreateGroupRequest, Encoding, ErrorCode, LeaveRequest, Problem,
-    SendRequest, suite,
+    SendRequest, StaleGroup, suite,
 };
 
 use super::{Engine, backoff::Backoff, inbox};
@@ -276,22 +276,8 @@ async fn accepted(engine: &Engine, row: &OutboxRow) -> Result<(), Error> {
 async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Result<(), Error> {
     match (&problem.code, &problem.stale_group) {
         (ErrorCode::StaleGroup, Some(stale)) => {
-            let last = stale.unacked.iter().map(|commit| commit.seq).max().unwrap_or(0);
-            let member = stale.member;
-            still_posted(engine, row, move |tx, row| {
-                if member || last > tx.cursor()? {
-                    return tx.set_waiting(row.id, last);
-                }
-                // Not a member, and nothing in the queue will say why.
-                match tx.active_group(row.group_id)? {
-                    Some(group) => {
-                        let event = StoredEvent::Removed { group_id: group.id, by: None };
-                        inbox::end_group(tx, &group, GroupState::Removed, &event)
-                    }
-                    None => inbox::finish(tx, row, Err(Error::NotMember)),
-                }
-            })
-            .await
+            let stale = stale.clone();
+            still_posted(engine, row, move |tx, row| catch_up_or_end(tx, row, &stale)).await
         }
         // The answer has set the clock right, or the id has outlived the relay's memory: try under a new one.
         (ErrorCode::ClockSkew | ErrorCode::OutcomeUnknown | ErrorCode::UnknownDevice, _)
@@ -301,6 +287,24 @@ async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Res
         }
         _ => Err(ApiError::Refused(problem).into()),
     }
+}
+
+/// The group has moved on: the row waits for what the queue still has to bring. If there is nothing, the group is over.
+fn catch_up_or_end(tx: &Tx<'_>, row: &OutboxRow, stale: &StaleGroup) -> Result<(), StoreError> {
+    let last = stale.unacked.iter().map(|commit| commit.seq).max().unwrap_or(0);
+    let Some(group) = tx.active_group(row.group_id)? else {
+        return inbox::finish(tx, row, Err(Error::NotMember));
+    };
+    let caught_up = stale.member && group.commit_seq == stale.position.commit_seq;
+    if caught_up || last > tx.cursor()? {
+        return tx.set_waiting(row.id, last);
+    }
+    let (state, event) = if stale.member {
+        (GroupState::Stuck, StoredEvent::Stuck { group_id: group.id })
+    } else {
+        (GroupState::Removed, StoredEvent::Removed { group_id: group.id, by: None })
+    };
+    inbox::end_group(tx, &group, state, &event)
 }
 
 /// Changes a row after the relay's word, unless the queue has told more meanwhile.

@@ -193,8 +193,8 @@ async fn ack(stream: &mut dyn FrameStream, acked: &mut u64, cursor: u64) -> Resu
 /// Acks what was applied, by a request whose answer tells that it arrived.
 async fn last_ack(engine: &Engine) {
     let Ok(up_to) = engine.store.with_tx(|tx| tx.cursor().map_err(Error::from)).await else { return };
-    let online = *engine.connection.borrow() == Connection::Online;
-    if online {
+    let connected = matches!(*engine.connection.borrow(), Connection::CatchingUp | Connection::Online);
+    if connected {
         let request = &AckRequest { up_to };
         let done = engine.signed_in(|token| async move { engine.api.ack(&token, request).await }).await;
         if let Err(ApiError::Unreachable(reason)) = done {

@@ -11,15 +11,12 @@ async fn two_changes_at_the_same_moment_are_both_made() {
     let (carol, dave) = (world.register("carol").await, world.register("dave").await);
     let groups = world.group(&[&alice, &bob]).await;
     for _ in 0..5 {
-        let (one, two) =
-            tokio::join!(groups[0].add(carol.account().account_id), groups[1].add(dave.account().account_id));
-        (one.unwrap(), two.unwrap());
+        tokio::try_join!(groups[0].add(carol.account().account_id), groups[1].add(dave.account().account_id)).unwrap();
         for group in &groups {
             wait_until("four members", async || (members(group).await.len() == 4).then_some(())).await;
         }
-        let (one, two) =
-            tokio::join!(groups[0].remove(dave.account().account_id), groups[1].remove(carol.account().account_id));
-        (one.unwrap(), two.unwrap());
+        tokio::try_join!(groups[0].remove(dave.account().account_id), groups[1].remove(carol.account().account_id))
+            .unwrap();
         for group in &groups {
             wait_until("two members", async || (members(group).await.len() == 2).then_some(())).await;
         }
@@ -82,6 +79,7 @@ async fn who_leaves_can_be_added_again_before_anybody_removed_the_leaf() {
     joined(&bob, at_bob.id()).await;
     at_alice.send("welcome back").await.unwrap();
     has_texts(&at_bob, &["welcome back"]).await;
+    assert_eq!((members(&at_alice).await.len(), members(&at_bob).await.len()), (2, 2));
 }
 
 #[tokio::test]

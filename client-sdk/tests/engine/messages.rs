@@ -24,7 +24,7 @@ async fn a_message_arrives_with_its_author_and_the_same_id() {
     assert_eq!(message.from, alice.account());
     has_status(&alice, id, MessageStatus::Sent).await;
     event(&alice, |event| match event {
-        Event::MessageStatus { message_id, status: MessageStatus::Sent, .. } => Some(assert_eq!(message_id, id)),
+        Event::MessageStatus { message_id, status: MessageStatus::Sent, .. } => (message_id == id).then_some(()),
         _ => None,
     })
     .await;
@@ -37,8 +37,7 @@ async fn histories_have_one_order_on_all_devices() {
     let groups = world.group(&[&alice, &bob]).await;
     for number in 0..20 {
         let (one, two) = (groups[0].send(format!("a{number}")), groups[1].send(format!("b{number}")));
-        let (one, two) = tokio::join!(one, two);
-        (one.unwrap(), two.unwrap());
+        tokio::try_join!(one, two).unwrap();
     }
     wait_until("both to have everything, in one order", async || {
         let (one, two) = (texts(&groups[0]).await, texts(&groups[1]).await);

@@ -7,11 +7,13 @@
 
 mod post;
 
+use std::collections::BTreeSet;
+
 use axum::{extract::State, response::Response};
 use serde::Deserialize;
 use undertone_wire::{
     CreateGroupRequest, DeviceId, ErrorCode, Group, GroupCommits, GroupId, GroupList, GroupMembers, GroupPosition,
-    Problem, path,
+    GroupSummary, Problem, path,
 };
 
 pub(crate) use post::{__path_commit, __path_leave, __path_message, commit, leave, message};
@@ -147,20 +149,32 @@ async fn position_for_member(conn: &mut Conn, caller: &Caller, group: &GroupId) 
     }
 }
 
-/// Takes a device that is no longer listed out of all its groups, and tells those who stay. A group in which nobody
-/// stays is deleted.
-pub(crate) async fn remove_device(tx: &mut Tx, device: &DeviceId, now_ms: u64) -> Result<(), Error> {
+/// Takes devices that are no longer listed out of all their groups, and tells those who stay, once for each group. A
+/// group in which nobody stays is deleted.
+pub(crate) async fn remove_devices(tx: &mut Tx, devices: &[DeviceId], now_ms: u64) -> Result<(), Error> {
     let hour_ms = hour_of(now_ms);
-    for summary in groups::groups_of(tx, device).await? {
-        let (group, ended) = (summary.group_id, summary.position.commit_seq);
-        groups::end_stay(tx, &group, device, ended, hour_ms, Ending::WithoutCommit).await?;
+    let mut left = BTreeSet::new();
+    for device in devices {
+        for GroupSummary { group_id, position } in groups::groups_of(tx, device).await? {
+            let ended = position.commit_seq;
+            groups::end_stay(tx, &group_id, device, ended, hour_ms, Ending::WithoutCommit).await?;
+            left.insert(group_id);
+        }
+        groups::forget_device(tx, device).await?;
+    }
+    for group in left {
         if groups::member_count(tx, &group).await? == 0 {
             groups::delete(tx, &group).await?;
-            continue;
+        } else {
+            tell_members_gone(tx, group, hour_ms).await?;
         }
-        let number = groups::bump_members(tx, &group).await?;
-        let gone = NewEnvelope { kind: Kind::MembersGone, group, number, posted_hour_ms: hour_ms, payload: &[] };
-        queue::append_to_members(tx, &gone, false).await?;
     }
-    Ok(groups::forget_device(tx, device).await?)
+    Ok(())
+}
+
+async fn tell_members_gone(tx: &mut Tx, group: GroupId, posted_hour_ms: u64) -> Result<(), Error> {
+    let number = groups::bump_members(tx, &group).await?;
+    let gone = NewEnvelope { kind: Kind::MembersGone, group, number, posted_hour_ms, payload: &[] };
+    queue::append_to_members(tx, &gone, false).await?;
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! What members post: commits, messages and leave notices, and the rule by which each is accepted (spec/protocol.md).
+//! What members post: commits, messages and leave notices, and the rule by which each is accepted (spec/protocol.md, section 4).
 //!
 //! Invariant: a post is accepted iff its sender is a member, its `at` is the group's `commit_seq` and its epoch the
 //! group's. So nothing old follows a commit. A refusal says where the group stands, and where in the sender's own queue

@@ -75,6 +75,9 @@ const LEAF_REMOVED: &str = "
 /// Forgets a device's stays but those for which a leaf still stands.
 const FORGET: &str = "DELETE FROM group_members WHERE device_id = $1 AND awaits_removal = 0";
 
+/// Forgets that an account posted the newest commit of any group.
+const FORGET_ACCOUNT: &str = "UPDATE groups SET newest_commit_account = NULL WHERE newest_commit_account = $1";
+
 /// Adds a commit.
 const ADD_COMMIT: &str = "
     INSERT INTO commits (group_id, commit_seq, envelope_id, added, removed, posted_hour_ms)
@@ -290,6 +293,12 @@ pub(crate) async fn end_stay(
 /// Forgets a device's stays but those for which a leaf still stands.
 pub(crate) async fn forget_device(tx: &mut Tx, device: &DeviceId) -> Result<(), StoreError> {
     on!(**tx, db => sqlx::query(FORGET).bind(device.as_bytes().as_slice()).execute(db).await)?;
+    Ok(())
+}
+
+/// Forgets that an account posted the newest commit of any group.
+pub(crate) async fn forget_account(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
+    on!(**tx, db => sqlx::query(FORGET_ACCOUNT).bind(account.as_bytes().as_slice()).execute(db).await)?;
     Ok(())
 }
 

@@ -80,6 +80,12 @@ impl Sqlite {
         Ok(busy == 0)
     }
 
+    /// How many connections may write.
+    #[cfg(test)]
+    pub(super) fn writers_max(&self) -> u32 {
+        self.writer.options().get_max_connections()
+    }
+
     /// Closes all connections, the readers first, so that the last checkpoint finds nobody in its way.
     pub(super) async fn close(&self) -> Result<(), StoreError> {
         self.readers.close().await;

@@ -43,17 +43,51 @@ pub(crate) enum EventObject {
         text: String,
         sent_at: u64,
     },
-    Joined { group_id: Text<GroupId>, name: String, by: String },
-    Members { group_id: Text<GroupId>, by: String, added: Vec<String>, removed: Vec<String> },
-    Removed { group_id: Text<GroupId>, by: Option<String> },
-    Left { group_id: Text<GroupId> },
-    Status { group_id: Text<GroupId>, message_id: Text<MessageId>, status: &'static str },
-    Stuck { group_id: Text<GroupId> },
-    Undecryptable { group_id: Text<GroupId> },
-    Missed { first: u64, last: u64 },
-    IdentityChanged { account_id: Text<AccountId>, username: Option<String> },
-    UnlistedDevice { group_id: Text<GroupId>, account_id: Text<AccountId>, username: Option<String> },
-    Connection { state: &'static str },
+    Joined {
+        group_id: Text<GroupId>,
+        name: String,
+        by: String,
+    },
+    Members {
+        group_id: Text<GroupId>,
+        by: String,
+        added: Vec<String>,
+        removed: Vec<String>,
+    },
+    Removed {
+        group_id: Text<GroupId>,
+        by: Option<String>,
+    },
+    Left {
+        group_id: Text<GroupId>,
+    },
+    Status {
+        group_id: Text<GroupId>,
+        message_id: Text<MessageId>,
+        status: &'static str,
+    },
+    Stuck {
+        group_id: Text<GroupId>,
+    },
+    Undecryptable {
+        group_id: Text<GroupId>,
+    },
+    Missed {
+        first: u64,
+        last: u64,
+    },
+    IdentityChanged {
+        account_id: Text<AccountId>,
+        username: Option<String>,
+    },
+    UnlistedDevice {
+        group_id: Text<GroupId>,
+        account_id: Text<AccountId>,
+        username: Option<String>,
+    },
+    Connection {
+        state: &'static str,
+    },
 }
 
 /// A member of a group.
@@ -144,10 +178,9 @@ impl Object {
             Event::Left { group_id } => EventObject::Left { group_id: Text(*group_id) },
             Event::GroupStuck { group_id } => EventObject::Stuck { group_id: Text(*group_id) },
             Event::Missed { from, to } => EventObject::Missed { first: *from, last: *to },
-            Event::IdentityChanged { account } => EventObject::IdentityChanged {
-                account_id: Text(account.account_id),
-                username: username(account),
-            },
+            Event::IdentityChanged { account } => {
+                EventObject::IdentityChanged { account_id: Text(account.account_id), username: username(account) }
+            }
             Event::UnlistedDevice { group_id, account } => EventObject::UnlistedDevice {
                 group_id: Text(*group_id),
                 account_id: Text(account.account_id),
@@ -229,18 +262,31 @@ mod tests {
     }
 
     #[test]
+    fn a_message() {
+        let message = EventObject::Message {
+            group_id: Text(group()),
+            message_id: Text(MESSAGE.parse().unwrap()),
+            from: bob().name(),
+            from_account: Text(bob().account_id),
+            text: "two\nlines".into(),
+            sent_at: 1_700_000_000_123,
+        };
+        assert_eq!(
+            line(&Object::Event(message)),
+            format!(
+                r#"{{"event":"message","group_id":"{GROUP}","message_id":"{MESSAGE}","from":"bob","from_account":"{ACCOUNT}","text":"two\nlines","sent_at":1700000000123}}"#
+            )
+        );
+    }
+
+    #[test]
     fn events_name_people_by_username_or_else_by_id() {
         assert_eq!(
             event(&Event::Joined { group_id: group(), name: "team".into(), by: bob() }),
             format!(r#"{{"event":"joined","group_id":"{GROUP}","name":"team","by":"bob"}}"#)
         );
         assert_eq!(
-            event(&Event::MembersChanged {
-                group_id: group(),
-                by: bob(),
-                added: vec![nameless()],
-                removed: vec![]
-            }),
+            event(&Event::MembersChanged { group_id: group(), by: bob(), added: vec![nameless()], removed: vec![] }),
             format!(r#"{{"event":"members","group_id":"{GROUP}","by":"bob","added":["{ACCOUNT}"],"removed":[]}}"#)
         );
         assert_eq!(
@@ -267,9 +313,7 @@ mod tests {
         );
         assert_eq!(
             event(&Event::UnlistedDevice { group_id: group(), account: nameless() }),
-            format!(
-                r#"{{"event":"unlisted_device","group_id":"{GROUP}","account_id":"{ACCOUNT}","username":null}}"#
-            )
+            format!(r#"{{"event":"unlisted_device","group_id":"{GROUP}","account_id":"{ACCOUNT}","username":null}}"#)
         );
         assert_eq!(
             event(&Event::Connection(Connection::CatchingUp)),

@@ -1,0 +1,196 @@
+//! What people read.
+//!
+//! Invariant: nothing that others wrote reaches a terminal as more than text: no control characters, no changes of
+//! direction, and no line that looks as if it were another message.
+
+use jiff::{Timestamp, Zoned, tz::TimeZone};
+use undertone::{Connection, Contact, Event, GroupSummary, Message, MessageBody, MessageStatus};
+
+/// Text in which whatever could do something to a terminal is replaced. Lines after the first are indented.
+pub(crate) fn clean(text: &str) -> String {
+    let lines = text.lines().map(clean_line);
+    lines.collect::<Vec<_>>().join("\n    ")
+}
+
+/// The same on one line.
+pub(crate) fn clean_line(text: &str) -> String {
+    text.chars().map(|c| if is_plain(c) { c } else { '\u{fffd}' }).collect()
+}
+
+fn is_plain(c: char) -> bool {
+    let changes_direction = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let breaks_line = matches!(c, '\u{2028}' | '\u{2029}');
+    c == '\t' || !(c.is_control() || changes_direction || breaks_line)
+}
+
+/// Names, separated by commas; "nobody" for none.
+pub(crate) fn names(contacts: &[Contact]) -> String {
+    match contacts {
+        [] => "nobody".to_owned(),
+        contacts => contacts.iter().map(Contact::name).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// A group in a list.
+pub(crate) fn group_line(group: &GroupSummary) -> String {
+    let members = match (group.active, group.members.len()) {
+        (false, _) => "no longer a member".to_owned(),
+        (true, 1) => "1 member".to_owned(),
+        (true, many) => format!("{many} members"),
+    };
+    format!("{}  {members}  {}", clean_line(&group.name), group.group_id)
+}
+
+/// A group with its members.
+pub(crate) fn group(group: &GroupSummary) -> String {
+    let mut lines = vec![group_line(group)];
+    if !group.active {
+        lines.push("  when last seen:".to_owned());
+    }
+    lines.extend(group.members.iter().map(|member| match &member.username {
+        Some(name) => format!("  {name}  {}", member.account_id),
+        None => format!("  {}", member.account_id),
+    }));
+    lines.join("\n")
+}
+
+/// A message of a history.
+pub(crate) fn history_line(message: &Message) -> String {
+    let status = match message.status {
+        MessageStatus::Queued => "  (queued)",
+        MessageStatus::Failed => "  (not sent)",
+        _ => "",
+    };
+    format!("{}  {}: {}{status}", full_time(message.sent_at_ms), message.from.name(), body(message))
+}
+
+/// An event, in the group whose name is given if that is not clear anyway. `None` if it is no news to people.
+pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<String> {
+    let place = group.map(|name| format!("[{}] ", clean_line(name))).unwrap_or_default();
+    let news = match event {
+        Event::MessageReceived(message) => {
+            let time = time(message.sent_at_ms, now);
+            return Some(format!("{time} {place}{}: {}", message.from.name(), body(message)));
+        }
+        Event::MessageStatus { status: MessageStatus::Failed, .. } => "a message was not sent".to_owned(),
+        Event::Undecryptable { .. } => "a message came that cannot be read".to_owned(),
+        Event::Joined { name, by, .. } => {
+            let name = clean_line(name);
+            return Some(format!("* {} added you to {name}", by.name()));
+        }
+        Event::MembersChanged { by, added, removed, .. } => members_changed(by, added, removed),
+        Event::Removed { by: Some(by), .. } => format!("{} removed you", by.name()),
+        Event::Removed { by: None, .. } => "you were removed".to_owned(),
+        Event::Left { .. } => "you have left".to_owned(),
+        Event::GroupStuck { .. } => "a change came that cannot be applied; the group cannot go on here".to_owned(),
+        Event::Missed { from, to } => {
+            format!("{} messages were not fetched in time and are lost", to.saturating_sub(*from).saturating_add(1))
+        }
+        Event::IdentityChanged { account } => {
+            format!("{} has a new identity key: ask them whether that is right", account.name())
+        }
+        Event::UnlistedDevice { account, .. } => {
+            format!("{} has a device here that their account does not list: ask them", account.name())
+        }
+        Event::Connection(state) => connection(*state)?.to_owned(),
+        _ => return None,
+    };
+    Some(format!("* {place}{news}"))
+}
+
+fn members_changed(by: &Contact, added: &[Contact], removed: &[Contact]) -> String {
+    let mut news = Vec::new();
+    if !added.is_empty() {
+        news.push(format!("{} added {}", by.name(), names(added)));
+    }
+    if removed == std::slice::from_ref(by) {
+        news.push(format!("{} left", by.name()));
+    } else if !removed.is_empty() {
+        news.push(format!("{} removed {}", by.name(), names(removed)));
+    }
+    news.join("; ")
+}
+
+fn connection(state: Connection) -> Option<&'static str> {
+    match state {
+        Connection::Online => Some("online"),
+        Connection::Offline => Some("offline, trying again; what you write goes out later"),
+        _ => None,
+    }
+}
+
+fn body(message: &Message) -> String {
+    match &message.body {
+        MessageBody::Text(text) => clean(text),
+        _ => "(something that this version cannot show)".to_owned(),
+    }
+}
+
+/// The time of day; for other days than today, the day as well.
+fn time(at_ms: u64, now: &Zoned) -> String {
+    let Some(at) = zoned(at_ms, now.time_zone().clone()) else { return "?".to_owned() };
+    let format = if at.date() == now.date() { "%H:%M" } else { "%Y-%m-%d %H:%M" };
+    at.strftime(format).to_string()
+}
+
+fn full_time(at_ms: u64) -> String {
+    zoned(at_ms, TimeZone::system()).map_or_else(|| "?".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M").to_string())
+}
+
+fn zoned(at_ms: u64, zone: TimeZone) -> Option<Zoned> {
+    let at = i64::try_from(at_ms).ok().and_then(|at_ms| Timestamp::from_millisecond(at_ms).ok())?;
+    Some(at.to_zoned(zone))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contact(name: &str) -> Contact {
+        let account_id = "01020304-0506-8708-890a-0b0c0d0e0f10".parse().unwrap();
+        Contact { account_id, username: Some(name.parse().unwrap()) }
+    }
+
+    fn now() -> Zoned {
+        zoned(1_700_000_000_000, TimeZone::UTC).unwrap()
+    }
+
+    #[test]
+    fn what_others_wrote_does_nothing_to_a_terminal() {
+        assert_eq!(clean("\u{1b}[2Jgone\u{7}"), "\u{fffd}[2Jgone\u{fffd}");
+        assert_eq!(clean("a\rb\u{9b}c"), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(clean("\u{202e}evil\u{2066}"), "\u{fffd}evil\u{fffd}");
+        assert_eq!(clean_line("one\ntwo\u{2028}three"), "one\u{fffd}two\u{fffd}three");
+        assert_eq!(clean("grüße\t👋"), "grüße\t👋");
+    }
+
+    #[test]
+    fn no_line_of_a_message_looks_like_another_message() {
+        assert_eq!(clean("hi\n12:00 bob: I agree\r\nbye"), "hi\n    12:00 bob: I agree\n    bye");
+    }
+
+    #[test]
+    fn times_are_short_today_and_long_otherwise() {
+        assert_eq!(time(1_700_000_000_000, &now()), "22:13");
+        assert_eq!(time(1_699_000_000_000, &now()), "2023-11-03 08:26");
+        assert_eq!(time(u64::MAX, &now()), "?");
+    }
+
+    #[test]
+    fn changes_of_members_read_as_sentences() {
+        let [alice, bob, carol] = ["alice", "bob", "carol"].map(contact);
+        assert_eq!(members_changed(&alice, &[bob.clone(), carol.clone()], &[]), "alice added bob, carol");
+        assert_eq!(members_changed(&alice, &[], std::slice::from_ref(&bob)), "alice removed bob");
+        assert_eq!(members_changed(&bob, &[], std::slice::from_ref(&bob)), "bob left");
+        assert_eq!(members_changed(&alice, &[carol], &[bob]), "alice added carol; alice removed bob");
+    }
+
+    #[test]
+    fn only_news_is_told() {
+        assert_eq!(event(&Event::Connection(Connection::CatchingUp), None, &now()), None);
+        assert_eq!(event(&Event::Connection(Connection::Online), None, &now()).unwrap(), "* online");
+        let group_id = "01020304-0506-4708-890a-0b0c0d0e0f10".parse().unwrap();
+        let removed = Event::Removed { group_id, by: Some(contact("alice")) };
+        assert_eq!(event(&removed, Some("te\nam"), &now()).unwrap(), "* [te\u{fffd}am] alice removed you");
+    }
+}
