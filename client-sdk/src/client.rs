@@ -36,7 +36,7 @@ struct Inner {
     tasks: Mutex<Tasks>,
 }
 
-/// Makes a [`Client`]. See [`Client::builder`] and [`Client::opener`].
+/// Makes a [`Client`]. See [`Client::builder`].
 pub struct ClientBuilder<S = ()> {
     relay: Option<String>,
     store: S,
@@ -370,9 +370,16 @@ async fn register(
     let relay_id = api.relay().await?.relay_id;
     let mut profile = Profile { relay_url, relay_id, identity, username, registered: false };
     save(store, &profile).await?;
-    api.register(&profile.identity.registration(relay_id, profile.username.clone())).await?;
+    let account = api.register(&profile.identity.registration(relay_id, profile.username.clone())).await?;
+    let list = account.device_list.verify(&profile.identity.account())?;
     profile.registered = true;
-    save(store, &profile).await?;
+    let registered = profile.clone();
+    store
+        .with_tx(move |tx| {
+            tx.save_contact(&account, &list)?;
+            tx.save_profile(&registered).map_err(Error::from)
+        })
+        .await?;
     Ok(profile)
 }
 

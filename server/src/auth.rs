@@ -80,10 +80,10 @@ pub(crate) async fn login(
 ) -> Result<Response, Error> {
     let token: [u8; 32] = random_bytes(&*node.random)?;
     let expires_at_ms = node.now_ms().saturating_add(node.limits.session_ttl_s.saturating_mul(1_000));
-    let opened = node.clone();
+    let opening = node.clone();
     let proven = node
         .db
-        .write(move |tx| Box::pin(async move { open(tx, &opened, &request, &token, expires_at_ms).await }))
+        .write(move |tx| Box::pin(async move { open(tx, &opening, &request, &token, expires_at_ms).await }))
         .await?;
     if !proven {
         return Err(Error::refused(ErrorCode::BadSignature, "the log-in is not signed by the device's key"));

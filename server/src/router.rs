@@ -13,10 +13,14 @@ use axum::{
 };
 use http::HeaderValue;
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
-use undertone_wire::{ErrorCode, TIME_HEADER, path};
+use undertone_wire::{Encoding, ErrorCode, PROBLEM_MEDIA_TYPE, TIME_HEADER, path};
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    openapi::{
+        RefOr,
+        path::Operation,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -61,13 +65,36 @@ fn api() -> OpenApiRouter<Node> {
 
 /// The description of the API, in JSON; `spec/openapi.json` is a copy.
 pub fn openapi() -> Result<String, serde_json::Error> {
-    let (_, description) = api().split_for_parts();
+    let (_, mut description) = api().split_for_parts();
+    for item in description.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        operations.into_iter().flatten().for_each(name_media_types);
+    }
     description.to_pretty_json()
+}
+
+/// Bodies exist in both encodings; problems are problems.
+fn name_media_types(operation: &mut Operation) {
+    let [json, cbor] = [Encoding::Json, Encoding::Cbor].map(Encoding::media_type);
+    if let Some(RefOr::T(request)) = &mut operation.request_body
+        && let Some(body) = request.content.get(json).cloned()
+    {
+        request.content.insert(cbor.to_owned(), body);
+    }
+    for (status, response) in &mut operation.responses.responses {
+        let RefOr::T(response) = response else { continue };
+        let Some(body) = response.content.get(json).cloned() else { continue };
+        if status == "default" {
+            response.content = [(PROBLEM_MEDIA_TYPE.to_owned(), body)].into_iter().collect();
+        } else {
+            response.content.insert(cbor.to_owned(), body);
+        }
+    }
 }
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Undertone relay", description = "Bodies are JSON as described here, or CBOR made from the same types.",
+    info(title = "Undertone relay", description = "Bodies are JSON as described here, or CBOR made from the same types: byte strings and ids are then byte strings.",
          license(name = "MIT OR Apache-2.0")),
     security(("session" = [])),
     components(schemas(undertone_wire::ServerFrame, undertone_wire::ClientFrame)),

@@ -24,8 +24,8 @@ async fn secrets_are_nowhere_they_should_not_be() {
         &["group", "create", GROUP, "--add", "bob"],
         &["send", GROUP, TEXT],
     ] {
-        let status = alice.command(args).env("UNDERTONE_PASSPHRASE", PASSPHRASE).status().await.unwrap();
-        assert!(status.success());
+        let done = alice.command(args).env("UNDERTONE_PASSPHRASE", PASSPHRASE).output().await.unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
     bob.ok(&["listen", "--count", "1", "--for", "60"]).await;
     assert_eq!(bob.history(GROUP).await.len(), 1);

@@ -97,8 +97,36 @@ fn derive(provider: &impl Provider, rejoin_key: &[u8], salt: &[u8]) -> Result<Ke
 #[cfg(test)]
 mod tests {
     use openmls_rust_crypto::OpenMlsRustCrypto;
+    use undertone_wire::{Bytes, Encoding};
 
     use super::*;
+
+    /// `spec/vectors/sealed-group-info.json`; how to read it is in the README beside it.
+    #[derive(serde::Deserialize)]
+    struct Vector {
+        rejoin_key: Bytes,
+        salt: Bytes,
+        group_id: GroupId,
+        commit_seq: u64,
+        group_info: Bytes,
+        sealed: Bytes,
+    }
+
+    #[test]
+    fn the_vectors_hold() {
+        let file = include_bytes!("../../../spec/vectors/sealed-group-info.json");
+        let vectors: Vec<Vector> = Encoding::Json.decode(file).unwrap();
+        assert!(!vectors.is_empty());
+        let provider = OpenMlsRustCrypto::default();
+        for vector in vectors {
+            let position = Position { group: vector.group_id, commit_seq: vector.commit_seq };
+            let (key, plaintext) = (vector.rejoin_key.as_slice(), vector.group_info.as_slice());
+            let salt = vector.salt.as_slice().try_into().unwrap();
+            let sealed = seal_with(&provider, key, salt, position, plaintext).unwrap();
+            assert_eq!(Bytes::from(sealed), vector.sealed);
+            assert_eq!(open(&provider, key, position, vector.sealed.as_slice()).unwrap(), plaintext);
+        }
+    }
 
     #[test]
     fn opens_only_with_the_key_and_for_the_position_it_was_sealed_for() {

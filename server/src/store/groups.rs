@@ -114,11 +114,12 @@ const EXPIRE_STAYS: &str = "
         WHERE ended_hour_ms < $1 AND awaits_removal = 0 ORDER BY ended_hour_ms LIMIT $2
     )";
 
-/// Up to `$2` groups that nobody has been in since the hour `$1`.
+/// Up to `$2` groups that nobody has been in since the hour `$1`. The last to go went without a commit, so a stay that
+/// awaits removal still tells of each.
 const DESERTED: &str = "
-    SELECT group_id FROM groups g WHERE NOT EXISTS (
+    SELECT DISTINCT group_id FROM group_members last WHERE ended_hour_ms < $1 AND awaits_removal = 1 AND NOT EXISTS (
         SELECT 1 FROM group_members m
-        WHERE m.group_id = g.group_id AND (m.ended_hour_ms IS NULL OR m.ended_hour_ms >= $1)
+        WHERE m.group_id = last.group_id AND (m.ended_hour_ms IS NULL OR m.ended_hour_ms >= $1)
     ) LIMIT $2";
 
 /// What a device is to a group.

@@ -24,6 +24,9 @@ const READERS: u32 = 4;
 /// Longest wait for a connection before the caller is told to come again.
 const BUSY_AFTER: Duration = Duration::from_secs(30);
 
+/// How long a checkpoint may wait for readers, and every writer with it. Nothing else waits for a lock in here.
+const CHECKPOINT_WAIT: Duration = Duration::from_millis(200);
+
 /// The migrations, oldest first; see `migrations/README.md`.
 const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "init", include_str!("../../../migrations/sqlite/0001_init.sql"))];
 
@@ -51,6 +54,7 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("secure_delete", "ON")
+            .busy_timeout(CHECKPOINT_WAIT)
             .disable_statement_logging();
         let writer = pool(1).connect_with(options).await?;
         migrator().run(&writer).await?;

@@ -18,6 +18,7 @@ use axum::{
 };
 use futures_util::SinkExt as _;
 use serde::Deserialize;
+use tokio::time::MissedTickBehavior;
 use undertone_wire::{ByeReason, Encoding, ErrorCode, Problem, ServerFrame, path, subprotocol};
 
 use self::session::{Action, Input, Session};
@@ -140,29 +141,38 @@ struct Closed;
 impl Stream {
     async fn run(mut self, mut actions: VecDeque<Action>, mut interest: Interest, mut stopping: Stopping) {
         let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if self.perform(&mut actions).await.is_err() {
                 return;
             }
+            // What the device said comes before the next page and before the look at how long it has been silent.
             let input = tokio::select! {
+                biased;
                 () = stopping.wait() => Input::Ended(ByeReason::Shutdown),
-                () = interest.woken() => Input::Woken,
                 message = self.socket.recv() => match self.heard(message) {
                     Ok(input) => input,
                     Err(Closed) => return,
                 },
+                () = std::future::ready(()), if !actions.is_empty() => continue,
+                () = interest.woken() => Input::Woken,
                 _ = ticks.tick() => Input::Tick,
             };
             actions.extend(self.session.step(input, self.node.now_ms()));
         }
     }
 
-    /// Performs actions and what follows from them, until there is nothing to do but to wait.
+    /// Performs actions and what follows from them, but reads one page only: after it, it is the device's turn to speak.
     async fn perform(&mut self, actions: &mut VecDeque<Action>) -> Result<(), Closed> {
+        let mut fetched = false;
         while let Some(action) = actions.pop_front() {
             let input = match action {
+                Action::Fetch { .. } if fetched => {
+                    actions.push_front(action);
+                    break;
+                }
                 Action::Fetch { after } => {
-                    self.flush().await?;
+                    fetched = true;
                     match queue::page(&self.node, &self.caller, after, PAGE).await {
                         Ok(page) => Input::Page(page),
                         Err(error) => Input::Ended(bye_for(&error)),

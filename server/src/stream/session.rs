@@ -53,6 +53,8 @@ pub(crate) struct Session {
     stream: u64,
     after: u64,
     heard_ms: u64,
+    /// Whether a page was asked for and has not come. It will show what came in the meantime too.
+    asked: bool,
     /// Whether anything left since the last `caught_up`, or none was said yet.
     behind: bool,
 }
@@ -61,8 +63,9 @@ impl Session {
     /// A session that goes on after a number, as the newest stream of the cursor. Say hello, then act.
     pub(crate) fn open(cursor: &Cursor, after: u64, now_ms: u64) -> (Self, Vec<Action>) {
         let after = after.max(cursor.acked_seq);
-        let session = Self { stream: cursor.stream, after, heard_ms: now_ms, behind: true };
-        (session, vec![Action::Fetch { after }])
+        let mut session = Self { stream: cursor.stream, after, heard_ms: now_ms, asked: false, behind: true };
+        let actions = session.ask();
+        (session, actions)
     }
 
     /// The number of this stream.
@@ -73,7 +76,7 @@ impl Session {
     /// What to do about what happened.
     pub(crate) fn step(&mut self, input: Input, now_ms: u64) -> Vec<Action> {
         match input {
-            Input::Woken => vec![self.fetch()],
+            Input::Woken => self.ask(),
             Input::Page(page) => self.show(page),
             Input::Heard => {
                 self.heard_ms = now_ms;
@@ -83,16 +86,21 @@ impl Session {
             Input::Frame(_) => vec![Action::Bye(ByeReason::Malformed)],
             Input::Tick if now_ms.saturating_sub(self.heard_ms) > SILENCE_MS_MAX => vec![Action::Cut],
             // The fetch heals a wake that was lost, and finds out that the session has ended by age.
-            Input::Tick => vec![Action::Ping, self.fetch()],
+            Input::Tick => [vec![Action::Ping], self.ask()].concat(),
             Input::Ended(reason) => vec![Action::Bye(reason)],
         }
     }
 
-    fn fetch(&self) -> Action {
-        Action::Fetch { after: self.after }
+    /// Asks for the next page, unless one is on its way.
+    fn ask(&mut self) -> Vec<Action> {
+        if std::mem::replace(&mut self.asked, true) {
+            return vec![];
+        }
+        vec![Action::Fetch { after: self.after }]
     }
 
     fn show(&mut self, page: Page) -> Vec<Action> {
+        self.asked = false;
         if page.stream != self.stream {
             return vec![Action::Bye(ByeReason::Replaced)];
         }
@@ -110,7 +118,7 @@ impl Session {
         self.behind |= !actions.is_empty();
 
         if newest.is_some_and(|newest| newest > self.after) {
-            actions.push(self.fetch());
+            actions.extend(self.ask());
         } else if self.behind {
             self.behind = false;
             actions.push(Action::Send(ServerFrame::CaughtUp { next_seq }));
@@ -178,6 +186,18 @@ mod tests {
     }
 
     #[test]
+    fn one_page_is_asked_for_at_a_time() {
+        let (mut session, _) = opened(0, 0);
+        assert_eq!(session.step(Input::Woken, 0), [], "the first page is on its way");
+        let first = session.step(Input::Page(page(3, &[1], Some(2))), 0);
+        assert_eq!(first, [delivery(1), Action::Fetch { after: 1 }]);
+        assert_eq!(session.step(Input::Woken, 0), []);
+        assert_eq!(session.step(Input::Frame(ClientFrame::Ack { up_to: 1 }), 0), [Action::Ack { up_to: 1 }]);
+        assert_eq!(session.step(Input::Page(page(3, &[2], Some(2))), 0), [delivery(2), caught_up(3)]);
+        assert_eq!(session.step(Input::Woken, 0), [Action::Fetch { after: 2 }]);
+    }
+
+    #[test]
     fn missed_numbers_are_told_in_place() {
         let (mut session, _) = opened(0, 0);
         let actions = session.step(Input::Page(page(10, &[3, 4, 8], Some(8))), 0);
@@ -206,10 +226,10 @@ mod tests {
     #[test]
     fn silence_is_cut_and_any_sound_is_life() {
         let (mut session, _) = opened(0, 0);
-        let lives = [Action::Ping, Action::Fetch { after: 0 }];
-        assert_eq!(session.step(Input::Tick, SILENCE_MS_MAX), lives);
+        session.step(Input::Page(page(1, &[], None)), 0);
+        assert_eq!(session.step(Input::Tick, SILENCE_MS_MAX), [Action::Ping, Action::Fetch { after: 0 }]);
         assert_eq!(session.step(Input::Heard, SILENCE_MS_MAX), []);
-        assert_eq!(session.step(Input::Tick, 2 * SILENCE_MS_MAX), lives);
+        assert_eq!(session.step(Input::Tick, 2 * SILENCE_MS_MAX), [Action::Ping], "a page is on its way");
         assert_eq!(session.step(Input::Tick, 2 * SILENCE_MS_MAX + 1), [Action::Cut]);
     }
 

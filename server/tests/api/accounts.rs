@@ -1,5 +1,7 @@
 //! Accounts, usernames and device lists.
 
+use std::collections::BTreeSet;
+
 use undertone_wire::{
     Account as WireAccount, CommitResponse, DeviceList, Envelope, ErrorCode, FetchResponse, GroupMembers, Limits,
     RegisterRequest, Relay, RelayId, SignedDeviceList, UpdateDeviceListRequest, path,
@@ -150,35 +152,61 @@ async fn a_device_that_enters_the_list_begins_with_an_empty_queue() {
     alice.get(path::QUEUE).await.yes::<FetchResponse>();
 }
 
+/// Where in the store some bytes are, as `table.column`.
+async fn found_in(relay: &TestRelay, bytes: &[u8]) -> BTreeSet<String> {
+    let mut db = relay.look().await;
+    let columns: Vec<(String, String)> = sqlx::query_as(
+        "SELECT m.name, c.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'",
+    )
+    .fetch_all(&mut db)
+    .await
+    .unwrap();
+    let mut found = BTreeSet::new();
+    for (table, column) in columns {
+        let statement = format!("SELECT COUNT(*) FROM \"{table}\" WHERE instr(\"{column}\", $1) > 0");
+        let statement = sqlx::AssertSqlSafe(statement);
+        let count: i64 = sqlx::query_scalar(statement).bind(bytes).fetch_one(&mut db).await.unwrap();
+        if count > 0 {
+            found.insert(format!("{table}.{column}"));
+        }
+    }
+    found
+}
+
 #[tokio::test]
 async fn deleting_an_account_leaves_nothing_of_it() {
     let relay = TestRelay::start().await;
-    let account = Account::new(2).named("alice");
-    let devices = account.clone().register(&relay.api()).await;
-    devices[0].stock(3).await;
+    let devices = Account::new(2).named("alice").register(&relay.api()).await;
+    let (alice, sibling) = (&devices[0], &devices[1]);
+    alice.stock(3).await;
     let bob = relay.device().await;
-    let alone = devices[1].create_group().await;
-    let shared = bob.create_group_with(&[&devices[0], &devices[1]]).await;
-    bob.says(shared, 1).await;
-    assert!(relay.rows("queue").await > 0 && relay.rows("key_packages").await == 4);
+    let alone = sibling.create_group().await;
+    let shared = bob.create_group_with(&[alice, sibling]).await;
+    alice.commit(&Message::at(shared, 1)).await.yes::<CommitResponse>();
+    bob.says(shared, 2).await;
+    let account_columns = ["accounts.account_id", "device_lists.account_id", "devices.account_id"];
+    let found = found_in(&relay, alice.account_id().as_bytes()).await;
+    assert!(account_columns.iter().all(|column| found.contains(*column)), "{found:?}");
+    assert!(found.contains("groups.newest_commit_account") && found.contains("key_packages.key_package"));
 
-    devices[0].delete(path::OWN_ACCOUNT).await.done();
+    alice.delete(path::OWN_ACCOUNT).await.done();
 
     for device in &devices {
         device.get(path::QUEUE).await.no(ErrorCode::Unauthenticated);
+        // Its leaf stands in the others' tree until a commit removes it, and the commit that added it, whose bytes say so
+        // too, is kept for members who missed it.
+        let left = ["commits.added", "envelopes.payload", "group_members.device_id"].map(String::from);
+        assert_eq!(found_in(&relay, device.id().as_bytes()).await, left.into());
     }
-    for table in ["key_packages", "message_ids"] {
-        assert_eq!(relay.rows(table).await, if table == "key_packages" { 0 } else { 3 }, "{table}");
-    }
+    assert_eq!(found_in(&relay, alice.account_id().as_bytes()).await, BTreeSet::new());
     for table in ["accounts", "devices", "device_lists", "sessions", "cursors", "groups"] {
         assert_eq!(relay.rows(table).await, 1, "{table} holds bob's only");
     }
+    assert_eq!(relay.rows("key_packages").await, 0);
     bob.get(&path::fill(path::GROUP, alone)).await.no(ErrorCode::NotFound);
     let last = bob.fetch(0).await.deliveries.pop().unwrap().envelope;
-    assert_eq!(last, Envelope::MembersGone { group_id: shared, members_version: 2 }, "one notice for both");
+    assert_eq!(last, Envelope::MembersGone { group_id: shared, members_version: 3 }, "one notice for both devices");
 
-    // Bob is alone with two leaves to remove; the username is free again.
-    let removal = Message::at(shared, 1).removing(&[&devices[0], &devices[1]]);
-    bob.commit(&removal).await.yes::<CommitResponse>();
+    bob.commit(&Message::at(shared, 2).removing(&[alice, sibling])).await.yes::<CommitResponse>();
     Account::new(1).named("alice").try_register(&relay.api()).await.yes::<WireAccount>();
 }

@@ -3,14 +3,19 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _},
     os::unix::fs::PermissionsExt as _,
-    process::{Child, Command, Output, Stdio},
+    path::Path,
+    process::{Child, ChildStdout, Command, Output, Stdio},
     sync::Arc,
 };
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use undertone_server::{Config, Place, Relay as TheRelay, SystemClock, SystemRandom};
-use undertone_wire::{ByeReason, FetchResponse, GroupMembers, KeyCounts, Relay, SendResponse, ServerFrame, path};
+use undertone_wire::{ByeReason, ErrorCode, GroupMembers, KeyCounts, Relay, SendResponse, ServerFrame, path};
 
-use crate::support::{Message, SOON, TestRelay};
+use crate::support::{Account, Api, Message, TestRelay};
 
 #[tokio::test]
 async fn a_restart_keeps_everything() {
@@ -38,25 +43,45 @@ async fn a_restart_keeps_everything() {
 }
 
 #[tokio::test]
-async fn stopping_says_bye_to_streams_and_answers_those_who_wait() {
+async fn stopping_says_bye_to_streams_and_leaves_no_log() {
     let relay = TestRelay::start().await;
     let (alice, bob) = (relay.device().await, relay.device().await);
-    let mut stream = alice.stream(0).await;
-    stream.catches_up_to(1).await;
-    let mut polling = bob.stream(0).await;
-    polling.catches_up_to(1).await;
-    let waiting = tokio::spawn(async move { bob.get(&format!("{}?wait=50", path::QUEUE)).await });
-    let said_bye = tokio::spawn(async move { (stream.next().await, polling.next().await) });
+    let mut streams = [alice.stream(0).await, bob.stream(0).await];
+    for stream in &mut streams {
+        stream.catches_up_to(1).await;
+    }
+    let [mut one, mut two] = streams;
+    let said = tokio::spawn(async move { [one.next().await, two.next().await] });
     let folder = relay.stop().await;
     let bye = Some(ServerFrame::Bye { reason: ByeReason::Shutdown });
-    assert_eq!(said_bye.await.unwrap(), (bye.clone(), bye));
-    // The poll either came in before the end and is answered, or found nobody.
-    if let Ok(answer) = waiting.await {
-        answer.yes::<FetchResponse>();
-    }
+    assert_eq!(said.await.unwrap(), [bye.clone(), bye]);
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().any(|name| name == "undertone.db"));
     assert!(!left.iter().any(|name| name == "undertone.db-wal"), "the last checkpoint leaves no log: {left:?}");
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_answered_when_the_relay_stops() {
+    let relay = TestRelay::start().await;
+    let mut connection = TcpStream::connect(relay.url.trim_start_matches("http://")).await.unwrap();
+    let head = "POST /v1/auth/login HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n\
+                content-length: 2\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n";
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut interim = [0; 25];
+    connection.read_exact(&mut interim).await.unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n", "the handler waits for the body");
+
+    let url = relay.url.clone();
+    let stopping = tokio::spawn(relay.stop());
+    // It stops listening at once.
+    while TcpStream::connect(url.trim_start_matches("http://")).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    connection.write_all(b"{}").await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("malformed"), "{answer}");
+    stopping.await.unwrap();
 }
 
 #[tokio::test]
@@ -74,7 +99,7 @@ async fn the_files_are_for_their_owner_only() {
     let place = folder.path().join("data/deep/undertone.db");
     let config = Config::new(Place::Sqlite(place.clone()), "127.0.0.1:0".parse().unwrap());
     let relay = TheRelay::bind(config, Arc::new(SystemClock), Arc::new(SystemRandom)).await.unwrap();
-    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(place.parent().unwrap()), mode(&place)), (0o700, 0o600));
     assert_eq!(mode(&place.with_file_name("undertone.db-wal")), 0o600);
     drop(relay);
@@ -115,42 +140,81 @@ fn the_binary_says_in_one_line_why_it_does_not_start() {
     refused(&["--data", file.join("under").to_str().unwrap(), "--listen", "127.0.0.1:0"], 1, "cannot use");
 }
 
+/// A relay in a process of its own, with what it said first.
+fn launched(data: &Path, log: &str) -> (Child, BufReader<ChildStdout>, String) {
+    let mut child = server(&["--data", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--log", log])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut ready = String::new();
+    stdout.read_line(&mut ready).unwrap();
+    (child, stdout, ready)
+}
+
+/// Sends a signal and waits for the end; answers the status and the log.
+fn ended(child: Child, signal: &str) -> (Option<i32>, String) {
+    let told = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+    assert!(told.success());
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+fn url_in(ready: &str) -> &str {
+    ready.split_whitespace().find(|word| word.starts_with("http://")).expect("an address")
+}
+
 #[test]
 fn the_binary_says_when_it_is_ready_and_stops_when_it_is_told() {
     let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
     for signal in ["TERM", "INT"] {
-        let mut child = server(&["--data", data.to_str().unwrap(), "--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut ready = String::new();
-        stdout.read_line(&mut ready).unwrap();
-        let url = ready.split_whitespace().find(|word| word.starts_with("http://")).expect("an address").to_owned();
+        let (child, mut stdout, ready) = launched(&folder.path().join("data"), "info");
+        let url = url_in(&ready);
         assert!(ready.contains(&format!("undertone register --relay {url} --username ")), "{ready}");
         assert!(!url.ends_with(":0"), "the port is the real one");
-
-        let told = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
-        assert!(told.success());
-        assert_eq!(ended(&mut child), Some(0));
+        assert_eq!(ended(child, signal).0, Some(0));
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "", "one line and no more");
     }
 }
 
-fn ended(child: &mut Child) -> Option<i32> {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let id = child.id();
-    let guard = std::thread::spawn(move || {
-        if receiver.recv_timeout(SOON).is_err() {
-            let _ = Command::new("kill").args(["-s", "KILL", &id.to_string()]).status();
-        }
-    });
-    let status = child.wait().unwrap();
-    let _ = sender.send(());
-    guard.join().unwrap();
-    status.code()
+#[tokio::test]
+async fn no_level_of_the_log_names_anybody() {
+    let folder = tempfile::tempdir().unwrap();
+    let (child, _stdout, ready) = launched(&folder.path().join("data"), "trace");
+    let api = Api::new(url_in(&ready));
+    let username = "a-name-to-look-for";
+    let alice = Account::new(1).named(username).register(&api).await.remove(0);
+    let bob = Account::new(1).register(&api).await.remove(0);
+    let group = alice.create_group_with(&[&bob]).await;
+    let message = Message::at(group, 1).saying(b"a ciphertext to look for");
+    alice.send_message(&message).await.yes::<SendResponse>();
+    bob.get(&path::fill(path::USERNAME, username)).await.yes::<undertone_wire::Account>();
+    bob.stock(1).await;
+    bob.stream(0).await.catches_up_to(3).await;
+    bob.ack(2).await.done();
+    bob.get(&path::fill(path::GROUP, "an-id-to-look-for")).await.no(ErrorCode::Malformed);
+
+    let (status, log) = ended(child, "TERM");
+    assert_eq!(status, Some(0));
+    assert!(log.contains("/v1/groups/{group}/messages") && log.contains("DEBUG"), "the log has what it may have");
+    let token = bob.token.as_ref().unwrap();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let token = String::from_utf8(undertone_wire::Encoding::Json.encode(token)).unwrap();
+    let secrets = [
+        username.to_owned(),
+        "to look for".to_owned(),
+        "to-look-for".to_owned(),
+        alice.account_id().to_string(),
+        alice.id().to_string(),
+        group.to_string(),
+        message.id.to_string(),
+        token.trim_matches('"').to_owned(),
+    ];
+    let bytes = [hex(alice.account_id().as_bytes()), hex(alice.id().as_bytes()), hex(group.as_bytes())];
+    for secret in secrets.iter().chain(&bytes) {
+        assert!(!log.contains(secret.as_str()), "{secret}");
+    }
 }

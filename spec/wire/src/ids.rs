@@ -101,7 +101,8 @@ macro_rules! random_id {
 }
 
 id!(
-    /// An account: UUID version 8 (RFC 9562, section 5.8) made of the first 122 bits of SHA-256(first identity key).
+    /// An account: UUID version 8 (RFC 9562, section 5.8) whose 122 free bits are those of the first 16 bytes of
+    /// SHA-256(first identity key).
     AccountId, version 8
 );
 id!(

@@ -51,9 +51,8 @@ pub(super) async fn work_runs_to_its_end_without_its_caller(fresh: Fresh) {
     go.send(()).unwrap();
     finished.await.unwrap();
     for byte in [1, 2] {
-        let take = fresh
-            .db
-            .write(move |tx| Box::pin(async move { sessions::take_challenge(tx, &nonce(byte), 0).await }));
+        let take =
+            fresh.db.write(move |tx| Box::pin(async move { sessions::take_challenge(tx, &nonce(byte), 0).await }));
         assert!(take.await.unwrap());
     }
 }

@@ -6,3 +6,4 @@ mod properties;
 mod samples;
 mod snapshots;
 mod tolerance;
+mod vectors;
