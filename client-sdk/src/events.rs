@@ -56,14 +56,13 @@ impl Events {
                 tx.next_event(after).map_err(Error::from)
             });
             if let Some((number, stored)) = next.await.ok()? {
-                let told = self.tell(stored).await;
+                let told = self.tell(stored).await.ok()?;
                 // Only now is it given: whoever stops waiting before this gets it the next time.
                 place.in_hand = number;
                 match told {
-                    Ok(Some(event)) => return Some(event),
+                    Some(event) => return Some(event),
                     // What it was about is gone.
-                    Ok(None) => continue,
-                    Err(_) => return None,
+                    None => continue,
                 }
             }
             let Place { connection, added, .. } = &mut *place;

@@ -81,3 +81,45 @@ impl Stopping {
         let _ = self.0.wait_for(|stopping| *stopping).await;
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A node without sockets, at time 0, for tests of rooms.
+
+    use undertone_wire::{AccountId, DeviceId, Hash, PublicKey, Signature, SignedDeviceList};
+
+    use super::*;
+    use crate::{
+        auth::Caller,
+        clock::{ManualClock, SystemRandom},
+        store::{Place, StoreError, accounts, sessions},
+    };
+
+    /// A node on a new store in a folder.
+    pub(crate) async fn node(folder: &std::path::Path) -> Node {
+        let wake = Arc::new(Wake::default());
+        let db = Db::open(&Place::Sqlite(folder.join("undertone.db")), Arc::clone(&wake)).await.unwrap();
+        let identity = db.identity(&SystemRandom).await.unwrap();
+        let clock = Arc::new(ManualClock::at(0));
+        Node::new(db, wake, clock, Arc::new(SystemRandom), Limits::default(), identity)
+    }
+
+    /// A device with an account and a session of its own.
+    pub(crate) async fn caller(node: &Node, byte: u8) -> Caller {
+        let key = PublicKey::from([byte; 32]);
+        let (account, device) = (AccountId::from_identity_key(&key), DeviceId::from_random([byte; 16]));
+        let caller = Caller { device, account, token_hash: Hash::of(&[byte]) };
+        let added = node.db.write(move |tx| {
+            Box::pin(async move {
+                let list = SignedDeviceList { list: vec![].into(), signature: Signature::from([0; 64]) };
+                accounts::add(tx, &account, None, 1, &list).await?;
+                let stored = accounts::StoredDevice { account, device_key: key, certificate_hash: Hash::of(b"") };
+                accounts::put_device(tx, &device, &stored).await?;
+                sessions::add(tx, &caller.token_hash, &device, 10, 1).await?;
+                Ok::<_, StoreError>(())
+            })
+        });
+        added.await.unwrap();
+        caller
+    }
+}

@@ -151,17 +151,9 @@ async fn delete_acked(tx: &mut Tx, caller: &Caller, up_to: u64, stream: Option<u
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{
-        clock::{ManualClock, SystemRandom},
-        store::{Db, Place, StoreError, accounts, sessions},
-        wake::Wake,
-    };
-    use undertone_wire::{
-        AccountId, Delivery, DeviceId, Envelope, Hash, Limits, PublicKey, Signature, SignedDeviceList,
-    };
+    use crate::{node::testing, store::StoreError};
+    use undertone_wire::{Delivery, Envelope, Hash};
 
     fn page(next_seq: u64, acked_seq: u64, held: &[u64], shown: usize) -> Page {
         let deliveries = held[..shown].iter().map(|&seq| Delivery { seq, envelope: Envelope::Unknown }).collect();
@@ -199,36 +191,19 @@ mod tests {
         assert_eq!(missed_of(&page(10, 0, &[1, 2, 5, 9], 3), 0), [(3, 4)]);
     }
 
-    /// A node with one device that has a session and has opened two streams.
-    async fn node_with_two_streams(folder: &std::path::Path) -> (Node, Caller) {
-        let key = PublicKey::from([1; 32]);
-        let (account, device) = (AccountId::from_identity_key(&key), DeviceId::from_random([1; 16]));
-        let caller = Caller { device, account, token_hash: Hash::of(b"token") };
-        let wake = Arc::new(Wake::default());
-        let db = Db::open(&Place::Sqlite(folder.join("undertone.db")), Arc::clone(&wake)).await.unwrap();
-        db.write(move |tx| {
-            Box::pin(async move {
-                let list = SignedDeviceList { list: vec![].into(), signature: Signature::from([0; 64]) };
-                accounts::add(tx, &account, None, 1, &list).await?;
-                let stored = accounts::StoredDevice { account, device_key: key, certificate_hash: Hash::of(b"") };
-                accounts::put_device(tx, &device, &stored).await?;
-                sessions::add(tx, &caller.token_hash, &device, 10, 1).await?;
-                queue::next_stream(tx, &device).await?;
-                queue::next_stream(tx, &device).await?;
-                Ok::<_, StoreError>(())
-            })
-        })
-        .await
-        .unwrap();
-        let identity = db.identity(&SystemRandom).await.unwrap();
-        let clock = Arc::new(ManualClock::at(0));
-        (Node::new(db, wake, clock, Arc::new(SystemRandom), Limits::default(), identity), caller)
-    }
-
     #[tokio::test]
     async fn only_the_newest_stream_acks_and_only_while_the_session_holds() {
         let folder = tempfile::tempdir().unwrap();
-        let (node, caller) = node_with_two_streams(folder.path()).await;
+        let node = testing::node(folder.path()).await;
+        let caller = testing::caller(&node, 1).await;
+        let opened_twice = node.db.write(move |tx| {
+            Box::pin(async move {
+                queue::next_stream(tx, &caller.device).await?;
+                queue::next_stream(tx, &caller.device).await?;
+                Ok::<_, StoreError>(())
+            })
+        });
+        opened_twice.await.unwrap();
         let replaced = take_ack(&node, caller, 0, Some(1)).await;
         assert!(matches!(replaced, Err(Error::Refused(ErrorCode::Replaced, _))), "{replaced:?}");
         take_ack(&node, caller, 0, Some(2)).await.unwrap();

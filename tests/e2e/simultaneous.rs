@@ -3,10 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use undertone::{AccountId, Client, Connection, Group, StoreKey};
-use undertone_tests::{Build, Relay, wait_until};
-
-/// Each round has two pairs of simultaneous commits.
-const ROUNDS: usize = 25;
+use undertone_tests::{Build, Relay, scaled, wait_until};
 
 async fn register(folder: &Path, name: &str, relay: &str) -> Client {
     let key = StoreKey::Raw32([7; 32]);
@@ -35,7 +32,8 @@ async fn two_commits_at_the_same_moment_both_end_up_applied() {
     let at_bob = bob.group(at_alice.id());
     wait_until("bob to join", async || at_bob.summary().await.ok().map(drop)).await;
 
-    for round in 0..ROUNDS {
+    // Each round has two pairs of simultaneous commits.
+    for round in 0..scaled(25, 250) {
         tokio::try_join!(at_alice.add(carol_id), at_bob.add(dave_id)).unwrap();
         wait_until(format!("four members on both sides, round {round}"), async || {
             (members(&at_alice).await.len() == 4 && members(&at_bob).await.len() == 4).then_some(())

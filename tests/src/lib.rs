@@ -38,6 +38,11 @@ pub async fn wait_until<T>(what: impl Display, mut look: impl AsyncFnMut() -> Op
     tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
 }
 
+/// How much of a heavy test is done: its short form, or its long one if `tests/run --soak` asked for it.
+pub fn scaled(short: usize, soak: usize) -> usize {
+    if std::env::var_os("UNDERTONE_SOAK").is_some() { soak } else { short }
+}
+
 /// The repository's root.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the repository").to_owned()

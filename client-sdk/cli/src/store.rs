@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use undertone::{Client, Error, StoreKey};
 use zeroize::Zeroizing;
 
-use crate::error::Failure;
+use crate::{error::Failure, output::hint};
 
 const PASSPHRASE: &str = "UNDERTONE_PASSPHRASE";
 
@@ -67,16 +67,14 @@ impl Place {
         Client::open_offline(&self.store, key.key).await.map_err(|error| self.explained(error, &key.origin))
     }
 
-    /// Registers an account in the store. The line, if there is one, tells of the key file that was made for it.
-    pub(crate) async fn register(
-        &self,
-        relay: &str,
-        username: Option<&str>,
-    ) -> Result<(Client, Option<String>), Failure> {
+    /// Registers an account in the store. If a key file is made for it, stderr says so, whatever comes of the rest.
+    pub(crate) async fn register(&self, relay: &str, username: Option<&str>) -> Result<Client, Failure> {
         let (key, made) = self.new_key()?;
+        if let Some(line) = made {
+            hint(&line);
+        }
         let registered = Client::builder(relay).store(&self.store, key.key).register(username).await;
-        let client = registered.map_err(|error| self.explained(error, &key.origin))?;
-        Ok((client, made))
+        registered.map_err(|error| self.explained(error, &key.origin))
     }
 
     fn explained(&self, error: Error, origin: &str) -> Failure {

@@ -246,3 +246,53 @@ impl Post {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::testing;
+    use undertone_wire::{Hash, MessageId};
+
+    /// A post by this caller to a group that does not exist.
+    fn post(node: &Node, caller: Caller, byte: u8) -> Post {
+        let group = GroupId::from_random([0x67; 16]);
+        let id = MessageId::from_parts(0, [byte; 10]);
+        let once = Once::new(node, Purpose::Message, Some(&group), id, &()).unwrap();
+        let header = Header { epoch: 0, data: AuthenticatedData::default() };
+        Post { caller, group, header, now_ms: 0, once }
+    }
+
+    /// What becomes of a commit, a message and a leave of this caller.
+    async fn outcomes(node: &Node, caller: Caller) -> [Result<(), Error>; 3] {
+        let (one, two, three) = (post(node, caller, 1), post(node, caller, 2), post(node, caller, 3));
+        let request = CommitRequest {
+            message_id: MessageId::from_parts(0, [1; 10]),
+            commit: vec![].into(),
+            welcome: None,
+            sealed_group_info: vec![].into(),
+        };
+        let bytes = Bytes::default();
+        let notice = bytes.clone();
+        [
+            node.db
+                .write(move |tx| Box::pin(async move { accept_commit(tx, &one, &request, 9).await.map(|_| ()) }))
+                .await,
+            node.db.write(move |tx| Box::pin(async move { accept_message(tx, &two, &bytes).await })).await,
+            node.db.write(move |tx| Box::pin(async move { accept_leave(tx, &three, &notice).await })).await,
+        ]
+    }
+
+    #[tokio::test]
+    async fn whether_the_session_holds_is_asked_where_the_effect_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = testing::node(folder.path()).await;
+        let caller = testing::caller(&node, 1).await;
+        for outcome in outcomes(&node, caller).await {
+            assert!(matches!(outcome, Err(Error::Refused(ErrorCode::NotFound, _))), "{outcome:?}");
+        }
+        let ended = Caller { token_hash: Hash::of(b"ended"), ..caller };
+        for outcome in outcomes(&node, ended).await {
+            assert!(matches!(outcome, Err(Error::Refused(ErrorCode::Unauthenticated, _))), "{outcome:?}");
+        }
+    }
+}

@@ -6,16 +6,13 @@ use super::{CLOSE, close};
 use crate::{
     args::Register,
     error::Failure,
-    output::{Object, Output, hint},
+    output::{Object, Output},
     store::Place,
 };
 
 pub(super) async fn register(place: &Place, register: &Register, output: Output) -> Result<(), Failure> {
     let username = register.username.as_ref().map(undertone::Username::as_str);
-    let (client, key_made) = place.register(&register.relay, username).await?;
-    if let Some(line) = key_made {
-        hint(&line);
-    }
+    let client = place.register(&register.relay, username).await?;
     let told = tell(&client, output, "registered");
     close(client, CLOSE).await;
     told
