@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_passphrase_encrypts_nothing_and_is_refused() {
+    fn an_empty_passphrase_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let place = Place { passphrase: Some(OsString::new()), ..place(root.path()) };
         assert!(reason(place.new_key()).contains("is empty"));

@@ -25,6 +25,9 @@ async fn a_group_is_created_once_and_by_one_device() {
     assert_eq!(created.position, position(0, 0, 0));
     assert_eq!(alice.post(path::GROUPS, &request).await.yes::<Group>(), created);
     bob.post(path::GROUPS, &request).await.no(ErrorCode::GroupExists);
+    alice.commit(&Message::at(request.group_id, 0).adding(&[&bob])).await.yes::<CommitResponse>();
+    bob.post(path::GROUPS, &request).await.no(ErrorCode::GroupExists);
+    assert_eq!(alice.post(path::GROUPS, &request).await.yes::<Group>().position, position(1, 1, 1));
     let list: GroupList = alice.get(path::GROUPS).await.yes();
     assert_eq!(list.groups.iter().map(|group| group.group_id).collect::<Vec<_>>(), [request.group_id]);
 }

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use undertone_wire::{
-    Account as WireAccount, ByeReason, Encoding, ErrorCode, PROBLEM_MEDIA_TYPE, Problem, ServerFrame, path,
+    Account as WireAccount, ByeReason, Encoding, ErrorCode, Limits, PROBLEM_MEDIA_TYPE, Problem, ServerFrame, path,
 };
 
 use crate::support::{Device, TestRelay, bytes_of};
@@ -114,6 +114,24 @@ async fn what_is_no_frame_ends_the_stream() {
         socket.say(nonsense).await;
         assert_eq!(socket.next().await, bye(ByeReason::Malformed));
     }
+}
+
+#[tokio::test]
+async fn a_frame_beyond_the_limit_ends_the_stream_unread() {
+    let relay = TestRelay::start().await;
+    let bob = relay.device().await;
+    let max = usize::try_from(Limits::default().client_frame_bytes_max).unwrap();
+    // Spaces around a frame are part of its size and change nothing else.
+    let ack_of = |bytes| Frame::Text(format!("{:bytes$}", r#"{"type":"ack","up_to":0}"#).into());
+    let mut socket = bob.try_stream(0, Some(Encoding::Json)).await.unwrap();
+    socket.next().await;
+    socket.catches_up_to(1).await;
+    socket.say(ack_of(max)).await;
+    let group = bob.create_group().await;
+    bob.says(group, 0).await;
+    assert_eq!(socket.catches_up_to(2).await, [1], "one that fits is taken");
+    socket.say(ack_of(max + 1)).await;
+    assert_eq!(socket.next().await, None);
 }
 
 #[tokio::test]

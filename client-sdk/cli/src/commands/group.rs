@@ -11,7 +11,7 @@ use super::{CATCH_UP, catch_up, connect, unreachable};
 use crate::{
     args::GroupCommand,
     error::Failure,
-    output::{Object, Output, hint, people},
+    output::{Object, Output, people},
     resolve,
 };
 
@@ -75,12 +75,12 @@ async fn accounts(client: &Client, names: &[String]) -> Result<Vec<Contact>, Fai
 async fn add(client: &Client, group: &str, user: &str, output: Output) -> Result<(), Failure> {
     let (group, handle) = for_change(client, group).await?;
     let account = resolve::account(client, user).await?;
-    if group.members.iter().any(|member| member.account_id == account.account_id) {
-        hint(&format!("{} is a member of {:?} already; devices still missing are added", account.name(), group.name));
-    }
+    let was_member = group.members.iter().any(|member| member.account_id == account.account_id);
+    // A member may have devices that are not in the group yet.
     change(client, handle.add(account.account_id)).await?;
     output.tell(&Object::changed(group.group_id, &account), || {
-        format!("added {} to {}", account.name(), people::clean_line(&group.name))
+        let (user, group) = (account.name(), people::clean_line(&group.name));
+        if was_member { format!("{user} is a member of {group} already") } else { format!("added {user} to {group}") }
     })
 }
 

@@ -106,7 +106,8 @@ pub(super) async fn mail_is_announced_after_the_commit_and_only_then(fresh: Fres
     done.1.await.unwrap();
     assert!(interest.woken().now_or_never().is_none(), "not before the commit");
     hold.0.send(()).unwrap();
-    interest.woken().await;
+    let soon = std::time::Duration::from_secs(20);
+    tokio::time::timeout(soon, interest.woken()).await.expect("woken after the commit");
     assert_eq!(cursor(&mut db.read().await.unwrap(), &device_id(1)).await.unwrap().unwrap().next_seq, 2);
     writing.await.unwrap().unwrap();
 }

@@ -7,7 +7,7 @@ mod screen;
 
 use std::{collections::HashSet, time::Duration};
 
-use undertone::{Client, Error, Event, Group, GroupId, MessageId, MessageStatus};
+use undertone::{Client, Connection, Error, Event, Group, GroupId, MessageId, MessageStatus};
 
 use self::{input::Line, screen::Screen};
 use super::{CATCH_UP, catch_up, lost_for_good, news, signals::Signals};
@@ -33,6 +33,8 @@ struct Chat<'a> {
     screen: Screen,
     /// What was sent here and has no outcome yet.
     unsettled: HashSet<MessageId>,
+    /// Whether the connection was lost, so that its return is news.
+    was_offline: bool,
 }
 
 /// Why it ended.
@@ -58,7 +60,8 @@ pub(super) async fn run(client: &Client, chat: &args::Chat, output: Output) -> R
             .await?;
     }
     let (handle, group_id) = (client.group(group.group_id), group.group_id);
-    let mut chat = Chat { client, group: handle, group_id, output, screen, unsettled: HashSet::new() };
+    let mut chat =
+        Chat { client, group: handle, group_id, output, screen, unsettled: HashSet::new(), was_offline: false };
     let ended = chat.talk(lines, &mut signals).await;
     let done = client.events().done().await;
     chat.screen.close().await;
@@ -100,12 +103,26 @@ impl Chat<'_> {
             if let Some(object) = Object::event(event) {
                 self.output.tell(&object, String::new)?;
             }
-        } else if let Some(text) = news::of(self.client, event, Some(self.group_id)).await {
+        } else if self.is_news(event)
+            && let Some(text) = news::of(self.client, event, Some(self.group_id)).await
+        {
             self.screen.print(&text).await?;
         }
         match event {
             Event::Connection(state) => lost_for_good(*state).map_or(Ok(()), Err),
             _ => Ok(()),
+        }
+    }
+
+    /// Being online is what a chat begins with.
+    fn is_news(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Connection(Connection::Online) => std::mem::take(&mut self.was_offline),
+            Event::Connection(Connection::Offline) => {
+                self.was_offline = true;
+                true
+            }
+            _ => true,
         }
     }
 
