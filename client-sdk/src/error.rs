@@ -125,6 +125,7 @@ impl From<StoreError> for Error {
             StoreError::InUse => Self::StoreInUse,
             StoreError::WrongKey => Self::WrongKey,
             StoreError::Closed => Self::Closed,
+            StoreError::BadPassphrase => Self::Invalid(error.to_string()),
             other => Self::Store(other.to_string()),
         }
     }

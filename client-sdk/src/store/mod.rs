@@ -63,10 +63,11 @@ impl std::fmt::Debug for StoreKey {
 }
 
 impl StoreKey {
-    /// The value of `PRAGMA key`.
+    /// The value of `PRAGMA key`. A passphrase is marked as one, because SQLCipher takes text of the form `x'..'` for a
+    /// raw key.
     fn pragma(&self) -> Zeroizing<String> {
         Zeroizing::new(match self {
-            Self::Passphrase(passphrase) => passphrase.clone(),
+            Self::Passphrase(passphrase) => format!("passphrase {passphrase}"),
             Self::Raw32(key) => {
                 let hex: Zeroizing<String> = Zeroizing::new(key.iter().map(|byte| format!("{byte:02x}")).collect());
                 format!("x'{}'", *hex)
@@ -82,6 +83,8 @@ pub(crate) enum StoreError {
     InUse,
     #[error("the store cannot be opened with this key")]
     WrongKey,
+    #[error("a passphrase has at least one character, and no NUL")]
+    BadPassphrase,
     #[error("the store was written by a newer version")]
     Newer,
     #[error("the store cannot be used: {0}")]
@@ -259,6 +262,11 @@ impl Deref for Tx<'_> {
 }
 
 fn open_connection(path: &Path, key: &StoreKey) -> Result<(Connection, File), StoreError> {
+    if let StoreKey::Passphrase(passphrase) = key
+        && (passphrase.is_empty() || passphrase.contains('\0'))
+    {
+        return Err(StoreError::BadPassphrase);
+    }
     create_private_folder(path)?;
     let lock = File::create(path.join(LOCK))?;
     lock.try_lock().map_err(|error| match error {

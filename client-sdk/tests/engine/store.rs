@@ -21,6 +21,19 @@ async fn a_store_belongs_to_one_account_one_key_and_one_process() {
 }
 
 #[tokio::test]
+async fn a_passphrase_is_never_taken_for_a_raw_key() {
+    let world = World::new();
+    let at = |key| Client::builder("http://fake").api(world.relay.connect()).store(world.store("alice"), key);
+    let looks_raw = StoreKey::Passphrase(format!("x'{}'", "07".repeat(32)));
+    at(looks_raw.clone()).register("alice").await.unwrap().shutdown().await;
+    assert!(matches!(at(StoreKey::Raw32([7; 32])).open().await, Err(Error::WrongKey)));
+    at(looks_raw).open().await.unwrap().shutdown().await;
+    for bad in ["", "a\0b"] {
+        assert!(matches!(at(StoreKey::Passphrase(bad.into())).open().await, Err(Error::Invalid(_))));
+    }
+}
+
+#[tokio::test]
 async fn a_registration_whose_answer_was_lost_is_finished_by_trying_again() {
     let world = World::new();
     let registered = async || builder_at(&world.relay, world.store("alice")).register("alice").await;
