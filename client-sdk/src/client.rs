@@ -72,7 +72,13 @@ impl Client {
     /// As for [`Client::open`].
     pub async fn open_offline(path: impl AsRef<Path>, key: StoreKey) -> Result<Self, Error> {
         let builder = ClientBuilder { relay: None, store: (), api: None, clock: Arc::new(SystemClock) };
-        builder.store(path, key).open_with(|_| Tasks::new()).await
+        builder
+            .store(path, key)
+            .open_with(|engine| {
+                engine.set_connection(Connection::Offline);
+                Tasks::new()
+            })
+            .await
     }
 
     /// Who this is.
@@ -107,6 +113,9 @@ impl Client {
         let username = &who.parse::<Username>().map_err(|error| Error::Invalid(error.to_string()))?;
         let found = engine.signed_in(|token| async move { engine.api.account_by_username(&token, username).await });
         let account = found.await.map_err(unknown_account)?;
+        if account.username.as_ref() != Some(username) {
+            return Err(Error::Untrusted("the relay answered about another name".into()));
+        }
         Ok(engine.remember(account.account_id, account).await?.0)
     }
 
@@ -291,15 +300,11 @@ impl ClientBuilder<StoreAt> {
             }
         };
         let client = Client::start(api, store, profile, self.clock, Entropy::system(), Engine::start);
-        match client.engine().publish_keys().await {
-            Ok(()) => Ok(client),
-            // The account is there; key packages follow when the relay can be reached again.
-            Err(Error::Offline(_)) => Ok(client),
-            Err(error) => {
-                client.shutdown().await;
-                Err(error)
-            }
+        // Others can add this device from now on. Without an answer, that comes when the relay can be reached again.
+        if let Err(error) = client.engine().publish_keys().await {
+            tracing::debug!(%error, "no key packages are published yet");
         }
+        Ok(client)
     }
 
     /// Opens the account in the store.

@@ -43,9 +43,6 @@ pub enum Error {
     /// What another device or the relay presented does not verify.
     #[error("what was presented does not verify: {0}")]
     Untrusted(String),
-    /// The relay is another one than the one this store was registered at.
-    #[error("this is another relay than the one the store was registered at")]
-    OtherRelay,
     /// The store holds an account already.
     #[error("the store holds an account already")]
     AlreadyRegistered,
@@ -101,7 +98,7 @@ impl Error {
                 ErrorKind::NotFound
             }
             Self::NotMember | Self::GroupStuck => ErrorKind::NotMember,
-            Self::Untrusted(_) | Self::OtherRelay => ErrorKind::Untrusted,
+            Self::Untrusted(_) => ErrorKind::Untrusted,
             Self::AlreadyRegistered | Self::NotRegistered | Self::Invalid(_) => ErrorKind::Invalid,
             Self::StoreInUse | Self::WrongKey => ErrorKind::StoreUnavailable,
             Self::Store(_) | Self::Closed => ErrorKind::Store,

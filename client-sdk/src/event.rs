@@ -93,7 +93,12 @@ pub enum Event {
         /// The account.
         account: Contact,
     },
-    /// A group has a member device that its account's newest device list does not name: tell the user.
+    /// The relay serves a device list of an account that is older than one seen before, or than its devices name.
+    StaleDeviceList {
+        /// The account.
+        account: Contact,
+    },
+    /// A group has a member device that its account's newest device list does not name: tell the user. It is removed.
     UnlistedDevice {
         /// The group.
         group_id: GroupId,
@@ -136,6 +141,7 @@ pub(crate) enum StoredEvent {
     Stuck { group_id: GroupId },
     Missed { from: u64, to: u64 },
     Identity { account: AccountId },
+    StaleList { account: AccountId },
     Unlisted { group_id: GroupId, account: AccountId },
 }
 
@@ -146,6 +152,7 @@ impl StoredEvent {
             Self::Message { sender: account, .. }
             | Self::Joined { by: account, .. }
             | Self::Identity { account }
+            | Self::StaleList { account }
             | Self::Unlisted { account, .. } => vec![*account],
             Self::Members { by, added, removed, .. } => {
                 [*by].into_iter().chain(added.iter().copied()).chain(removed.iter().copied()).collect()

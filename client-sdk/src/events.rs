@@ -3,6 +3,8 @@
 //! Invariant: an event is forgotten only when the app asks for the one after it, or says that it is done with it. An
 //! app that dies while it handles one gets it again.
 
+use std::time::Duration;
+
 use futures_util::{Stream, stream};
 use tokio::sync::watch;
 
@@ -13,6 +15,9 @@ use crate::{
     store::{StoreError, Tx},
     sync::Engine,
 };
+
+/// How long an event may wait for the names of those in it.
+const LOOK_UP_MAX: Duration = Duration::from_secs(3);
 
 /// The client's events. All handles take from the same queue.
 #[derive(Clone)]
@@ -45,7 +50,8 @@ impl Events {
         self.client.engine()
     }
 
-    /// The next event. `None` once the client has been shut down. Asking for it forgets the one before. Cancel safe.
+    /// The next event. `None` once the client has been shut down, or its store has failed. Asking for it forgets the one
+    /// before. Cancel safe.
     pub async fn next(&self) -> Option<Event> {
         let mut place = self.client.place().lock().await;
         loop {
@@ -100,9 +106,15 @@ impl Events {
             }
             Ok::<_, Error>(unknown)
         });
-        for account in unknown.await? {
-            // Without an answer the account goes by its id.
-            drop(self.engine().learn(account).await);
+        let unknown = unknown.await?;
+        let look = async {
+            for account in unknown {
+                // Without an answer the account goes by its id.
+                drop(self.engine().learn(account).await);
+            }
+        };
+        if self.client.connection() == Connection::Online {
+            drop(tokio::time::timeout(LOOK_UP_MAX, look).await);
         }
         self.engine().store.with_tx(move |tx| event(tx, stored).map_err(Error::from)).await
     }
@@ -130,6 +142,7 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
         StoredEvent::Stuck { group_id } => Event::GroupStuck { group_id },
         StoredEvent::Missed { from, to } => Event::Missed { from, to },
         StoredEvent::Identity { account } => Event::IdentityChanged { account: contact(tx, account)? },
+        StoredEvent::StaleList { account } => Event::StaleDeviceList { account: contact(tx, account)? },
         StoredEvent::Unlisted { group_id, account } => {
             Event::UnlistedDevice { group_id, account: contact(tx, account)? }
         }

@@ -155,7 +155,11 @@ impl Group {
         // Decided on what the group is now, not on what it was when this device last looked.
         let mut connection = self.engine().connection();
         let settled = connection.wait_for(|state| !matches!(state, Connection::Connecting | Connection::CatchingUp));
-        if settled.await.is_ok_and(|state| *state != Connection::Online) {
+        let online = tokio::select! {
+            state = settled => state.is_ok_and(|state| *state == Connection::Online),
+            () = self.engine().stopped() => return Err(Error::Closed),
+        };
+        if !online {
             return Err(Error::Offline(crate::api::ApiError::Unreachable("there is no connection".into())));
         }
         let id = self.id;

@@ -6,9 +6,9 @@
 //! relay (its authenticated data) and what it does must be the same, or it is one that nobody can apply.
 
 use openmls::prelude::{
-    Extension, Extensions, GroupContext, GroupId as MlsGroupId, JoinBuilder, LeafNodeIndex, MlsGroup, MlsMessageBodyIn,
-    MlsMessageIn, MlsMessageOut, ProcessMessageError, ProcessedMessageContent, ProcessedWelcome, Proposal,
-    ProtocolMessage, Sender, StagedCommit, StagedWelcome, UnknownExtension, WelcomeError,
+    CreateMessageError, Extension, Extensions, GroupContext, GroupId as MlsGroupId, JoinBuilder, LeafNodeIndex,
+    MlsGroup, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProcessMessageError, ProcessedMessageContent,
+    ProcessedWelcome, Proposal, ProtocolMessage, Sender, StagedCommit, StagedWelcome, UnknownExtension, WelcomeError,
     tls_codec::{Deserialize as _, Serialize as _},
 };
 use serde::{Deserialize, Serialize};
@@ -147,7 +147,10 @@ pub(crate) fn encrypt(
 ) -> Result<Bytes, CryptoError> {
     let mut mls = load(provider, group)?;
     mls.set_aad(Encoding::Cbor.encode(&AuthenticatedData { at, ..AuthenticatedData::default() }));
-    let message = mls.create_message(provider, identity, content).map_err(CryptoError::storage)?;
+    let message = mls.create_message(provider, identity, content).map_err(|error| match error {
+        CreateMessageError::GroupStateError(error) => CryptoError::invalid(error),
+        CreateMessageError::LibraryError(error) => CryptoError::storage(error),
+    })?;
     Ok(message.tls_serialize_detached().map_err(CryptoError::invalid)?.into())
 }
 
@@ -164,7 +167,8 @@ pub(crate) fn stage(
     let mut mls = load(provider, group)?;
     let leaves = leaves(&mls)?;
     let removed: Vec<_> = leaves.iter().filter(|(_, leaf)| change.remove.contains(&leaf.member.device)).collect();
-    let staying: Vec<_> = leaves.iter().map(|(_, leaf)| leaf.member.device).collect();
+    let staying: Vec<_> =
+        leaves.iter().map(|(_, leaf)| leaf.member.device).filter(|device| !change.remove.contains(device)).collect();
     let mut key_packages = Vec::new();
     let mut added = Vec::new();
     for (owner, bytes) in change.add.iter().filter(|(owner, _)| !staying.contains(&owner.device)) {
@@ -241,7 +245,8 @@ pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u
         ProcessedMessageContent::OwnPrivateMessage | ProcessedMessageContent::OwnPendingCommit => Ok(Opened::Own),
         ProcessedMessageContent::ApplicationMessage(message) => {
             check_authenticated(&aad, at, &Changes::default())?;
-            let from = member_at(&leaves(&mls)?, sender_index(&sender)?)?;
+            let credential = mls.member(sender_index(&sender)?).ok_or_else(no_such_leaf)?;
+            let from = VerifiedLeaf::stored(credential)?.member;
             Ok(Opened::Message { from, content: message.into_bytes() })
         }
         ProcessedMessageContent::StagedCommitMessage(staged) => {
@@ -263,11 +268,18 @@ pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u
 pub(crate) fn join(
     provider: &impl Provider,
     group: GroupId,
+    commit_seq: u64,
     group_info: &Bytes,
     secrets: &Bytes,
 ) -> Result<Joined, CryptoError> {
     let welcome = welcome::join(group_info, secrets)?;
     let processed = ProcessedWelcome::new_from_welcome(provider, &join_config(), welcome).map_err(welcome_error)?;
+    // All that can be refused is refused before anything is written: the caller's transaction goes on after a refusal.
+    if processed.unverified_group_info().group_id().as_slice() != group.as_bytes()
+        || processed.unverified_group_info().epoch().as_u64() != commit_seq
+    {
+        return Err(CryptoError::Invalid("the Welcome is for another group or epoch".into()));
+    }
     let handed_over = processed
         .unverified_group_info()
         .extensions()
@@ -287,9 +299,6 @@ pub(crate) fn join(
     check_tree(&members)?;
     let profile = profile_of(staged.group_context().extensions())?;
     let mls = staged.into_group(provider).map_err(welcome_error)?;
-    if mls.group_id().as_slice() != group.as_bytes() {
-        return Err(CryptoError::Invalid("the Welcome is for another group".into()));
-    }
     let rejoin_key = handed_over.map_or_else(|| exported(provider, &mls), Ok)?;
     Ok(Joined { group, by, profile, rejoin_key })
 }
@@ -343,17 +352,19 @@ impl Changes {
         by: Member,
         leaves: &[(LeafNodeIndex, VerifiedLeaf)],
     ) -> Result<(), CryptoError> {
-        if let Some(leaf) = staged.update_path_leaf_node()
-            && VerifiedLeaf::of(leaf)?.member != by
-        {
-            return Err(CryptoError::Invalid("a commit must not change its sender's device".into()));
-        }
         profile_of(staged.group_context().extensions())?;
         let mut tree: Vec<_> = leaves
             .iter()
             .filter(|(_, leaf)| !self.removed.contains(&leaf.member))
             .map(|(_, leaf)| leaf.clone())
             .collect();
+        if let Some(leaf) = staged.update_path_leaf_node() {
+            let leaf = VerifiedLeaf::of(leaf)?;
+            let before = tree.iter_mut().find(|leaf| leaf.member == by).ok_or_else(no_such_leaf)?;
+            leaf.may_replace(before)?;
+            *before = leaf;
+            check_tree(&tree)?;
+        }
         for (_, leaf) in &self.added {
             leaf.may_join(&tree)?;
             tree.push(leaf.clone());
@@ -425,11 +436,11 @@ fn sender_index(sender: &Sender) -> Result<LeafNodeIndex, CryptoError> {
 }
 
 fn member_at(leaves: &[(LeafNodeIndex, VerifiedLeaf)], index: LeafNodeIndex) -> Result<Member, CryptoError> {
-    leaves
-        .iter()
-        .find(|(at, _)| *at == index)
-        .map(|(_, leaf)| leaf.member)
-        .ok_or_else(|| CryptoError::Invalid("no such leaf".into()))
+    leaves.iter().find(|(at, _)| *at == index).map(|(_, leaf)| leaf.member).ok_or_else(no_such_leaf)
+}
+
+fn no_such_leaf() -> CryptoError {
+    CryptoError::Invalid("no such leaf".into())
 }
 
 fn welcome_error<E: std::fmt::Display>(error: WelcomeError<E>) -> CryptoError {
@@ -488,9 +499,9 @@ mod tests {
             open(&self.provider, group_id(), at, bytes.as_slice())
         }
 
-        fn join(&self, parts: &WelcomeParts) -> Result<Joined, CryptoError> {
+        fn join(&self, at: u64, parts: &WelcomeParts) -> Result<Joined, CryptoError> {
             let own = parts.secrets.iter().find(|entry| entry.device_id == self.identity.device()).unwrap();
-            join(&self.provider, group_id(), &parts.group_info, &own.secrets)
+            join(&self.provider, group_id(), at, &parts.group_info, &own.secrets)
         }
     }
 
@@ -515,7 +526,7 @@ mod tests {
         let created = create(&alice.provider, &alice.identity, group_id(), &profile()).unwrap();
         let staged = alice.stage(0, &created.rejoin_key, &Change { add: vec![bob.key_package()], ..Change::default() });
         merge_pending(&alice.provider, group_id()).unwrap();
-        let joined = bob.join(&staged.welcome.unwrap()).unwrap();
+        let joined = bob.join(1, &staged.welcome.unwrap()).unwrap();
         assert_eq!((joined.by, joined.profile), (alice.member(), profile()));
         assert!(joined.rejoin_key == created.rejoin_key, "an adding commit hands the rejoin key over");
         (alice, bob, created.rejoin_key)
@@ -540,7 +551,7 @@ mod tests {
         let staged = alice.stage(1, &key, &Change { add: vec![carol.key_package()], ..Change::default() });
         merge_pending(&alice.provider, group_id()).unwrap();
         bob.open(1, &staged.commit).unwrap();
-        carol.join(&staged.welcome.unwrap()).unwrap();
+        carol.join(2, &staged.welcome.unwrap()).unwrap();
 
         let staged = alice.stage(2, &key, &Change { remove: vec![bob.member().device], ..Change::default() });
         let after = merge_pending(&alice.provider, group_id()).unwrap();
@@ -563,7 +574,7 @@ mod tests {
         let change = Change { add: vec![carol.key_package()], remove: vec![bob.member().device] };
         let staged = alice.stage(1, &key, &change);
         let applied = merge_pending(&alice.provider, group_id()).unwrap();
-        let joined = carol.join(&staged.welcome.unwrap()).unwrap();
+        let joined = carol.join(2, &staged.welcome.unwrap()).unwrap();
         assert!(Some(joined.rejoin_key) == applied.now.unwrap().rejoin_key);
     }
 

@@ -32,9 +32,28 @@ impl VerifiedLeaf {
         Ok(Self { member, rotations: credential.rotations })
     }
 
+    /// A leaf that stands in the tree: it was verified when it entered, and what is in the store is trusted.
+    pub(super) fn stored(credential: &Credential) -> Result<Self, CryptoError> {
+        let credential = LeafCredential::decode(credential.serialized_content()).map_err(CryptoError::invalid)?;
+        let certificate = credential.certificate.unverified().map_err(CryptoError::invalid)?;
+        let member = Member { account: certificate.account, device: certificate.device };
+        Ok(Self { member, rotations: credential.rotations })
+    }
+
     /// A leaf as openmls hands it out.
     pub(super) fn of(leaf: &LeafNode) -> Result<Self, CryptoError> {
         Self::verify(leaf.credential(), leaf.signature_key().as_slice())
+    }
+
+    /// Whether this leaf may take the place of `before`, the same device's.
+    pub(super) fn may_replace(&self, before: &Self) -> Result<(), CryptoError> {
+        if self.member != before.member {
+            return Err(CryptoError::Invalid("a commit must not change its sender's device".into()));
+        }
+        if !chain_continues(&self.rotations, &before.rotations) {
+            return Err(CryptoError::Invalid("the leaf goes back on its account's identity key".into()));
+        }
+        Ok(())
     }
 
     /// Whether this leaf may join `others`: its device is not there yet, and it knows of every change of its account's
@@ -53,10 +72,8 @@ impl VerifiedLeaf {
 }
 
 /// The leaves of a group this device is in, with their places in the tree.
-///
-/// The credentials were verified when they entered the tree, but decoding them costs about as little as remembering.
 pub(super) fn leaves(group: &MlsGroup) -> Result<Vec<(LeafNodeIndex, VerifiedLeaf)>, CryptoError> {
-    group.members().map(|leaf| Ok((leaf.index, VerifiedLeaf::verify(&leaf.credential, &leaf.signature_key)?))).collect()
+    group.members().map(|leaf| Ok((leaf.index, VerifiedLeaf::stored(&leaf.credential)?))).collect()
 }
 
 /// Whether all leaves of a tree may stand together, whatever the order in which they came.

@@ -29,10 +29,19 @@ impl Tx<'_> {
         Ok(self.query_row(SELECT, [account.as_bytes()], |row| cbor(row, 0)).optional()?)
     }
 
-    /// The version of the newest device list seen of an account.
-    pub(crate) fn list_version(&self, account: AccountId) -> Result<Option<u64>, StoreError> {
-        const SELECT: &str = "SELECT list_version FROM contacts WHERE account = ?1";
-        Ok(self.query_row(SELECT, [account.as_bytes()], |row| row.get(0)).optional()?)
+    /// Notes that one of the account's devices names this version of its list. `true` if no such version was ever seen or
+    /// named before.
+    pub(crate) fn note_claim(&self, account: AccountId, version: u64) -> Result<bool, StoreError> {
+        const UPDATE: &str = "UPDATE contacts SET claimed_version = ?2
+            WHERE account = ?1 AND claimed_version < ?2 AND list_version < ?2";
+        let version = i64::try_from(version).unwrap_or(i64::MAX);
+        Ok(self.execute(UPDATE, params![account.as_bytes(), version])? > 0)
+    }
+
+    /// Whether one of the account's devices has named a later list than the newest one seen.
+    pub(crate) fn list_is_behind(&self, account: AccountId) -> Result<bool, StoreError> {
+        const SELECT: &str = "SELECT claimed_version > list_version FROM contacts WHERE account = ?1";
+        Ok(self.query_row(SELECT, [account.as_bytes()], |row| row.get(0)).optional()?.unwrap_or(false))
     }
 
     /// Remembers what the relay says of an account, whose list has been verified. An older list is passed over.

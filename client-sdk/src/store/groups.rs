@@ -123,6 +123,36 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// The accounts' device lists are to be looked at: of one member of a group, or of all.
+    pub(crate) fn uncheck(&self, group: GroupId, account: Option<AccountId>) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE members SET checked = 0 WHERE group_id = ?1 AND (?2 IS NULL OR account = ?2)";
+        let account = account.as_ref().map(|account| account.as_bytes().as_slice());
+        self.execute(UPDATE, params![group.as_bytes(), account])?;
+        Ok(())
+    }
+
+    /// Some account other than `own` in a group that can be used, whose device list is still to be looked at.
+    pub(crate) fn next_unchecked(&self, own: AccountId) -> Result<Option<AccountId>, StoreError> {
+        const SELECT: &str = "SELECT account FROM members JOIN groups ON groups.id = members.group_id
+            WHERE checked = 0 AND account <> ?1 AND state = 'active' LIMIT 1";
+        Ok(self.query_row(SELECT, [own.as_bytes()], |row| bytes(row, 0)).optional()?)
+    }
+
+    /// The account's device list has been looked at, for all groups.
+    pub(crate) fn set_checked(&self, account: AccountId) -> Result<(), StoreError> {
+        self.execute("UPDATE members SET checked = 1 WHERE account = ?1", [account.as_bytes()])?;
+        Ok(())
+    }
+
+    /// The groups that can be used and have a device of the account.
+    pub(crate) fn groups_with(&self, account: AccountId) -> Result<Vec<GroupId>, StoreError> {
+        const SELECT: &str = "SELECT DISTINCT group_id FROM members JOIN groups ON groups.id = members.group_id
+            WHERE account = ?1 AND state = 'active' ORDER BY group_id";
+        let mut statement = self.prepare_cached(SELECT)?;
+        let groups = statement.query_map([account.as_bytes()], |row| bytes(row, 0))?.collect::<Result<_, _>>()?;
+        Ok(groups)
+    }
+
     /// The devices marked gone.
     pub(crate) fn gone(&self, group: GroupId) -> Result<Vec<DeviceId>, StoreError> {
         const SELECT: &str = "SELECT device FROM members WHERE group_id = ?1 AND gone = 1 ORDER BY device";

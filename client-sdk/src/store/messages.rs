@@ -119,12 +119,12 @@ impl Tx<'_> {
 
     /// A part of a group's history, oldest first. `None` if `before` is not in it.
     pub(crate) fn history(&self, group: GroupId, page: HistoryPage) -> Result<Option<Vec<MessageRow>>, StoreError> {
-        const PLACE: &str = "SELECT position FROM messages WHERE group_id = ?1 AND content_id = ?2";
+        const PLACE: &str = "SELECT min(position) FROM messages WHERE group_id = ?1 AND content_id = ?2";
         const PAGE: &str = "SELECT group_id, content_id, sender, sent_at_ms, status, content FROM messages
             WHERE group_id = ?1 AND position < ?2 ORDER BY position DESC LIMIT ?3";
         let below: Option<i64> = match page.before {
             None => Some(i64::MAX),
-            Some(id) => self.query_row(PLACE, params![group.as_bytes(), id.as_bytes()], |row| row.get(0)).optional()?,
+            Some(id) => self.query_row(PLACE, params![group.as_bytes(), id.as_bytes()], |row| row.get(0))?,
         };
         let Some(below) = below else { return Ok(None) };
         let mut statement = self.prepare_cached(PAGE)?;

@@ -20,6 +20,7 @@ use std::{
     collections::HashMap,
     fs::{self, File, TryLockError},
     ops::Deref,
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -244,6 +245,26 @@ fn run<T, E: From<StoreError>>(
     tx.tx.commit().map_err(StoreError::from)?;
     watchers.tell(tx.changes);
     Ok(value)
+}
+
+impl Tx<'_> {
+    /// Does something that a message from outside may make impossible: then nothing of it is kept, and the transaction
+    /// goes on without it. `None` says so. A panic in a library is taken for the same.
+    pub(crate) fn attempt<T>(&self, work: impl FnOnce() -> Result<T, CryptoError>) -> Result<Option<T>, StoreError> {
+        self.execute_batch("SAVEPOINT attempt")?;
+        let reason = match panic::catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(value)) => {
+                self.execute_batch("RELEASE attempt")?;
+                return Ok(Some(value));
+            }
+            Ok(Err(CryptoError::Invalid(reason))) => reason,
+            Ok(Err(error @ CryptoError::Storage(_))) => return Err(error.into()),
+            Err(_) => "a library panicked".to_owned(),
+        };
+        tracing::debug!(%reason, "not possible");
+        self.execute_batch("ROLLBACK TO attempt; RELEASE attempt")?;
+        Ok(None)
+    }
 }
 
 /// An open transaction. Its methods are in the rooms of this folder, one for each table.

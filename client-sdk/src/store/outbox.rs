@@ -110,9 +110,11 @@ impl Tx<'_> {
         let select = format!(
             "SELECT {COLUMNS} FROM outbox AS o
              WHERE not_before_ms <= ?1 AND state <> 'accepted' AND wait_for_seq <= (SELECT cursor FROM profile)
-               AND NOT EXISTS (SELECT 1 FROM outbox AS earlier
-                   WHERE earlier.group_id = o.group_id AND earlier.id < o.id AND earlier.not_before_ms <= ?1
-                     AND (earlier.blocks = 1 OR earlier.state <> 'accepted'))
+               AND NOT EXISTS (SELECT 1 FROM outbox AS other
+                   WHERE other.group_id = o.group_id AND other.id <> o.id
+                     AND (other.state = 'posted' OR (other.state = 'accepted' AND other.blocks = 1)
+                       OR (other.state = 'waiting' AND o.state = 'waiting' AND other.id < o.id
+                           AND other.not_before_ms <= ?1)))
              ORDER BY id LIMIT 1"
         );
         let mut statement = self.prepare_cached(&select)?;
@@ -175,9 +177,25 @@ impl Tx<'_> {
 
     /// The relay has said no, or can only say no: start over once the queue entry `wait_for_seq` was applied.
     pub(crate) fn set_waiting(&self, id: i64, wait_for_seq: u64) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE outbox SET state = 'waiting', wait_for_seq = ?2, attempts = attempts + 1,
+        const UPDATE: &str = "UPDATE outbox SET state = 'waiting', wait_for_seq = ?2,
             message_id = NULL, request = NULL WHERE id = ?1";
         self.execute(UPDATE, params![id, wait_for_seq])?;
+        self.changes.outbox.set(true);
+        Ok(())
+    }
+
+    /// It did not work, for a reason of this row alone: count it, and try again at a later time.
+    pub(crate) fn defer_task(&self, id: i64, not_before_ms: u64) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE outbox SET attempts = attempts + 1, not_before_ms = ?2 WHERE id = ?1";
+        self.execute(UPDATE, params![id, not_before_ms])?;
+        Ok(())
+    }
+
+    /// The own row of what was accepted may have been missed. Unless it comes up to `wait_for_seq`, start over.
+    pub(crate) fn start_accepted_over(&self, wait_for_seq: u64) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE outbox SET state = 'waiting', wait_for_seq = ?1
+            WHERE state = 'accepted' AND blocks = 1";
+        self.execute(UPDATE, [wait_for_seq])?;
         self.changes.outbox.set(true);
         Ok(())
     }

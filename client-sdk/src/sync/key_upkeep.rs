@@ -23,7 +23,11 @@ pub(super) async fn run(engine: Arc<Engine>) {
     let mut backoff = Backoff::new(engine.entropy);
     loop {
         let online = *connection.borrow_and_update() == Connection::Online;
-        let failed = online && engine.publish_keys().await.is_err();
+        let failed = online
+            && tokio::select! {
+                published = engine.publish_keys() => published.is_err(),
+                () = engine.stopped() => return,
+            };
         if !failed {
             backoff.reset();
         }
@@ -56,7 +60,7 @@ fn of_default_suite(counts: &KeyCounts) -> (u64, bool) {
 
 async fn make(engine: &Engine, one_time: u64, last_resort: bool) -> Result<(), Error> {
     let message_id = engine.message_id()?;
-    let (identity, now_ms) = (engine.identity.clone(), engine.clock.now_ms());
+    let (identity, now_ms) = (engine.identity.clone(), engine.relay_now_ms());
     engine
         .store
         .with_tx(move |tx| {

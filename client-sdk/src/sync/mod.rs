@@ -1,18 +1,21 @@
 //! The engine: keeps the local store and the relay in step.
 //!
-//! Three tasks share it. [`stream`] receives and applies what the queue brings, [`outbox`] does what is to be done at
-//! the relay, [`key_upkeep`] keeps key packages there. They meet only in the store: each step is one transaction, and
+//! Four tasks share it. [`stream`] receives and applies what the queue brings, [`outbox`] does what is to be done at
+//! the relay, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages there. They meet only in the store: each step is one transaction, and
 //! the next step is found by reading it, so that a restart goes on where the last one stopped.
 //!
 //! Invariant: what was posted is not given up before the relay's word on it is known, from its answer or from this
 //! device's own queue.
 
 mod backoff;
+mod directory;
 mod inbox;
 mod key_upkeep;
 mod outbox;
 mod session;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{
     future::Future,
@@ -89,6 +92,7 @@ impl Engine {
         let mut tasks = JoinSet::new();
         tasks.spawn(stream::run(Arc::clone(self)));
         tasks.spawn(outbox::run(Arc::clone(self)));
+        tasks.spawn(directory::run(Arc::clone(self)));
         tasks.spawn(key_upkeep::run(Arc::clone(self)));
         tasks
     }
@@ -160,7 +164,7 @@ impl Engine {
         drop(self.stopping.subscribe().wait_for(|stopping| *stopping).await);
     }
 
-    fn set_connection(&self, state: Connection) {
+    pub(crate) fn set_connection(&self, state: Connection) {
         self.connection.send_if_modified(|current| std::mem::replace(current, state) != state);
     }
 }

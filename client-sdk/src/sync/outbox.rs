@@ -33,6 +33,9 @@ use crate::{
 /// A task that the relay refuses so often for a reason that should pass is given up.
 const REFUSALS_MAX: u32 = 20;
 
+/// The first pause of a task that the relay cannot do now; it doubles seven times.
+const DEFER_MS: u64 = 250;
+
 /// Key packages claimed for a task and not used yet. Losing them in a restart only claims others.
 type Claimed = HashMap<i64, Vec<(Member, Bytes)>>;
 
@@ -102,6 +105,13 @@ async fn work(engine: &Engine, row: OutboxRow, claimed: &mut Claimed) -> Result<
         },
     };
     let step = match outcome {
+        // A log-in that was refused says nothing about the row.
+        Err(Error::Refused(error)) if super::session::has_ended(&error) => {
+            tracing::debug!(%error, "there is no session");
+            return Ok(Step::Offline);
+        }
+        // The relay answers, but not to this: the others do not wait for it.
+        Err(Error::Offline(ApiError::Refused(problem))) => defer(engine, &row, &problem).await,
         Err(Error::Offline(error)) => {
             tracing::debug!(%error, "the relay cannot be asked");
             return Ok(Step::Offline);
@@ -117,13 +127,29 @@ async fn work(engine: &Engine, row: OutboxRow, claimed: &mut Claimed) -> Result<
     step.map(|()| Step::Done)
 }
 
+/// Tries a row again later, later each time.
+async fn defer(engine: &Engine, row: &OutboxRow, problem: &Problem) -> Result<(), Error> {
+    tracing::debug!(code = %problem.code, "a task is put off");
+    let wait_ms = DEFER_MS << row.attempts.min(7);
+    let (id, until_ms) = (row.id, engine.clock.now_ms().saturating_add(wait_ms));
+    engine.store.with_tx(move |tx| tx.defer_task(id, until_ms).map_err(Error::from)).await
+}
+
 async fn fail(engine: &Engine, row: &OutboxRow, error: Error) -> Result<(), Error> {
     let row = row.clone();
     engine
         .store
         .with_tx(move |tx| {
-            if row.task.commits() && tx.active_group(row.group_id)?.is_some() {
-                group::drop_pending(&tx.mls(), row.group_id)?;
+            // The queue may have told more meanwhile.
+            let Some(row) = tx.task(row.id)?.filter(|now| now.posted == row.posted) else { return Ok(()) };
+            match (&row.task, tx.active_group(row.group_id)?) {
+                // Without the relay knowing it there is no group.
+                (Task::Create { .. }, Some(group)) => {
+                    let event = StoredEvent::Stuck { group_id: group.id };
+                    return inbox::end_group(tx, &group, GroupState::Stuck, &event).map_err(Error::from);
+                }
+                (task, Some(group)) if task.commits() => group::drop_pending(&tx.mls(), group.id)?,
+                _ => {}
             }
             inbox::finish(tx, &row, Err(error)).map_err(Error::from)
         })
@@ -169,7 +195,7 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
     }
     let add = claimed.get(&row.id).cloned().unwrap_or_default();
     let message_id = engine.message_id()?;
-    let (identity, now_ms, row) = (engine.identity.clone(), engine.clock.now_ms(), row.clone());
+    let (identity, now_ms, row) = (engine.identity.clone(), engine.relay_now_ms(), row.clone());
     engine
         .store
         .with_tx(move |tx| {
@@ -196,6 +222,9 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
 
 /// The row's group, if it can still be used; if not, the row is ended.
 fn group_to_use(tx: &Tx<'_>, row: &OutboxRow) -> Result<Option<GroupRow>, StoreError> {
+    if tx.task(row.id)?.is_none_or(|now| now.state != OutboxState::Waiting) {
+        return Ok(None);
+    }
     let group = tx.active_group(row.group_id)?;
     if group.is_none() {
         inbox::finish(tx, row, Err(Error::NotMember))?;
@@ -276,33 +305,55 @@ async fn accepted(engine: &Engine, row: &OutboxRow) -> Result<(), Error> {
 async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Result<(), Error> {
     match (&problem.code, &problem.stale_group) {
         (ErrorCode::StaleGroup, Some(stale)) => {
-            let stale = stale.clone();
-            still_posted(engine, row, move |tx, row| catch_up_or_end(tx, row, &stale)).await
+            let (stale, now_ms) = (stale.clone(), engine.clock.now_ms());
+            still_posted(engine, row, move |tx, row| catch_up_or_end(tx, row, &stale, now_ms)).await
         }
-        // The answer has set the clock right, or the id has outlived the relay's memory: try under a new one.
+        // The answer has set the clock right, or the id has outlived the relay's memory: try under a new one. A commit may
+        // stand in the queue already: the same one goes out again, and stays pending.
+        (ErrorCode::ClockSkew | ErrorCode::OutcomeUnknown, _) if row.task.commits() => {
+            let message_id = engine.message_id()?;
+            still_posted(engine, row, move |tx, row| {
+                let Some((_, request)) = &row.posted else { return Ok(()) };
+                let request: CommitRequest =
+                    Encoding::Cbor.decode(request).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+                let request = CommitRequest { message_id, ..request };
+                tx.set_posted(row.id, message_id, &Encoding::Cbor.encode(&request), &request.commit)
+            })
+            .await
+        }
         (ErrorCode::ClockSkew | ErrorCode::OutcomeUnknown | ErrorCode::UnknownDevice, _)
             if row.attempts < REFUSALS_MAX =>
         {
-            still_posted(engine, row, |tx, row| tx.set_waiting(row.id, 0)).await
+            still_posted(engine, row, |tx, row| {
+                tx.set_waiting(row.id, 0)?;
+                tx.defer_task(row.id, 0)
+            })
+            .await
         }
         _ => Err(ApiError::Refused(problem).into()),
     }
 }
 
-/// The group has moved on: the row waits for what the queue still has to bring. If there is nothing, the group is over.
-fn catch_up_or_end(tx: &Tx<'_>, row: &OutboxRow, stale: &StaleGroup) -> Result<(), StoreError> {
+/// The group has moved on: the row waits for what the queue still has to bring. If that is nothing, the group is over.
+///
+/// A row that is still posted was made for the commit at which the group stands here.
+fn catch_up_or_end(tx: &Tx<'_>, row: &OutboxRow, stale: &StaleGroup, now_ms: u64) -> Result<(), StoreError> {
     let last = stale.unacked.iter().map(|commit| commit.seq).max().unwrap_or(0);
     let Some(group) = tx.active_group(row.group_id)? else {
         return inbox::finish(tx, row, Err(Error::NotMember));
     };
-    let caught_up = stale.member && group.commit_seq == stale.position.commit_seq;
-    if caught_up || last > tx.cursor()? {
+    if last > tx.cursor()? && i64::try_from(last).is_ok() {
         return tx.set_waiting(row.id, last);
     }
-    let (state, event) = if stale.member {
-        (GroupState::Stuck, StoredEvent::Stuck { group_id: group.id })
-    } else {
-        (GroupState::Removed, StoredEvent::Removed { group_id: group.id, by: None })
+    let left = matches!(row.task, Task::Leave { .. });
+    let (state, event) = match stale.member {
+        false if left => (GroupState::Left, StoredEvent::Left { group_id: group.id }),
+        false => (GroupState::Removed, StoredEvent::Removed { group_id: group.id, by: None }),
+        true if stale.position.commit_seq > group.commit_seq => {
+            (GroupState::Stuck, StoredEvent::Stuck { group_id: group.id })
+        }
+        // The relay contradicts itself.
+        true => return tx.defer_task(row.id, now_ms.saturating_add(DEFER_MS << row.attempts.min(7))),
     };
     inbox::end_group(tx, &group, state, &event)
 }

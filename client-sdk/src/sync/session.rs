@@ -51,7 +51,16 @@ impl Session {
 
 async fn login(engine: &Engine) -> Result<Bytes, ApiError> {
     let challenge = engine.api.challenge().await?;
-    let session = engine.api.login(&engine.identity.login(engine.relay_id, challenge.nonce)).await?;
+    let session = engine.api.login(&engine.identity.login(engine.relay_id, challenge.nonce)).await;
+    let session = session.map_err(|error| match error.code() {
+        // The challenge was over: the next attempt gets another.
+        Some(ErrorCode::Unauthenticated) => ApiError::Unreachable("the log-in took too long".into()),
+        // The device is not known, or no longer.
+        Some(ErrorCode::BadSignature) => {
+            ApiError::Refused(Box::new(undertone_wire::Problem::new(ErrorCode::Unauthenticated)))
+        }
+        _ => error,
+    })?;
     let token = session.token.clone();
     with_store(engine, move |tx| tx.set_token(Some(&session.token))).await?;
     Ok(token)

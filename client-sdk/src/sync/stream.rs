@@ -5,14 +5,13 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use undertone_wire::{AckRequest, ByeReason, ClientFrame, Delivery, GroupId, ServerFrame};
+use undertone_wire::{AckRequest, ByeReason, ClientFrame, Delivery, ServerFrame};
 
 use super::{Engine, backoff::Backoff, inbox, session};
 use crate::{
     Error,
     api::{ApiError, FrameStream},
     event::{Connection, StoredEvent},
-    store::Tx,
 };
 
 /// Acks are sent when the queue is drained, and at least this often before.
@@ -65,7 +64,8 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
             return Ended::Lost;
         }
     };
-    let mut acked = cursor;
+    // An ack may have been lost with the stream before.
+    let (mut acked, mut next_seq) = (0, cursor + 1);
     loop {
         let frame = match stream.next().await {
             Ok(frame) => frame,
@@ -76,13 +76,15 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
         };
         let went_on = match frame {
             ServerFrame::Hello { relay_id, .. } if relay_id != engine.relay_id => return Ended::SignedOut,
-            ServerFrame::Hello { .. } => {
+            ServerFrame::Hello { next_seq: next, .. } => {
+                next_seq = next;
                 engine.set_connection(Connection::CatchingUp);
                 Ok(())
             }
             ServerFrame::Delivery { delivery } => apply(engine, &mut cursor, delivery).await,
-            ServerFrame::Missed { span } => missed(engine, &mut cursor, span.from, span.to).await,
-            ServerFrame::CaughtUp { .. } => {
+            ServerFrame::Missed { span } => missed(engine, &mut cursor, span.from, span.to, next_seq).await,
+            ServerFrame::CaughtUp { next_seq: next } => {
+                next_seq = next;
                 backoff.reset();
                 let sent = ack(stream.as_mut(), &mut acked, cursor).await;
                 engine.set_connection(Connection::Online);
@@ -112,7 +114,7 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
     }
     let seq = delivery.seq;
     let (identity, now_ms) = (engine.identity.clone(), engine.clock.now_ms());
-    let follow_up = engine
+    let effect = engine
         .store
         .with_tx(move |tx| {
             let context = inbox::Context { identity: &identity, now_ms };
@@ -120,30 +122,20 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
         })
         .await?;
     *cursor = seq;
-    if follow_up.received {
+    if effect.received {
         engine.received.fetch_add(1, Ordering::Relaxed);
     }
-    if follow_up.joined {
+    if effect.joined {
         engine.keys_wanted.send_replace(());
     }
-    for (group, account) in follow_up.look_at {
-        // Without an answer there is no news; the list is fetched again before the account is added anywhere.
-        if let Ok((_, list)) = engine.learn(account).await {
-            let look = move |tx: &Tx<'_>| inbox::look_for_unlisted(tx, group, account, &list).map_err(Error::from);
-            engine.store.with_tx(look).await?;
-        }
-    }
-    match follow_up.members_gone {
-        Some(group) => look_for_gone(engine, group).await,
-        None => Ok(()),
-    }
+    Ok(())
 }
 
-async fn missed(engine: &Engine, cursor: &mut u64, from: u64, to: u64) -> Result<(), Error> {
+async fn missed(engine: &Engine, cursor: &mut u64, from: u64, to: u64, next_seq: u64) -> Result<(), Error> {
     if to <= *cursor {
         return Ok(());
     }
-    if from > *cursor + 1 {
+    if from > *cursor + 1 || to >= next_seq {
         return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
     }
     let from = from.max(*cursor + 1);
@@ -151,35 +143,12 @@ async fn missed(engine: &Engine, cursor: &mut u64, from: u64, to: u64) -> Result
         .store
         .with_tx(move |tx| {
             tx.add_event(&StoredEvent::Missed { from, to })?;
+            tx.start_accepted_over(next_seq.saturating_sub(1))?;
             tx.set_cursor(to).map_err(Error::from)
         })
         .await?;
     *cursor = to;
     Ok(())
-}
-
-/// Members whose account is gone, or whose device its account no longer lists, are to be removed. The relay only says
-/// that there may be some; the accounts' own lists say who.
-async fn look_for_gone(engine: &Engine, group: GroupId) -> Result<(), Error> {
-    let members = engine.store.with_tx(move |tx| tx.members(group).map_err(Error::from)).await?;
-    let mut gone = Vec::new();
-    for account in members.chunk_by(|a, b| a.account == b.account) {
-        let Some(first) = account.first() else { continue };
-        let listed: Vec<_> = match engine.learn(first.account).await {
-            Ok((_, list)) => list.certificates().flatten().map(|certificate| certificate.device).collect(),
-            Err(Error::UnknownAccount) => vec![],
-            Err(_) => continue,
-        };
-        gone.extend(account.iter().filter(|member| !listed.contains(&member.device)).copied());
-    }
-    let (identity, now_ms) = (engine.identity.clone(), engine.clock.now_ms());
-    engine
-        .store
-        .with_tx(move |tx| {
-            let context = inbox::Context { identity: &identity, now_ms };
-            inbox::plan_tidying(tx, &context, group, &gone).map_err(Error::from)
-        })
-        .await
 }
 
 async fn ack(stream: &mut dyn FrameStream, acked: &mut u64, cursor: u64) -> Result<(), Error> {

@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so")]
 
 mod changes;
+mod contradictions;
 mod faults;
+mod liar;
 mod messages;
 mod store;
 mod world;

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AccountId, Bytes, DeviceId, Domain, Encoding, Hash, PublicKey, Signature, verify};
 
+/// Most changes of an identity key. Part of what makes a chain valid, so that all agree on it.
+pub const ROTATIONS_MAX: usize = 64;
+
 /// A [`DeviceList`] as its signer wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -191,7 +194,7 @@ impl DeviceList {
 
     /// The certificates in the list, decoded.
     pub fn certificates(&self) -> impl Iterator<Item = Result<Certificate, DeviceListError>> {
-        self.devices.iter().map(|entry| entry.certificate.decode())
+        self.devices.iter().map(|entry| entry.certificate.unverified())
     }
 
     /// Whether this verified list is the direct successor of `before`, whose bytes hash to `before_hash`: the next
@@ -254,14 +257,15 @@ impl SignedCertificate {
 
     /// The certificate, if `identity` issued it and its own MLS key accepted it.
     pub fn verify(&self, identity: &PublicKey) -> Result<Certificate, DeviceListError> {
-        let certificate = self.decode()?;
+        let certificate = self.unverified()?;
         let bytes: &[&[u8]] = &[self.certificate.as_slice()];
         let holds = verify(identity, Domain::Certificate, bytes, &self.issued)
             && verify(&certificate.mls_key, Domain::CertificateAcceptance, bytes, &self.accepted);
         if holds { Ok(certificate) } else { Err(DeviceListError::BadCertificate) }
     }
 
-    fn decode(&self) -> Result<Certificate, DeviceListError> {
+    /// The certificate as it stands there. For one that was verified before.
+    pub fn unverified(&self) -> Result<Certificate, DeviceListError> {
         Encoding::Cbor.decode(self.certificate.as_slice()).map_err(|_| DeviceListError::Malformed)
     }
 }
@@ -281,6 +285,9 @@ pub fn verify_rotations(
 ) -> Result<PublicKey, DeviceListError> {
     if !account.commits_to(first) {
         return Err(DeviceListError::NotCommitted);
+    }
+    if rotations.len() > ROTATIONS_MAX {
+        return Err(DeviceListError::BadRotation);
     }
     let mut current = *first;
     for (generation, rotation) in (0_u64..).zip(rotations) {

@@ -37,6 +37,8 @@ limits! {
     group_info_bytes_max = 2 * MIB;
     /// The body of a request that posts a commit.
     commit_body_bytes_max = 8 * MIB;
+    /// The body of a log-in.
+    login_body_bytes_max = 16 * KIB;
     /// The body of any other request.
     body_bytes_max = MIB;
     /// A key package.
@@ -45,6 +47,8 @@ limits! {
     device_list_bytes_max = 128 * KIB;
     /// A frame that a device sends on its stream.
     client_frame_bytes_max = 4 * KIB;
+    /// Connections at a time; more wait to be taken.
+    connections_max = 10_000;
     /// Member devices of a group.
     group_devices_max = 1_000;
     /// Devices that one commit adds.

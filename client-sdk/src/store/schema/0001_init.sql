@@ -17,7 +17,8 @@ CREATE TABLE contacts (
     account         BLOB    NOT NULL PRIMARY KEY,
     username        TEXT,
     list_version    INTEGER NOT NULL,
-    list            BLOB    NOT NULL -- signed device list, in CBOR
+    list            BLOB    NOT NULL, -- signed device list, in CBOR
+    claimed_version INTEGER NOT NULL DEFAULT 0 -- the highest that one of the account's devices has named
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE groups (
@@ -34,8 +35,11 @@ CREATE TABLE members (
     account         BLOB    NOT NULL,
     device          BLOB    NOT NULL,
     gone            INTEGER NOT NULL DEFAULT 0, -- 1: left or deleted, its leaf still to be removed by a commit
+    checked         INTEGER NOT NULL DEFAULT 0, -- 0: the account's device list is still to be looked at
     PRIMARY KEY (group_id, account, device)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX members_unchecked ON members (account) WHERE checked = 0;
 
 -- The history. `position` is the order of the relay; a message not yet confirmed stands where it was written.
 CREATE TABLE messages (
@@ -60,7 +64,7 @@ CREATE TABLE outbox (
     blocks          INTEGER NOT NULL, -- 1: later tasks of the group wait until it is done, not only accepted
     not_before_ms   INTEGER NOT NULL DEFAULT 0,
     wait_for_seq    INTEGER NOT NULL DEFAULT 0, -- try again once this queue entry was applied
-    attempts        INTEGER NOT NULL DEFAULT 0, -- refusals so far
+    attempts        INTEGER NOT NULL DEFAULT 0, -- refusals and failures so far, lost races left out
     message_id      BLOB,             -- at the relay
     request         BLOB,             -- the exact body that is posted until the relay says yes or no
     wire_hash       BLOB              -- SHA-256 of the ciphertext in it, by which its own row is known

@@ -1,0 +1,218 @@
+//! A way to the relay that lies: answers and frames of a test's choosing in place of the relay's.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use tokio::sync::Notify;
+use undertone::{
+    GroupId, Username,
+    api::{Answer, ApiError, FrameStream, RelayApi},
+};
+use undertone_wire::{
+    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
+    CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupList, GroupMembers, KeyCounts,
+    LeaveRequest, LoginRequest, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
+    ServerFrame, Session,
+};
+
+/// A request about to be made, with how many of its kind were made before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    Send(GroupId, usize),
+    Commit(usize),
+    Login(usize),
+    Open(usize),
+    Account,
+    Ack(usize),
+}
+
+/// What to answer in place of the relay.
+pub(crate) enum Lie {
+    /// At once.
+    Now(ApiError),
+    /// When the gate is opened.
+    AtTheGate(ApiError),
+    /// After the relay has acted.
+    AfterActing(ApiError),
+}
+
+type Lies = Box<dyn Fn(Call) -> Option<Lie> + Send + Sync>;
+type Rewrite = Box<dyn Fn(ServerFrame) -> ServerFrame + Send + Sync>;
+
+#[derive(Default)]
+struct Script {
+    lies: Mutex<Option<Lies>>,
+    rewrite: Mutex<Option<Rewrite>>,
+    gate: Notify,
+    sends: AtomicUsize,
+    commits: AtomicUsize,
+    logins: AtomicUsize,
+    opens: AtomicUsize,
+    acks: AtomicUsize,
+}
+
+/// A way to the relay that lies.
+pub(crate) struct Liar {
+    inner: Arc<dyn RelayApi>,
+    script: Arc<Script>,
+}
+
+impl Liar {
+    pub(crate) fn new(inner: Arc<dyn RelayApi>) -> Arc<Self> {
+        Arc::new(Self { inner, script: Arc::default() })
+    }
+
+    /// From now on these requests are answered so. Counts start again.
+    pub(crate) fn tell(&self, lies: impl Fn(Call) -> Option<Lie> + Send + Sync + 'static) {
+        for count in
+            [&self.script.sends, &self.script.commits, &self.script.logins, &self.script.opens, &self.script.acks]
+        {
+            count.store(0, SeqCst);
+        }
+        *self.script.lies.lock().unwrap() = Some(Box::new(lies));
+    }
+
+    /// From now on frames come so.
+    pub(crate) fn rewrite(&self, rewrite: impl Fn(ServerFrame) -> ServerFrame + Send + Sync + 'static) {
+        *self.script.rewrite.lock().unwrap() = Some(Box::new(rewrite));
+    }
+
+    pub(crate) fn open_gate(&self) {
+        self.script.gate.notify_one();
+    }
+
+    pub(crate) fn sends(&self) -> usize {
+        self.script.sends.load(SeqCst)
+    }
+
+    pub(crate) fn commits(&self) -> usize {
+        self.script.commits.load(SeqCst)
+    }
+
+    pub(crate) fn acks(&self) -> usize {
+        self.script.acks.load(SeqCst)
+    }
+}
+
+pub(crate) fn refused(code: ErrorCode) -> ApiError {
+    ApiError::Refused(Box::new(Problem::new(code)))
+}
+
+impl Script {
+    fn lie(&self, call: Call) -> Option<Lie> {
+        self.lies.lock().unwrap().as_ref().and_then(|lies| lies(call))
+    }
+
+    fn instead<'a, T: Send + 'a>(self: &'a Arc<Self>, call: Call, honest: Answer<'a, T>) -> Answer<'a, T> {
+        match self.lie(call) {
+            None => honest,
+            Some(Lie::Now(error)) => Box::pin(async move { Err(error) }),
+            Some(Lie::AtTheGate(error)) => Box::pin(async move {
+                self.gate.notified().await;
+                Err(error)
+            }),
+            Some(Lie::AfterActing(error)) => Box::pin(async move {
+                drop(honest.await);
+                Err(error)
+            }),
+        }
+    }
+}
+
+macro_rules! honestly {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
+        $(fn $name<'a>(&'a self, $($argument: $type),*) -> Answer<'a, $answer> {
+            self.inner.$name($($argument),*)
+        })+
+    };
+}
+
+impl RelayApi for Liar {
+    fn relay(&self) -> Answer<'_, Relay> {
+        self.inner.relay()
+    }
+
+    fn challenge(&self) -> Answer<'_, Challenge> {
+        self.inner.challenge()
+    }
+
+    honestly! {
+        register(request: &'a RegisterRequest) -> Account;
+        logout(token: &'a Bytes) -> ();
+        delete_account(token: &'a Bytes) -> ();
+        account_by_username(token: &'a Bytes, username: &'a Username) -> Account;
+        key_counts(token: &'a Bytes) -> KeyCounts;
+        publish(token: &'a Bytes, request: &'a PublishRequest) -> KeyCounts;
+        claim(token: &'a Bytes, request: &'a ClaimRequest) -> ClaimResponse;
+        groups(token: &'a Bytes) -> GroupList;
+        create_group(token: &'a Bytes, request: &'a CreateGroupRequest) -> Group;
+        group_members(token: &'a Bytes, group: GroupId) -> GroupMembers;
+        group_commits(token: &'a Bytes, group: GroupId, after: u64) -> GroupCommits;
+        leave(token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> SendResponse;
+        ack(token: &'a Bytes, request: &'a AckRequest) -> ();
+    }
+
+    fn login<'a>(&'a self, request: &'a LoginRequest) -> Answer<'a, Session> {
+        let call = Call::Login(self.script.logins.fetch_add(1, SeqCst));
+        self.script.instead(call, self.inner.login(request))
+    }
+
+    fn account<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, Account> {
+        self.script.instead(Call::Account, self.inner.account(token, account))
+    }
+
+    fn commit<'a>(
+        &'a self,
+        token: &'a Bytes,
+        group: GroupId,
+        request: &'a CommitRequest,
+    ) -> Answer<'a, CommitResponse> {
+        let call = Call::Commit(self.script.commits.fetch_add(1, SeqCst));
+        self.script.instead(call, self.inner.commit(token, group, request))
+    }
+
+    fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse> {
+        let call = Call::Send(group, self.script.sends.fetch_add(1, SeqCst));
+        self.script.instead(call, self.inner.send(token, group, request))
+    }
+
+    fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>> {
+        let call = Call::Open(self.script.opens.fetch_add(1, SeqCst));
+        let honest = Box::pin(async move {
+            let inner = self.inner.open_stream(token, after).await?;
+            let stream: Box<dyn FrameStream> = Box::new(LyingStream { inner, script: Arc::clone(&self.script) });
+            Ok(stream)
+        });
+        self.script.instead(call, honest)
+    }
+
+    fn clock_offset_ms(&self) -> i64 {
+        self.inner.clock_offset_ms()
+    }
+}
+
+struct LyingStream {
+    inner: Box<dyn FrameStream>,
+    script: Arc<Script>,
+}
+
+impl FrameStream for LyingStream {
+    fn next(&mut self) -> Answer<'_, ServerFrame> {
+        Box::pin(async move {
+            let frame = self.inner.next().await?;
+            let rewrite = self.script.rewrite.lock().unwrap();
+            Ok(rewrite.as_ref().map_or(frame.clone(), |rewrite| rewrite(frame)))
+        })
+    }
+
+    fn send(&mut self, frame: ClientFrame) -> Answer<'_, ()> {
+        Box::pin(async move {
+            match self.script.lie(Call::Ack(self.script.acks.fetch_add(1, SeqCst))) {
+                Some(Lie::Now(error) | Lie::AtTheGate(error) | Lie::AfterActing(error)) => Err(error),
+                None => self.inner.send(frame).await,
+            }
+        })
+    }
+}
