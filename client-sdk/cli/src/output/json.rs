@@ -80,6 +80,10 @@ pub(crate) enum EventObject {
         account_id: Text<AccountId>,
         username: Option<String>,
     },
+    StaleDeviceList {
+        account_id: Text<AccountId>,
+        username: Option<String>,
+    },
     UnlistedDevice {
         group_id: Text<GroupId>,
         account_id: Text<AccountId>,
@@ -180,6 +184,9 @@ impl Object {
             Event::Missed { from, to } => EventObject::Missed { first: *from, last: *to },
             Event::IdentityChanged { account } => {
                 EventObject::IdentityChanged { account_id: Text(account.account_id), username: username(account) }
+            }
+            Event::StaleDeviceList { account } => {
+                EventObject::StaleDeviceList { account_id: Text(account.account_id), username: username(account) }
             }
             Event::UnlistedDevice { group_id, account } => EventObject::UnlistedDevice {
                 group_id: Text(*group_id),
@@ -310,6 +317,10 @@ mod tests {
         assert_eq!(
             event(&Event::IdentityChanged { account: bob() }),
             format!(r#"{{"event":"identity_changed","account_id":"{ACCOUNT}","username":"bob"}}"#)
+        );
+        assert_eq!(
+            event(&Event::StaleDeviceList { account: nameless() }),
+            format!(r#"{{"event":"stale_device_list","account_id":"{ACCOUNT}","username":null}}"#)
         );
         assert_eq!(
             event(&Event::UnlistedDevice { group_id: group(), account: nameless() }),

@@ -90,7 +90,10 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
             format!("{} has a new identity key: ask them whether that is right", account.name())
         }
         Event::UnlistedDevice { account, .. } => {
-            format!("{} has a device here that their account does not list: ask them", account.name())
+            format!("{} has a device here that their account does not list; it is removed: ask them", account.name())
+        }
+        Event::StaleDeviceList { account } => {
+            format!("the relay shows an old device list of {}: ask them", account.name())
         }
         Event::Connection(state) => connection(*state)?.to_owned(),
         _ => return None,
