@@ -105,16 +105,20 @@ impl Tx<'_> {
         Ok(self.last_insert_rowid())
     }
 
-    /// The oldest row that can go on now: the first of its group whose time has come, not waiting for the queue.
+    /// The oldest row that can go on now: the first of its group whose time has come, not waiting for the queue. While
+    /// one of a group's rows is posted, or an accepted one blocks, none of the others can; one that was put off keeps its
+    /// place, one planned for a later time has none yet.
     pub(crate) fn next_task(&self, now_ms: u64) -> Result<Option<OutboxRow>, StoreError> {
         let select = format!(
             "SELECT {COLUMNS} FROM outbox AS o
              WHERE not_before_ms <= ?1 AND state <> 'accepted' AND wait_for_seq <= (SELECT cursor FROM profile)
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
-                   WHERE other.group_id = o.group_id AND other.id <> o.id
-                     AND (other.state = 'posted' OR (other.state = 'accepted' AND other.blocks = 1)
-                       OR (other.state = 'waiting' AND o.state = 'waiting' AND other.id < o.id
-                           AND other.not_before_ms <= ?1)))
+                   WHERE other.group_id = o.group_id AND other.state = 'posted' AND other.id <> o.id)
+               AND NOT EXISTS (SELECT 1 FROM outbox AS other
+                   WHERE other.group_id = o.group_id AND other.state = 'accepted' AND other.blocks = 1)
+               AND (o.state = 'posted' OR NOT EXISTS (SELECT 1 FROM outbox AS other
+                   WHERE other.group_id = o.group_id AND other.state = 'waiting' AND other.id < o.id
+                     AND (other.not_before_ms <= ?1 OR other.attempts > 0)))
              ORDER BY id LIMIT 1"
         );
         let mut statement = self.prepare_cached(&select)?;

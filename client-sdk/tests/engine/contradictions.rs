@@ -226,6 +226,16 @@ async fn a_relay_that_fails_for_one_group_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_task_that_is_put_off_keeps_its_place() {
+    let world = World::new();
+    let (liar, alice) = lied_to(&world, "alice").await;
+    liar.tell(|call| matches!(call, Call::Create(0 | 1)).then(|| Lie::Now(refused(ErrorCode::Internal))));
+    let group = alice.create_group("late").await.unwrap();
+    let message = group.send("after the group").await.unwrap();
+    has_status(&alice, message, MessageStatus::Sent).await;
+}
+
+#[tokio::test]
 async fn numbers_too_large_for_the_store_block_nothing() {
     let world = World::new();
     let (liar, alice) = lied_to(&world, "alice").await;

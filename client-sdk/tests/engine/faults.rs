@@ -193,3 +193,17 @@ async fn a_second_process_with_a_copy_of_the_store_is_told_apart() {
     online(&copy).await;
     wait_until("the first to be replaced", async || (alice.connection() == Connection::Replaced).then_some(())).await;
 }
+
+#[tokio::test]
+async fn a_long_outbox_goes_out_in_order() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    world.relay.go_offline();
+    let all: Vec<_> = (0..500).map(|number| number.to_string()).collect();
+    for text in &all {
+        groups[0].send(text).await.unwrap();
+    }
+    world.relay.come_back();
+    has_texts(&groups[1], &all).await;
+}

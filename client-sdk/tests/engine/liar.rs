@@ -20,6 +20,7 @@ use undertone_wire::{
 /// A request about to be made, with how many of its kind were made before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
+    Create(usize),
     Send(GroupId, usize),
     Commit(usize),
     Login(usize),
@@ -46,6 +47,7 @@ struct Script {
     lies: Mutex<Option<Lies>>,
     rewrite: Mutex<Option<Rewrite>>,
     gate: Notify,
+    creates: AtomicUsize,
     sends: AtomicUsize,
     commits: AtomicUsize,
     logins: AtomicUsize,
@@ -66,9 +68,14 @@ impl Liar {
 
     /// From now on these requests are answered so. Counts start again.
     pub(crate) fn tell(&self, lies: impl Fn(Call) -> Option<Lie> + Send + Sync + 'static) {
-        for count in
-            [&self.script.sends, &self.script.commits, &self.script.logins, &self.script.opens, &self.script.acks]
-        {
+        for count in [
+            &self.script.creates,
+            &self.script.sends,
+            &self.script.commits,
+            &self.script.logins,
+            &self.script.opens,
+            &self.script.acks,
+        ] {
             count.store(0, SeqCst);
         }
         *self.script.lies.lock().unwrap() = Some(Box::new(lies));
@@ -147,7 +154,6 @@ impl RelayApi for Liar {
         publish(token: &'a Bytes, request: &'a PublishRequest) -> KeyCounts;
         claim(token: &'a Bytes, request: &'a ClaimRequest) -> ClaimResponse;
         groups(token: &'a Bytes) -> GroupList;
-        create_group(token: &'a Bytes, request: &'a CreateGroupRequest) -> Group;
         group_members(token: &'a Bytes, group: GroupId) -> GroupMembers;
         group_commits(token: &'a Bytes, group: GroupId, after: u64) -> GroupCommits;
         leave(token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> SendResponse;
@@ -161,6 +167,11 @@ impl RelayApi for Liar {
 
     fn account<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, Account> {
         self.script.instead(Call::Account, self.inner.account(token, account))
+    }
+
+    fn create_group<'a>(&'a self, token: &'a Bytes, request: &'a CreateGroupRequest) -> Answer<'a, Group> {
+        let call = Call::Create(self.script.creates.fetch_add(1, SeqCst));
+        self.script.instead(call, self.inner.create_group(token, request))
     }
 
     fn commit<'a>(

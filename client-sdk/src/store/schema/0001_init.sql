@@ -69,6 +69,7 @@ CREATE TABLE outbox (
     request         BLOB,             -- the exact body that is posted until the relay says yes or no
     wire_hash       BLOB              -- SHA-256 of the ciphertext in it, by which its own row is known
 ) STRICT;
+CREATE INDEX outbox_by_group ON outbox (group_id, state, id);
 CREATE INDEX outbox_by_hash ON outbox (wire_hash) WHERE wire_hash IS NOT NULL;
 
 -- Key packages made but not yet known to have reached the relay: the exact body that is posted until it says yes.
