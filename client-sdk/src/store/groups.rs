@@ -123,25 +123,35 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The accounts' device lists are to be looked at: of one member of a group, or of all.
-    pub(crate) fn uncheck(&self, group: GroupId, account: Option<AccountId>) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE members SET checked = 0 WHERE group_id = ?1 AND (?2 IS NULL OR account = ?2)";
+    /// There is a reason to look at the device lists: of one member of a group, or of all.
+    pub(crate) fn look_at(&self, group: GroupId, account: Option<AccountId>) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE members SET looks = looks + 1
+            WHERE group_id = ?1 AND (?2 IS NULL OR account = ?2)";
         let account = account.as_ref().map(|account| account.as_bytes().as_slice());
         self.execute(UPDATE, params![group.as_bytes(), account])?;
         Ok(())
     }
 
-    /// Some account other than `own` in a group that can be used, whose device list is still to be looked at.
-    pub(crate) fn next_unchecked(&self, own: AccountId) -> Result<Option<AccountId>, StoreError> {
+    /// Some account other than `own`, in a group that can be used, whose device list is to be looked at, and how many
+    /// reasons there are.
+    pub(crate) fn next_look(&self, own: AccountId) -> Result<Option<(AccountId, u64)>, StoreError> {
         const SELECT: &str = "SELECT account FROM members JOIN groups ON groups.id = members.group_id
-            WHERE checked = 0 AND account <> ?1 AND state = 'active' LIMIT 1";
-        Ok(self.query_row(SELECT, [own.as_bytes()], |row| bytes(row, 0)).optional()?)
+            WHERE looks > 0 AND account <> ?1 AND state = 'active' LIMIT 1";
+        let account = self.query_row(SELECT, [own.as_bytes()], |row| bytes(row, 0)).optional()?;
+        account.map(|account| Ok((account, self.looks(account)?))).transpose()
     }
 
-    /// The account's device list has been looked at, for all groups.
-    pub(crate) fn set_checked(&self, account: AccountId) -> Result<(), StoreError> {
-        self.execute("UPDATE members SET checked = 1 WHERE account = ?1", [account.as_bytes()])?;
+    /// The account's device list has been looked at for so many reasons. Those that came meanwhile stay.
+    pub(crate) fn looked_at(&self, account: AccountId, looks: u64) -> Result<(), StoreError> {
+        if self.looks(account)? == looks {
+            self.execute("UPDATE members SET looks = 0 WHERE account = ?1", [account.as_bytes()])?;
+        }
         Ok(())
+    }
+
+    fn looks(&self, account: AccountId) -> Result<u64, StoreError> {
+        const SELECT: &str = "SELECT coalesce(sum(looks), 0) FROM members WHERE account = ?1 AND looks > 0";
+        Ok(self.query_row(SELECT, [account.as_bytes()], |row| row.get(0))?)
     }
 
     /// The groups that can be used and have a device of the account.

@@ -54,7 +54,7 @@ pub(super) async fn run(engine: Arc<Engine>) {
 
 async fn look_at_all(engine: &Engine) -> Result<(), Error> {
     let own = engine.identity.account();
-    while let Some(account) = engine.store.with_tx(move |tx| tx.next_unchecked(own).map_err(Error::from)).await? {
+    while let Some((account, looks)) = engine.store.with_tx(move |tx| tx.next_look(own).map_err(Error::from)).await? {
         let said = match engine.learn(account).await {
             Ok((_, list)) => Said::Listed(list.certificates().flatten().map(|one| one.device).collect()),
             Err(Error::UnknownAccount) => Said::Gone,
@@ -64,14 +64,16 @@ async fn look_at_all(engine: &Engine) -> Result<(), Error> {
         let (identity, now_ms) = (engine.identity.clone(), engine.clock.now_ms());
         engine
             .store
-            .with_tx(move |tx| settle(tx, &inbox::Context { identity: &identity, now_ms }, account, &said))
+            .with_tx(move |tx| {
+                tx.looked_at(account, looks)?;
+                settle(tx, &inbox::Context { identity: &identity, now_ms }, account, &said)
+            })
             .await?;
     }
     Ok(())
 }
 
 fn settle(tx: &Tx<'_>, context: &inbox::Context<'_>, account: AccountId, said: &Said) -> Result<(), Error> {
-    tx.set_checked(account)?;
     let listed: &[DeviceId] = match said {
         Said::Contradicts => return Ok(tx.add_event(&StoredEvent::StaleList { account })?),
         Said::Gone => &[],

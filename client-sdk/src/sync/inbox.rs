@@ -46,7 +46,7 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> 
             apply_welcome(tx, *group_id, *commit_seq, group_info, secrets)?
         }
         Envelope::MembersGone { group_id, .. } => {
-            tx.uncheck(*group_id, None)?;
+            tx.look_at(*group_id, None)?;
             Effect::default()
         }
         _ => Effect::default(),
@@ -155,7 +155,7 @@ fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group_id: GroupId, message:
     let mut effect = Effect::default();
     // The author's own word on its list, so that a relay which serves an older one is noticed.
     if tx.note_claim(from.account, content.list_version)? {
-        tx.uncheck(group_id, Some(from.account))?;
+        tx.look_at(group_id, Some(from.account))?;
     }
     if content.body == (Body::Leave {}) {
         let gone: Vec<_> = tx.members(group_id)?.into_iter().filter(|one| one.account == from.account).collect();

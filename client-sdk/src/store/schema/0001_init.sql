@@ -35,11 +35,11 @@ CREATE TABLE members (
     account         BLOB    NOT NULL,
     device          BLOB    NOT NULL,
     gone            INTEGER NOT NULL DEFAULT 0, -- 1: left or deleted, its leaf still to be removed by a commit
-    checked         INTEGER NOT NULL DEFAULT 0, -- 0: the account's device list is still to be looked at
+    looks           INTEGER NOT NULL DEFAULT 1, -- how many reasons there are to look at the account's device list
     PRIMARY KEY (group_id, account, device)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX members_unchecked ON members (account) WHERE checked = 0;
+CREATE INDEX members_to_look_at ON members (account, looks) WHERE looks > 0;
 
 -- The history. `position` is the order of the relay; a message not yet confirmed stands where it was written.
 CREATE TABLE messages (
