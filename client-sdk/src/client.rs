@@ -22,6 +22,9 @@ use crate::{
     sync::{Engine, Tasks, unknown_account},
 };
 
+/// How long catching up waits for the names of those who are new.
+const LOOK_UP_MAX: Duration = Duration::from_secs(2);
+
 /// This device's account at a relay; cheap to clone. It stops at once when the last clone is dropped, and every
 /// [`Group`] and [`Events`] made from it; [`Client::shutdown`] stops it in order.
 #[derive(Clone)]
@@ -155,21 +158,23 @@ impl Client {
         *self.engine().connection().borrow()
     }
 
-    /// Waits until everything that was at the relay is here, or `patience` ends, or the relay cannot be reached.
+    /// Waits until everything that was at the relay is here, with the names of those who are new, or `patience` ends, or the relay cannot be reached.
     /// Answers with the state of the connection then.
     pub async fn caught_up(&self, patience: Duration) -> Connection {
         let mut connection = self.engine().connection();
         let settled = connection.wait_for(|state| !matches!(state, Connection::Connecting | Connection::CatchingUp));
-        match tokio::time::timeout(patience, settled).await {
-            Ok(Ok(state)) => *state,
-            _ => self.connection(),
+        let settled = tokio::time::timeout(patience, settled).await.is_ok_and(|state| state.is_ok());
+        if settled && self.connection() == Connection::Online {
+            // Who is new in a group has been looked up too, if the relay answers.
+            drop(tokio::time::timeout(LOOK_UP_MAX, self.engine().looked_up()).await);
         }
+        self.connection()
     }
 
     /// Waits until the relay has all that was to be sent, or `patience` ends. Answers with how much is left.
     pub async fn outbox_empty(&self, patience: Duration) -> Result<u64, Error> {
         let store = &self.engine().store;
-        let mut changed = store.outbox_changed();
+        let mut changed = store.work_changed();
         let empty = async {
             loop {
                 changed.mark_unchanged();
@@ -200,7 +205,7 @@ impl Client {
     /// # Errors
     /// As for [`Client::message_status`].
     pub async fn message_settled(&self, message: MessageId, patience: Duration) -> Result<MessageStatus, Error> {
-        let mut changed = self.engine().store.outbox_changed();
+        let mut changed = self.engine().store.work_changed();
         let settled = async {
             loop {
                 changed.mark_unchanged();

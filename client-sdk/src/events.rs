@@ -113,7 +113,7 @@ impl Events {
                 drop(self.engine().learn(account).await);
             }
         };
-        if self.client.connection() == Connection::Online {
+        if matches!(self.client.connection(), Connection::CatchingUp | Connection::Online) {
             drop(tokio::time::timeout(LOOK_UP_MAX, look).await);
         }
         self.engine().store.with_tx(move |tx| event(tx, stored).map_err(Error::from)).await

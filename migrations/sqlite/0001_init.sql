@@ -18,7 +18,7 @@ CREATE TABLE device_lists (
     version    INTEGER NOT NULL,
     list       BLOB NOT NULL,
     signature  BLOB NOT NULL
-) STRICT;
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE devices (
     device_id        BLOB NOT NULL PRIMARY KEY,
@@ -42,6 +42,7 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_device ON sessions (device_id, expires_ms);
 CREATE INDEX sessions_by_expiry ON sessions (expires_ms);
 
+-- A one-time key package that is spent keeps its row, without the key package, until it could not be published again.
 CREATE TABLE key_packages (
     hash_ref     BLOB NOT NULL PRIMARY KEY,
     device_id    BLOB NOT NULL REFERENCES devices (device_id),
@@ -49,9 +50,11 @@ CREATE TABLE key_packages (
     last_resort  INTEGER NOT NULL CHECK (last_resort IN (0, 1)),
     not_after_ms INTEGER NOT NULL,
     incarnation  BLOB NOT NULL,
-    key_package  BLOB NOT NULL
-) STRICT;
-CREATE INDEX key_packages_by_device ON key_packages (device_id, suite, last_resort, not_after_ms);
+    key_package  BLOB
+) STRICT, WITHOUT ROWID;
+CREATE INDEX key_packages_by_device ON key_packages (device_id);
+CREATE INDEX key_packages_to_hand_out ON key_packages (device_id, suite, last_resort, not_after_ms)
+    WHERE key_package IS NOT NULL;
 CREATE INDEX key_packages_by_expiry ON key_packages (not_after_ms);
 
 CREATE TABLE groups (
@@ -61,7 +64,7 @@ CREATE TABLE groups (
     members_version       INTEGER NOT NULL,
     newest_commit_account BLOB,
     sealed_group_info     BLOB NOT NULL
-) STRICT;
+) STRICT, WITHOUT ROWID;
 CREATE INDEX groups_by_newest_commit_account ON groups (newest_commit_account);
 
 -- One row per stay of a device in a group. ended_commit is NULL while it lasts. awaits_removal is 1 when the stay ended

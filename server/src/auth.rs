@@ -66,7 +66,9 @@ fn bearer_token(parts: &Parts) -> Option<Bytes> {
 pub(crate) async fn challenge(State(node): State<Node>, accept: Accept) -> Result<Response, Error> {
     let nonce = Nonce::from(random_bytes(&*node.random)?);
     let expires_at_ms = node.now_ms().saturating_add(node.limits.challenge_ttl_s.saturating_mul(1_000));
-    node.db.write(move |tx| Box::pin(async move { sessions::add_challenge(tx, &nonce, expires_at_ms).await })).await?;
+    node.db
+        .write_for_stranger(move |tx| Box::pin(async move { sessions::add_challenge(tx, &nonce, expires_at_ms).await }))
+        .await?;
     Ok(accept.answer(&Challenge { nonce, expires_at_ms }))
 }
 
@@ -83,7 +85,9 @@ pub(crate) async fn login(
     let opening = node.clone();
     let proven = node
         .db
-        .write(move |tx| Box::pin(async move { open(tx, &opening, &request, &token, expires_at_ms).await }))
+        .write_for_stranger(move |tx| {
+            Box::pin(async move { open(tx, &opening, &request, &token, expires_at_ms).await })
+        })
         .await?;
     if !proven {
         return Err(Error::refused(ErrorCode::BadSignature, "the log-in is not signed by the device's key"));

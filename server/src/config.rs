@@ -2,12 +2,14 @@
 //!
 //! Invariant: a [`Config`] made from [`Arguments`] sends no token across a network in clear unless it was told to.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use undertone_wire::Limits;
 
 use crate::store::Place;
+
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The Undertone relay: ordered queues of opaque ciphertexts, one per device.
 ///
@@ -42,6 +44,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// What is allowed.
     pub limits: Limits,
+    /// How long a connection may take to say what it wants, at first and between requests.
+    pub header_timeout: Duration,
 }
 
 /// Arguments that do not go together.
@@ -57,6 +61,9 @@ pub enum ConfigError {
     /// The database is of a kind that is not there yet.
     #[error("Postgres comes in a later version; leave --database out, or say sqlite:PATH")]
     Postgres,
+    /// The database is not given as a path.
+    #[error("after sqlite: comes a plain path, as in sqlite:/var/lib/undertone.db: no //, no ?, no file:, no :memory:")]
+    NotPath,
     /// The database is of no known kind.
     #[error("the database must be given as sqlite:PATH")]
     UnknownDatabase,
@@ -65,7 +72,7 @@ pub enum ConfigError {
 impl Config {
     /// A relay at a place and address, with the default limits.
     pub fn new(place: Place, listen: SocketAddr) -> Self {
-        Self { place, listen, limits: Limits::default() }
+        Self { place, listen, limits: Limits::default(), header_timeout: HEADER_TIMEOUT }
     }
 }
 
@@ -89,6 +96,9 @@ fn place(url: &str) -> Result<Place, ConfigError> {
         return Err(ConfigError::Postgres);
     }
     match url.strip_prefix("sqlite:") {
+        Some(path) if path.contains('?') || ["//", ":", "file:"].iter().any(|other| path.starts_with(other)) => {
+            Err(ConfigError::NotPath)
+        }
         Some(path) if !path.is_empty() => Ok(Place::Sqlite(path.into())),
         _ => Err(ConfigError::UnknownDatabase),
     }
@@ -122,6 +132,10 @@ mod tests {
         assert_eq!(config(&["--database", "sqlite:/tmp/a.db"]).unwrap().place, Place::Sqlite("/tmp/a.db".into()));
         for url in ["postgres://u@h/d", "postgresql://h/d"] {
             assert_eq!(config(&["--database", url]).unwrap_err(), ConfigError::Postgres);
+        }
+        for url in ["sqlite::memory:", "sqlite:///tmp/a.db", "sqlite://a.db", "sqlite:a.db?mode=ro", "sqlite:file:a.db"]
+        {
+            assert_eq!(config(&["--database", url]).unwrap_err(), ConfigError::NotPath);
         }
         for url in ["mysql://h/d", "sqlite:", "a.db"] {
             assert_eq!(config(&["--database", url]).unwrap_err(), ConfigError::UnknownDatabase);

@@ -4,12 +4,13 @@
 //! make one.
 //!
 //! Invariant: a device that leaves the list, by a newer one or with its account, loses its sessions, keys, memberships
-//! and queue in the transaction that changes the list ([`remove_devices`] is the only way).
+//! and queue in the transaction that changes the list ([`remove_devices`] is the only way). One whose certificate is
+//! replaced loses its key packages, one whose log-in key is replaced its sessions ([`take_back`]).
 
 use axum::{extract::State, response::Response};
 use http::StatusCode;
 use undertone_wire::{
-    Account, AccountId, Certificate, DeviceId, DeviceList, DeviceListError, Domain, ErrorCode, Problem,
+    Account, AccountId, Certificate, DeviceId, DeviceList, DeviceListError, Domain, Encoding, ErrorCode, Problem,
     RegisterRequest, Relay, SignedDeviceList, UpdateDeviceListRequest, Username, path, verify,
 };
 
@@ -20,7 +21,7 @@ use crate::{
     groups, limits, mls,
     node::Node,
     store::{
-        Tx,
+        StoreError, Tx,
         accounts::{self, StoredAccount, StoredDevice},
         groups as stored_groups, queue,
     },
@@ -49,7 +50,8 @@ pub(crate) async fn register(
 ) -> Result<Response, Error> {
     let list = verified_list(&node, &request.account_id, &request.device_list)?;
     check_registration(&node, &request, &list)?;
-    let account = node.db.write(move |tx| Box::pin(async move { add_account(tx, request, &list).await })).await?;
+    let account =
+        node.db.write_for_stranger(move |tx| Box::pin(async move { add_account(tx, request, &list).await })).await?;
     Ok(accept.answer(&account))
 }
 
@@ -190,9 +192,25 @@ async fn put_devices(tx: &mut Tx, list: &DeviceList) -> Result<(), Error> {
             device_key: entry.key_set().map_err(|error| bad_list(error.to_string()))?.device_key,
             certificate_hash: mls::certificate_hash(&entry.certificate),
         };
+        let before = accounts::device(tx, &certificate.device).await?;
         if !accounts::put_device(tx, &certificate.device, &device).await? {
             return Err(bad_list("a device in the list belongs to another account"));
         }
+        if let Some(before) = before {
+            take_back(tx, &certificate.device, &before, &device).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes from a listed device what hangs on what was replaced: key packages on its certificate, sessions on its key.
+async fn take_back(tx: &mut Tx, id: &DeviceId, before: &StoredDevice, now: &StoredDevice) -> Result<(), StoreError> {
+    if before.certificate_hash != now.certificate_hash {
+        accounts::delete_key_packages(tx, id).await?;
+    }
+    if before.device_key != now.device_key {
+        accounts::end_sessions(tx, id).await?;
+        tx.wake_after(*id);
     }
     Ok(())
 }
@@ -201,13 +219,15 @@ async fn put_devices(tx: &mut Tx, list: &DeviceList) -> Result<(), Error> {
 fn verified_list(node: &Node, account: &AccountId, signed: &SignedDeviceList) -> Result<DeviceList, Error> {
     let allowed = &node.limits;
     limits::bytes("device_list_bytes_max", allowed.device_list_bytes_max, signed.list.len())?;
-    let list = signed.verify(account).map_err(|error| match error {
+    // Counted first: each device and rotation costs signatures to be verified.
+    let claimed: DeviceList =
+        Encoding::Cbor.decode(signed.list.as_slice()).map_err(|_| bad_list(DeviceListError::Malformed.to_string()))?;
+    limits::count("account_devices_max", allowed.account_devices_max, claimed.devices.len() as u64)?;
+    limits::count("rotations_max", allowed.rotations_max, claimed.generation())?;
+    signed.verify(account).map_err(|error| match error {
         DeviceListError::BadSignature => Error::refused(ErrorCode::BadSignature, error.to_string()),
         error => bad_list(error.to_string()),
-    })?;
-    limits::count("account_devices_max", allowed.account_devices_max, list.devices.len() as u64)?;
-    limits::count("rotations_max", allowed.rotations_max, list.generation())?;
-    Ok(list)
+    })
 }
 
 fn certificates(list: &DeviceList) -> Result<Vec<Certificate>, Error> {

@@ -10,6 +10,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     response::{IntoResponse, Response},
 };
+use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use serde::{Serialize, de::DeserializeOwned};
 use undertone_wire::{CommitRequest, Encoding, ErrorCode, Limits};
@@ -34,11 +35,17 @@ impl Measured for undertone_wire::AckRequest {}
 impl Measured for undertone_wire::ClaimRequest {}
 impl Measured for undertone_wire::CreateGroupRequest {}
 impl Measured for undertone_wire::LeaveRequest {}
-impl Measured for undertone_wire::LoginRequest {}
 impl Measured for undertone_wire::PublishRequest {}
 impl Measured for undertone_wire::RegisterRequest {}
 impl Measured for undertone_wire::SendRequest {}
 impl Measured for undertone_wire::UpdateDeviceListRequest {}
+
+/// A log-in comes from anybody.
+impl Measured for undertone_wire::LoginRequest {
+    fn limit(limits: &Limits) -> (&'static str, u64) {
+        ("login_body_bytes_max", limits.login_body_bytes_max)
+    }
+}
 
 /// A commit comes with its Welcome and group info.
 impl Measured for CommitRequest {
@@ -55,14 +62,23 @@ impl<T: DeserializeOwned + Measured> FromRequest<Node> for Body<T> {
         let (name, max) = T::limit(&node.limits);
         limits::bytes(name, max, announced_bytes(request.headers()))?;
 
-        let too_large = || limits::bytes(name, max, usize::MAX).err().unwrap_or(Error::Failed("a limit has no end"));
-        let max = usize::try_from(max).unwrap_or(usize::MAX);
-        let body = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(request.into_body(), max))
+        let body = tokio::time::timeout(BODY_TIMEOUT, whole(request.into_body(), name, max))
             .await
-            .map_err(|_| malformed("the body did not arrive in time"))?
-            .map_err(|_| too_large())?;
+            .map_err(|_| malformed("the body did not arrive in time"))??;
         encoding.decode(&body).map(Self).map_err(|error| malformed(error.to_string()))
     }
+}
+
+/// A body read to its end, but not beyond the limit.
+async fn whole(body: axum::body::Body, limit: &'static str, max: u64) -> Result<Vec<u8>, Error> {
+    let mut chunks = body.into_data_stream();
+    let mut whole = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| malformed("the body broke off"))?;
+        limits::bytes(limit, max, whole.len() + chunk.len())?;
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole)
 }
 
 fn content_encoding(headers: &HeaderMap) -> Result<Encoding, Error> {

@@ -55,10 +55,14 @@ impl Error {
             }
             Self::WrongTime(code, time_ms) => Problem { time_ms: Some(time_ms), ..Problem::new(code) },
             Self::StaleGroup(stale) => Problem { stale_group: Some(stale), ..Problem::new(ErrorCode::StaleGroup) },
+            Self::Store(StoreError::Busy) => {
+                // Said quietly: a flood of requests shall not become one of lines.
+                tracing::debug!("the store is busy");
+                Problem::new(ErrorCode::Unavailable)
+            }
             Self::Store(error) => {
                 tracing::error!(%error, "the store failed");
-                let busy = matches!(error, StoreError::Busy);
-                Problem::new(if busy { ErrorCode::Unavailable } else { ErrorCode::Internal })
+                Problem::new(ErrorCode::Internal)
             }
             Self::Failed(what) => {
                 tracing::error!("{what}");

@@ -95,6 +95,7 @@ async fn store_all(
     caller.still_holds(tx, node.now_ms()).await?;
     if once.first_answer(tx).await?.is_none() {
         let listed = accounts::device(tx, &caller.device).await?.ok_or_else(Error::unauthenticated)?;
+        keys::spend_stale(tx, &caller.device, &node.identity.incarnation).await?;
         for Checked { verified, bytes } in checked {
             if verified.certificate_hash != listed.certificate_hash {
                 return Err(bad_key_package("the certificate in the credential is not the listed one"));

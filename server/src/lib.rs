@@ -19,6 +19,7 @@
 mod auth;
 mod clock;
 mod config;
+mod connections;
 mod directory;
 mod encoding;
 mod error;
@@ -37,7 +38,6 @@ mod wake;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 
 pub use clock::{Clock, ManualClock, Random, RandomError, SystemClock, SystemRandom};
@@ -55,6 +55,7 @@ pub struct Relay {
     node: Node,
     listener: TcpListener,
     local_addr: SocketAddr,
+    header_timeout: Duration,
 }
 
 /// Why a relay cannot start or go on.
@@ -67,9 +68,6 @@ pub enum RelayError {
     /// The store cannot be opened, or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Serving failed.
-    #[error("cannot serve: {0}")]
-    Serve(io::Error),
 }
 
 impl Relay {
@@ -82,7 +80,7 @@ impl Relay {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
         let node = Node::new(db, wake, clock, random, config.limits, identity);
-        Ok(Self { node, listener, local_addr })
+        Ok(Self { node, listener, local_addr, header_timeout: config.header_timeout })
     }
 
     /// The address that it listens on, with the port that was chosen if port 0 was asked for.
@@ -98,37 +96,16 @@ impl Relay {
     /// Serves until `shutdown` ends. Then no connection is taken any more, streams are told `bye`, requests in flight
     /// finish, and the store is closed after a last checkpoint.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RelayError> {
-        let Self { node, listener, .. } = self;
+        let Self { node, listener, header_timeout, .. } = self;
         let jobs = tokio::spawn(jobs::run(node.clone()));
-        let stopping = node.clone();
-        let shutdown = async move {
-            shutdown.await;
-            stopping.stop();
-        };
-
-        let listener = listener.tap_io(|connection| {
-            if connection.set_nodelay(true).is_err() {
-                tracing::debug!("a connection does not take TCP_NODELAY");
-            }
-        });
-        let mut stopped = node.stopping();
-        let serving = axum::serve(listener, router::router(node.clone())).with_graceful_shutdown(shutdown);
-        let bounded = async {
-            stopped.wait().await;
-            drop(stopped);
-            tokio::time::sleep(STOP_WITHIN).await;
-        };
-        let served = tokio::select! {
-            served = serving.into_future() => served,
-            () = bounded => Ok(()),
-        };
+        connections::serve(listener, router::router(node.clone()), &node, header_timeout, shutdown).await;
         node.stop();
         if tokio::time::timeout(STOP_WITHIN, node.stopped()).await.is_err() {
-            tracing::warn!("some streams did not end in time");
+            tracing::warn!("some connections did not end in time");
         }
         jobs.abort();
         node.db.close().await?;
-        served.map_err(RelayError::Serve)
+        Ok(())
     }
 }
 

@@ -10,11 +10,11 @@ use std::{
 
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{EnvFilter, filter::ParseError, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 use undertone_server::{Arguments, Config, Relay, SystemClock, SystemRandom};
 
-/// Parts that would log what passes through them. They stay silent at every level.
-const SILENT: [&str; 5] = ["sqlx=off", "hyper=off", "hyper_util=off", "tungstenite=off", "openmls=off"];
+/// Parts that would log what passes through them. They stay silent whatever the filter says.
+const SILENT: [&str; 6] = ["sqlx", "hyper", "hyper_util", "tungstenite", "tokio_tungstenite", "openmls"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -23,7 +23,7 @@ async fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(2, &error.to_string()),
     };
-    match log_filter(&arguments.log) {
+    match EnvFilter::try_new(&arguments.log) {
         Ok(filter) => log_to_stderr(filter),
         Err(error) => return fail(2, &format!("--log is not a filter: {error}")),
     }
@@ -56,15 +56,17 @@ fn say_ready(relay: &Relay) -> std::io::Result<()> {
     stdout.flush()
 }
 
-fn log_filter(filter: &str) -> Result<EnvFilter, ParseError> {
-    let wanted = EnvFilter::try_new(filter)?;
-    SILENT.iter().try_fold(wanted, |filter, part| Ok(filter.add_directive(part.parse()?)))
+/// Whether a target is none of the [`SILENT`] parts and in none of them.
+fn may_speak(target: &str) -> bool {
+    let part = target.split_once("::").map_or(target, |(part, _)| part);
+    !SILENT.contains(&part)
 }
 
 fn log_to_stderr(filter: EnvFilter) {
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    tracing_subscriber::registry().with(filter).with(lines).init();
+    let audible = filter_fn(|metadata| may_speak(metadata.target()));
+    tracing_subscriber::registry().with(filter).with(audible).with(lines).init();
     // A panic's message may hold what was being worked on; its place is enough.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -75,4 +77,19 @@ fn log_to_stderr(filter: EnvFilter) {
 fn fail(status: u8, reason: &str) -> ExitCode {
     eprintln!("undertone-server: {reason}");
     ExitCode::from(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silent_parts_are_silent_down_to_their_modules() {
+        for target in ["sqlx", "sqlx::query", "hyper::proto::h1::io", "tungstenite::protocol", "openmls"] {
+            assert!(!may_speak(target), "{target}");
+        }
+        for target in ["undertone_server::jobs", "hyperion", "tower_http::trace"] {
+            assert!(may_speak(target), "{target}");
+        }
+    }
 }

@@ -129,6 +129,7 @@ impl Tx<'_> {
             WHERE group_id = ?1 AND (?2 IS NULL OR account = ?2)";
         let account = account.as_ref().map(|account| account.as_bytes().as_slice());
         self.execute(UPDATE, params![group.as_bytes(), account])?;
+        self.changes.work.set(true);
         Ok(())
     }
 
@@ -145,6 +146,7 @@ impl Tx<'_> {
     pub(crate) fn looked_at(&self, account: AccountId, looks: u64) -> Result<(), StoreError> {
         if self.looks(account)? == looks {
             self.execute("UPDATE members SET looks = 0 WHERE account = ?1", [account.as_bytes()])?;
+            self.changes.work.set(true);
         }
         Ok(())
     }

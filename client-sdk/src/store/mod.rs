@@ -120,13 +120,13 @@ type Outcome = Result<(), Error>;
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
     events: watch::Receiver<()>,
-    outbox: watch::Receiver<()>,
+    work: watch::Receiver<()>,
 }
 
 /// Whom the store's thread tells that a transaction has committed.
 struct Watchers {
     events: watch::Sender<()>,
-    outbox: watch::Sender<()>,
+    work: watch::Sender<()>,
     tasks: HashMap<i64, oneshot::Sender<Outcome>>,
 }
 
@@ -134,7 +134,7 @@ struct Watchers {
 #[derive(Default)]
 struct Changes {
     events: Cell<bool>,
-    outbox: Cell<bool>,
+    work: Cell<bool>,
     finished: RefCell<Vec<(i64, Outcome)>>,
     watched: RefCell<Vec<(i64, oneshot::Sender<Outcome>)>>,
 }
@@ -149,8 +149,8 @@ impl Watchers {
         if changes.events.get() {
             self.events.send_replace(());
         }
-        if changes.outbox.get() {
-            self.outbox.send_replace(());
+        if changes.work.get() {
+            self.work.send_replace(());
         }
     }
 }
@@ -161,8 +161,8 @@ impl Store {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (opened, ready) = oneshot::channel();
         let (events, events_changed) = watch::channel(());
-        let (outbox, outbox_changed) = watch::channel(());
-        let mut watchers = Watchers { events, outbox, tasks: HashMap::new() };
+        let (work, work_changed) = watch::channel(());
+        let mut watchers = Watchers { events, work, tasks: HashMap::new() };
         let path = path.to_owned();
         thread::Builder::new().name("undertone-store".into()).spawn(move || match open_connection(&path, &key) {
             Ok((mut connection, lock)) => {
@@ -189,7 +189,7 @@ impl Store {
             Err(error) => drop(opened.send(Err(error))),
         })?;
         ready.await.map_err(|_| StoreError::Closed)??;
-        Ok(Self { jobs, events: events_changed, outbox: outbox_changed })
+        Ok(Self { jobs, events: events_changed, work: work_changed })
     }
 
     /// Runs `work` in a transaction: committed if it answers `Ok`, rolled back otherwise. It runs to its end even if
@@ -227,9 +227,9 @@ impl Store {
         self.events.clone()
     }
 
-    /// Changes whenever the outbox or the cursor has.
-    pub(crate) fn outbox_changed(&self) -> watch::Receiver<()> {
-        self.outbox.clone()
+    /// Changes whenever there may be something to do: the outbox or the cursor has changed, or who is to be looked at.
+    pub(crate) fn work_changed(&self) -> watch::Receiver<()> {
+        self.work.clone()
     }
 }
 

@@ -101,7 +101,7 @@ impl Tx<'_> {
         let content_id = content_id.as_ref().map(|id| id.as_bytes().as_slice());
         let (task, blocks) = (Encoding::Cbor.encode(task), !matches!(task, Task::Send { .. }));
         self.execute(INSERT, params![group.as_bytes(), task, content_id, blocks, not_before_ms])?;
-        self.changes.outbox.set(true);
+        self.changes.work.set(true);
         Ok(self.last_insert_rowid())
     }
 
@@ -175,7 +175,7 @@ impl Tx<'_> {
     /// The relay has said yes; the row in this device's own queue is still to come.
     pub(crate) fn set_accepted(&self, id: i64) -> Result<(), StoreError> {
         self.execute("UPDATE outbox SET state = 'accepted', request = NULL WHERE id = ?1", [id])?;
-        self.changes.outbox.set(true);
+        self.changes.work.set(true);
         Ok(())
     }
 
@@ -184,7 +184,7 @@ impl Tx<'_> {
         const UPDATE: &str = "UPDATE outbox SET state = 'waiting', wait_for_seq = ?2,
             message_id = NULL, request = NULL WHERE id = ?1";
         self.execute(UPDATE, params![id, wait_for_seq])?;
-        self.changes.outbox.set(true);
+        self.changes.work.set(true);
         Ok(())
     }
 
@@ -200,14 +200,14 @@ impl Tx<'_> {
         const UPDATE: &str = "UPDATE outbox SET state = 'waiting', wait_for_seq = ?1
             WHERE state = 'accepted' AND blocks = 1";
         self.execute(UPDATE, [wait_for_seq])?;
-        self.changes.outbox.set(true);
+        self.changes.work.set(true);
         Ok(())
     }
 
     /// The row is done, one way or the other. Whoever waits for it is told once the transaction has committed.
     pub(crate) fn finish_task(&self, id: i64, outcome: Result<(), Error>) -> Result<(), StoreError> {
         self.execute("DELETE FROM outbox WHERE id = ?1", [id])?;
-        self.changes.outbox.set(true);
+        self.changes.work.set(true);
         self.changes.finished.borrow_mut().push((id, outcome));
         Ok(())
     }

@@ -68,7 +68,7 @@ impl Tx<'_> {
     /// Moves the cursor, in the transaction that applied the entry.
     pub(crate) fn set_cursor(&self, seq: u64) -> Result<(), StoreError> {
         self.execute("UPDATE profile SET cursor = ?1", [seq])?;
-        self.changes.outbox.set(true);
+        self.changes.work.set(true);
         Ok(())
     }
 }

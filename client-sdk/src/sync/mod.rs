@@ -158,6 +158,19 @@ impl Engine {
         key_upkeep::top_up(self).await
     }
 
+    /// Completes when no device list is left to look at.
+    pub(crate) async fn looked_up(&self) {
+        let own = self.identity.account();
+        let mut changed = self.store.work_changed();
+        loop {
+            changed.mark_unchanged();
+            match self.store.with_tx(move |tx| tx.next_look(own).map_err(Error::from)).await {
+                Ok(Some(_)) if changed.changed().await.is_ok() => {}
+                _ => return,
+            }
+        }
+    }
+
     /// Completes when the engine is to stop.
     pub(crate) async fn stopped(&self) {
         // An error means that the engine is gone, which is as good as stopped.

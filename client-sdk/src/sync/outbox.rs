@@ -49,7 +49,7 @@ enum Step {
 
 /// Works until the engine stops.
 pub(super) async fn run(engine: Arc<Engine>) {
-    let mut changed = engine.store.outbox_changed();
+    let mut changed = engine.store.work_changed();
     let mut connection = engine.connection();
     let mut backoff = Backoff::new(engine.entropy);
     let mut claimed = Claimed::new();

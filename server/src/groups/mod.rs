@@ -3,7 +3,8 @@
 //! The relay knows a group by numbers and device ids. What it reads of a message is a claim that members can check.
 //!
 //! Invariant: a group's `commit_seq`, epoch, members, sealed group info and the queue rows that follow from a commit
-//! change in one transaction. A device that never was a member cannot tell a group from one that does not exist.
+//! change in one transaction. A device that never was a member cannot tell a group from one that does not exist, but by
+//! asking to create one under its very id, which nobody guesses: 122 random bits.
 
 mod post;
 

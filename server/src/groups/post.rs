@@ -90,6 +90,7 @@ async fn accept_commit(tx: &mut Tx, post: &Post, request: &CommitRequest, device
     check_removed(tx, post, removed).await?;
     check_added(tx, post, added, removed).await?;
 
+    let members_before = groups::member_count(tx, &post.group).await?;
     let commit_seq = position.commit_seq + 1;
     let envelope = post.envelope(Kind::Commit, commit_seq, &request.commit);
     let envelope = queue::append_to_members(tx, &envelope, true).await?;
@@ -105,7 +106,9 @@ async fn accept_commit(tx: &mut Tx, post: &Post, request: &CommitRequest, device
         groups::begin_stay(tx, &post.group, device, commit_seq).await?;
     }
     let members = groups::member_count(tx, &post.group).await?;
-    limits::count("group_devices_max", devices_max, members)?;
+    if members > members_before {
+        limits::count("group_devices_max", devices_max, members)?;
+    }
     if let Some(welcome) = &request.welcome {
         append_welcome(tx, post, commit_seq, welcome).await?;
     }

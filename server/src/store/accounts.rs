@@ -36,7 +36,7 @@ const DEVICE: &str = "SELECT account_id, device_key, certificate_hash FROM devic
 const PUT_DEVICE: &str = "
     INSERT INTO devices (device_id, account_id, device_key, certificate_hash) VALUES ($1, $2, $3, $4)
     ON CONFLICT (device_id) DO UPDATE SET device_key = $3, certificate_hash = $4 WHERE devices.account_id = $2
-    RETURNING 1";
+    RETURNING CAST(1 AS BIGINT)";
 
 /// Gives a device a queue that starts at 1. One that has a queue keeps it.
 const ADD_CURSOR: &str = "
@@ -168,6 +168,18 @@ pub(crate) async fn delete_device(tx: &mut Tx, device: &DeviceId) -> Result<(), 
     for statement in [DELETE_SESSIONS, DELETE_KEY_PACKAGES, DELETE_CURSOR, DELETE_DEVICE] {
         on!(**tx, db => sqlx::query(statement).bind(device).execute(db).await)?;
     }
+    Ok(())
+}
+
+/// Ends all sessions of a device.
+pub(crate) async fn end_sessions(tx: &mut Tx, device: &DeviceId) -> Result<(), StoreError> {
+    on!(**tx, db => sqlx::query(DELETE_SESSIONS).bind(device.as_bytes().as_slice()).execute(db).await)?;
+    Ok(())
+}
+
+/// Deletes all key packages of a device.
+pub(crate) async fn delete_key_packages(tx: &mut Tx, device: &DeviceId) -> Result<(), StoreError> {
+    on!(**tx, db => sqlx::query(DELETE_KEY_PACKAGES).bind(device.as_bytes().as_slice()).execute(db).await)?;
     Ok(())
 }
 

@@ -31,13 +31,13 @@ const BUMP_MEMBERS: &str = "
 /// A device's stays: whether one lasts, whether one awaits removal, whether one lasts since the group's creation. No
 /// row: it never was a member.
 const STANDING: &str = "
-    SELECT MAX(CASE WHEN ended_commit IS NULL THEN 1 ELSE 0 END), MAX(awaits_removal),
-           MAX(CASE WHEN ended_commit IS NULL AND began_commit = 0 THEN 1 ELSE 0 END)
+    SELECT CAST(MAX(CASE WHEN ended_commit IS NULL THEN 1 ELSE 0 END) AS BIGINT), CAST(MAX(awaits_removal) AS BIGINT),
+           CAST(MAX(CASE WHEN ended_commit IS NULL AND began_commit = 0 THEN 1 ELSE 0 END) AS BIGINT)
     FROM group_members WHERE group_id = $1 AND device_id = $2 HAVING COUNT(*) > 0";
 
 /// Whether an account has a device in a group.
 const ACCOUNT_IS_IN: &str = "
-    SELECT 1 FROM group_members m JOIN devices d ON d.device_id = m.device_id
+    SELECT CAST(1 AS BIGINT) FROM group_members m JOIN devices d ON d.device_id = m.device_id
     WHERE m.group_id = $1 AND m.ended_commit IS NULL AND d.account_id = $2 LIMIT 1";
 
 /// A group's member devices with their accounts, in ascending order of devices.
@@ -84,13 +84,17 @@ const ADD_COMMIT: &str = "
     VALUES ($1, $2, $3, $4, $5, $6)";
 
 /// Commits of a group after number `$2`, oldest first: at most `$3` of them and `$4` bytes, but one if there is any.
-const COMMITS_AFTER: &str = "
-    SELECT commit_seq, payload FROM (
-        SELECT c.commit_seq, e.payload, LENGTH(e.payload) AS bytes,
-               SUM(LENGTH(e.payload)) OVER (ORDER BY c.commit_seq) AS bytes_so_far
+/// What is measured is materialised without the payloads; only those of the page are read.
+pub(super) const COMMITS_AFTER: &str = "
+    WITH sized AS MATERIALIZED (
+        SELECT c.commit_seq, c.envelope_id, LENGTH(e.payload) AS bytes
         FROM commits c JOIN envelopes e ON e.envelope_id = c.envelope_id
         WHERE c.group_id = $1 AND c.commit_seq > $2 ORDER BY c.commit_seq LIMIT $3
-    ) AS page WHERE bytes_so_far <= $4 OR bytes_so_far = bytes ORDER BY commit_seq";
+    ), page AS (
+        SELECT commit_seq, envelope_id, bytes, SUM(bytes) OVER (ORDER BY commit_seq) AS bytes_so_far FROM sized
+    )
+    SELECT p.commit_seq, (SELECT payload FROM envelopes WHERE envelope_id = p.envelope_id)
+    FROM page p WHERE p.bytes_so_far <= $4 OR p.bytes_so_far = p.bytes ORDER BY p.commit_seq";
 
 /// Deletes a group's commits; answers the envelopes they pointed at.
 const DELETE_COMMITS: &str = "DELETE FROM commits WHERE group_id = $1 RETURNING envelope_id";

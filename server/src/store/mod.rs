@@ -21,6 +21,7 @@ mod tests;
 use std::{ops, path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use undertone_wire::{DeviceId, Hash, IdError, LengthError};
 
 pub(crate) use relay::Identity;
@@ -29,6 +30,12 @@ use crate::{
     clock::{Random, RandomError},
     wake::Wake,
 };
+
+/// Most writes that wait or run. Beyond that a caller is better told to come again than made to wait.
+const WRITES_MAX: usize = 512;
+
+/// Most of them that are for somebody without a session: challenges, log-ins, registrations.
+const STRANGERS_MAX: usize = 64;
 
 /// Where the store is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +47,10 @@ pub enum Place {
 /// The database.
 pub(crate) struct Db {
     backend: Backend,
+    /// A permit for each write that waits or runs.
+    writes: Arc<Semaphore>,
+    /// A permit for each of them that is for somebody without a session.
+    strangers: Arc<Semaphore>,
     wake: Arc<Wake>,
 }
 
@@ -78,7 +89,8 @@ impl Db {
         let backend = match place {
             Place::Sqlite(path) => Backend::Sqlite(sqlite::Sqlite::open(path).await?),
         };
-        Ok(Self { backend, wake })
+        let [writes, strangers] = [WRITES_MAX, STRANGERS_MAX].map(|max| Arc::new(Semaphore::new(max)));
+        Ok(Self { backend, writes, strangers, wake })
     }
 
     /// Which relay this is. The first time, it becomes one.
@@ -95,8 +107,29 @@ impl Db {
     }
 
     /// Does `work` in one transaction: all of it if it answers `Ok`, nothing of it if it answers an error. It runs to its
-    /// end even if the caller does not wait for it. Afterwards those who got mail are woken.
+    /// end even if the caller does not wait for it. Afterwards those who got mail are woken. [`StoreError::Busy`] at once
+    /// if too many wait already.
     pub(crate) async fn write<T, E, W>(&self, work: W) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        W: for<'tx> FnOnce(&'tx mut Tx) -> BoxFuture<'tx, Result<T, E>> + Send + 'static,
+    {
+        self.run(vec![slot(&self.writes)?], work).await
+    }
+
+    /// The same for somebody without a session. Of those fewer may wait, so that they never fill what members wait in.
+    pub(crate) async fn write_for_stranger<T, E, W>(&self, work: W) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        W: for<'tx> FnOnce(&'tx mut Tx) -> BoxFuture<'tx, Result<T, E>> + Send + 'static,
+    {
+        self.run(vec![slot(&self.strangers)?, slot(&self.writes)?], work).await
+    }
+
+    /// Does `work`, which keeps its slots to its end.
+    async fn run<T, E, W>(&self, slots: Vec<OwnedSemaphorePermit>, work: W) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
@@ -107,6 +140,7 @@ impl Db {
             Backend::Sqlite(sqlite) => {
                 let sqlite = sqlite.clone();
                 tokio::spawn(async move {
+                    let _slots = slots;
                     let mut tx = Tx { conn: Conn::Sqlite(sqlite.begin_write().await?), mail_for: Vec::new() };
                     let answer = work(&mut tx).await?;
                     wake.wake(&tx.commit().await?);
@@ -130,6 +164,11 @@ impl Db {
             Backend::Sqlite(sqlite) => sqlite.close().await,
         }
     }
+}
+
+/// A slot among the writes that may wait, if one is free.
+fn slot(slots: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, StoreError> {
+    Arc::clone(slots).try_acquire_owned().map_err(|_| StoreError::Busy)
 }
 
 impl Tx {

@@ -38,24 +38,25 @@ const ADD_ENVELOPE: &str = "
 /// payload, but one row if there is any. With it, on each row, the cursor and the ends of the queue as of the same
 /// moment, and whether the session `$5` holds at `$6`. One row without an entry if there is none; no row at all if
 /// there is no such device. One statement, because two would see two moments and report holes that are none.
-const PAGE: &str = "
-    WITH page AS (
-        SELECT q.seq, q.own_part, q.envelope_id,
-               LENGTH(e.payload) AS bytes, SUM(LENGTH(e.payload)) OVER (ORDER BY q.seq) AS bytes_so_far
-        FROM (
-            SELECT seq, own_part, envelope_id FROM queue
-            WHERE device_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
-        ) q JOIN envelopes e ON e.envelope_id = q.envelope_id
+/// What is measured is materialised without the payloads; only those of the page are read.
+pub(super) const PAGE: &str = "
+    WITH sized AS MATERIALIZED (
+        SELECT q.seq, q.envelope_id, LENGTH(e.payload) AS bytes
+        FROM queue q JOIN envelopes e ON e.envelope_id = q.envelope_id
+        WHERE q.device_id = $1 AND q.seq > $2 ORDER BY q.seq LIMIT $3
+    ), page AS (
+        SELECT seq, envelope_id, bytes, SUM(bytes) OVER (ORDER BY seq) AS bytes_so_far FROM sized
     )
     SELECT c.next_seq, c.acked_seq, c.stream,
            (SELECT MIN(seq) FROM queue WHERE device_id = c.device_id),
            (SELECT MAX(seq) FROM queue WHERE device_id = c.device_id),
-           CASE WHEN EXISTS (
+           CAST(CASE WHEN EXISTS (
                SELECT 1 FROM sessions WHERE token_hash = $5 AND device_id = c.device_id AND expires_ms > $6
-           ) THEN 1 ELSE 0 END,
-           p.seq, p.own_part, e.kind, e.group_id, e.number, e.payload
+           ) THEN 1 ELSE 0 END AS BIGINT),
+           p.seq, q.own_part, e.kind, e.group_id, e.number, e.payload
     FROM cursors c
     LEFT JOIN page p ON p.bytes_so_far <= $4 OR p.bytes_so_far = p.bytes
+    LEFT JOIN queue q ON q.device_id = c.device_id AND q.seq = p.seq
     LEFT JOIN envelopes e ON e.envelope_id = p.envelope_id
     WHERE c.device_id = $1 ORDER BY p.seq";
 
@@ -74,10 +75,10 @@ const ACK: &str = "UPDATE cursors SET acked_seq = $2 WHERE device_id = $1 AND ac
 const DELETE_UP_TO: &str = "DELETE FROM queue WHERE device_id = $1 AND seq <= $2 RETURNING envelope_id";
 
 /// Deletes up to `$2` rows of envelopes posted before the hour `$1`; answers what they pointed at.
-const EXPIRE: &str = "
+pub(super) const EXPIRE: &str = "
     DELETE FROM queue WHERE (device_id, seq) IN (
         SELECT q.device_id, q.seq FROM envelopes e JOIN queue q ON q.envelope_id = e.envelope_id
-        WHERE e.posted_hour_ms < $1 ORDER BY q.device_id, q.seq LIMIT $2
+        WHERE e.posted_hour_ms < $1 LIMIT $2
     ) RETURNING envelope_id";
 
 /// Lowers the pointers of envelopes: `$1` is a JSON array of [envelope, by how many].

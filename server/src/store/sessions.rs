@@ -11,7 +11,7 @@ use super::{Conn, StoreError, Tx, hash_bytes, on, parsed, stored};
 const ADD_CHALLENGE: &str = "INSERT INTO challenges (nonce, expires_ms) VALUES ($1, $2)";
 
 /// Uses a challenge up. No row: there is none, it was used before, or it has expired.
-const TAKE_CHALLENGE: &str = "DELETE FROM challenges WHERE nonce = $1 AND expires_ms > $2 RETURNING 1";
+const TAKE_CHALLENGE: &str = "DELETE FROM challenges WHERE nonce = $1 AND expires_ms > $2 RETURNING CAST(1 AS BIGINT)";
 
 /// Adds a session.
 const ADD_SESSION: &str = "INSERT INTO sessions (token_hash, device_id, expires_ms) VALUES ($1, $2, $3)";

@@ -54,6 +54,7 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("secure_delete", "ON")
+            .pragma("temp_store", "MEMORY")
             .busy_timeout(CHECKPOINT_WAIT)
             .disable_statement_logging();
         let writer = pool(1).connect_with(options).await?;
@@ -63,6 +64,7 @@ impl Sqlite {
             .filename(path)
             .read_only(true)
             .pragma("query_only", "ON")
+            .pragma("temp_store", "MEMORY")
             .disable_statement_logging();
         let readers = pool(READERS).connect_with(options).await?;
         Ok(Self { writer, readers, _lock: Arc::new(lock) })

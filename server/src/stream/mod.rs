@@ -10,6 +10,7 @@ mod session;
 use std::{collections::VecDeque, time::Duration};
 
 use axum::{
+    Extension,
     extract::{
         State, WebSocketUpgrade,
         ws::{self, WebSocket, rejection::WebSocketUpgradeRejection},
@@ -18,12 +19,13 @@ use axum::{
 };
 use futures_util::SinkExt as _;
 use serde::Deserialize;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use undertone_wire::{ByeReason, Encoding, ErrorCode, Problem, ServerFrame, path, subprotocol};
 
 use self::session::{Action, Input, Session};
 use crate::{
     auth::Caller,
+    connections::Slot,
     encoding::{Parameters, malformed},
     error::Error,
     node::{Node, Stopping},
@@ -67,6 +69,7 @@ pub(crate) async fn stream(
     State(node): State<Node>,
     caller: Caller,
     Parameters(query): Parameters<StreamQuery>,
+    Extension(slot): Extension<Slot>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Error> {
     let upgrade = upgrade.map_err(|_| malformed("this path is a WebSocket"))?;
@@ -90,6 +93,7 @@ pub(crate) async fn stream(
         let mut actions = VecDeque::from(actions);
         actions.push_front(Action::Send(hello));
         Stream { node, caller, socket, encoding, session }.run(actions, interest, stopping).await;
+        drop(slot);
     }))
 }
 
@@ -140,7 +144,7 @@ struct Closed;
 
 impl Stream {
     async fn run(mut self, mut actions: VecDeque<Action>, mut interest: Interest, mut stopping: Stopping) {
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
+        let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if self.perform(&mut actions).await.is_err() {
@@ -165,6 +169,8 @@ impl Stream {
     /// Performs actions and what follows from them, but reads one page only: after it, it is the device's turn to speak.
     async fn perform(&mut self, actions: &mut VecDeque<Action>) -> Result<(), Closed> {
         let mut fetched = false;
+        // For what is said at a time: a reader who takes frame after frame just in time is too slow as well.
+        let mut due = Instant::now() + WRITE_TIMEOUT;
         while let Some(action) = actions.pop_front() {
             let input = match action {
                 Action::Fetch { .. } if fetched => {
@@ -173,10 +179,9 @@ impl Stream {
                 }
                 Action::Fetch { after } => {
                     fetched = true;
-                    match queue::page(&self.node, &self.caller, after, PAGE).await {
-                        Ok(page) => Input::Page(page),
-                        Err(error) => Input::Ended(bye_for(&error)),
-                    }
+                    let page = queue::page(&self.node, &self.caller, after, PAGE).await;
+                    due = Instant::now() + WRITE_TIMEOUT;
+                    page.map_or_else(|error| Input::Ended(bye_for(&error)), Input::Page)
                 }
                 Action::Ack { up_to } => {
                     match queue::take_ack(&self.node, self.caller, up_to, Some(self.session.stream())).await {
@@ -186,11 +191,11 @@ impl Stream {
                 }
                 Action::Send(frame) => {
                     let message = self.message(&frame);
-                    self.feed(message).await?;
+                    self.feed(message, due).await?;
                     continue;
                 }
                 Action::Ping => {
-                    self.feed(ws::Message::Ping(Vec::new().into())).await?;
+                    self.feed(ws::Message::Ping(Vec::new().into()), due).await?;
                     continue;
                 }
                 Action::Bye(reason) => {
@@ -201,7 +206,7 @@ impl Stream {
             };
             actions.extend(self.session.step(input, self.node.now_ms()));
         }
-        self.flush().await
+        self.flush(due).await
     }
 
     /// What a message from the device means.
@@ -229,12 +234,12 @@ impl Stream {
         }
     }
 
-    async fn feed(&mut self, message: ws::Message) -> Result<(), Closed> {
-        in_time(self.socket.feed(message)).await
+    async fn feed(&mut self, message: ws::Message, due: Instant) -> Result<(), Closed> {
+        by(due, self.socket.feed(message)).await
     }
 
-    async fn flush(&mut self) -> Result<(), Closed> {
-        in_time(self.socket.flush()).await
+    async fn flush(&mut self, due: Instant) -> Result<(), Closed> {
+        by(due, self.socket.flush()).await
     }
 
     /// Says why the stream ends, and gives the device a moment to hear it: closing a socket with unread bytes in it
@@ -242,9 +247,10 @@ impl Stream {
     async fn bye(&mut self, reason: ByeReason) {
         let bye = self.message(&ServerFrame::Bye { reason });
         let said = async {
-            self.feed(bye).await?;
-            self.feed(ws::Message::Close(None)).await?;
-            self.flush().await
+            let due = Instant::now() + WRITE_TIMEOUT;
+            self.feed(bye, due).await?;
+            self.feed(ws::Message::Close(None), due).await?;
+            self.flush(due).await
         };
         if said.await.is_ok() {
             let closed = async { while let Some(Ok(_)) = self.socket.recv().await {} };
@@ -255,8 +261,8 @@ impl Stream {
 }
 
 /// A write that must end in time: a reader who is too slow is cut.
-async fn in_time(write: impl Future<Output = Result<(), axum::Error>>) -> Result<(), Closed> {
-    match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+async fn by(due: Instant, write: impl Future<Output = Result<(), axum::Error>>) -> Result<(), Closed> {
+    match tokio::time::timeout_at(due, write).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(Closed),
     }

@@ -78,6 +78,16 @@ async fn lists_have_limits() {
 }
 
 #[tokio::test]
+async fn a_list_is_counted_before_its_signatures_are_verified() {
+    let relay = TestRelay::with_limits(Limits { account_devices_max: 2, ..Limits::default() }).await;
+    let described: Relay = relay.api().get(path::RELAY).await.yes();
+    let account = Account::new(3);
+    let badly_signed = SignedDeviceList::sign(&account.list(), &random());
+    let request = RegisterRequest { device_list: badly_signed, ..account.registration(&described) };
+    relay.api().post(path::ACCOUNTS, &request).await.no(ErrorCode::LimitReached);
+}
+
+#[tokio::test]
 async fn a_device_belongs_to_one_account() {
     let relay = TestRelay::start().await;
     let alice = Account::new(1);

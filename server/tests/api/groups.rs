@@ -327,3 +327,18 @@ async fn the_newest_group_info_is_for_the_accounts_inside() {
     alice[1].get(&path::fill(path::GROUP_MEMBERS, group)).await.no(ErrorCode::NotFound);
     eve.get(&path::fill(path::GROUP, group)).await.no(ErrorCode::NotFound);
 }
+
+#[tokio::test]
+async fn a_group_above_a_lowered_limit_can_shrink_and_swap_but_not_grow() {
+    let relay = TestRelay::start().await;
+    let (others, mut alice) = (relay.account(4).await, relay.device().await);
+    let group = alice.create_group_with(&[&others[0], &others[1], &others[2]]).await;
+    let relay = relay.restart_with(Limits { group_devices_max: 2, ..Limits::default() }, None).await;
+    alice.api.url.clone_from(&relay.url);
+    let growing = Message::at(group, 1).adding(&[&others[3]]);
+    let problem = alice.commit(&growing).await.no(ErrorCode::LimitReached);
+    assert_eq!(problem.limit.map(|limit| limit.name), Some("group_devices_max".into()));
+    let swapping = Message::at(group, 1).removing(&[&others[0]]).adding(&[&others[3]]);
+    alice.commit(&swapping).await.yes::<CommitResponse>();
+    alice.commit(&Message::at(group, 2).removing(&[&others[1]])).await.yes::<CommitResponse>();
+}

@@ -6,10 +6,11 @@ use openmls::prelude::{Ciphersuite, Lifetime, tls_codec::Serialize as _};
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use undertone_server::{Clock as _, SystemClock};
 use undertone_wire::{
-    Account as WireAccount, ClaimRequest, ErrorCode, KeyCounts, KeyPackageCount, Limits, PublishRequest, path, suite,
+    Account as WireAccount, ByeReason, ClaimRequest, ErrorCode, FetchResponse, KeyCounts, KeyPackageCount, Limits,
+    PublishRequest, ServerFrame, path, suite,
 };
 
-use crate::support::{Account, Device, Message, TestRelay};
+use crate::support::{Account, Device, Keys, Message, TestRelay};
 
 const DAY_S: u64 = 24 * 60 * 60;
 
@@ -155,13 +156,42 @@ async fn each_broken_rule_has_its_code_and_nothing_is_stored() {
 async fn the_certificate_must_be_the_listed_one() {
     let relay = TestRelay::start().await;
     let alice = relay.device().await;
-    let mut changed = alice.account.clone();
-    changed.keys[0] = crate::support::Keys::renewed(&alice.keys);
-    let next = Account { keys: changed.keys.clone(), ..alice.account.next(changed.keys) };
+    let next = alice.account.next(vec![Keys::renewed(&alice.keys)]);
     alice.put_list(&next).await.yes::<WireAccount>();
-    alice.publish(vec![alice.key_package(false)], None).await.no(ErrorCode::BadKeyPackage);
-    let renewed = Device { account: next.clone(), keys: next.keys[0].clone(), ..alice };
+    let renewed = next.log_in_all(&relay.api()).await.remove(0);
+    renewed.publish(vec![alice.key_package(false)], None).await.no(ErrorCode::BadKeyPackage);
     renewed.publish(vec![renewed.key_package(false)], None).await.yes::<KeyCounts>();
+}
+
+#[tokio::test]
+async fn what_hangs_on_a_replaced_certificate_goes_with_it() {
+    let relay = TestRelay::start().await;
+    let (alice, bob) = (relay.account(2).await, relay.device().await);
+    alice[0].stock(2).await;
+    alice[1].stock(2).await;
+    let mut stream = alice[0].stream(0).await;
+    stream.catches_up_to(1).await;
+    let next = alice[0].account.next(vec![Keys::renewed(&alice[0].keys), alice[1].keys.clone()]);
+    alice[0].put_list(&next).await.yes::<WireAccount>();
+
+    let claimed = bob.claim(next.account_id).await.key_packages;
+    let shape: Vec<_> = claimed.iter().map(|entry| (entry.device_id, entry.key_package.is_some())).collect();
+    assert_eq!(shape, [(alice[0].id(), false), (alice[1].id(), true)]);
+    assert_eq!(stream.next().await, Some(ServerFrame::Bye { reason: ByeReason::Unauthenticated }));
+    alice[0].get(path::QUEUE).await.no(ErrorCode::Unauthenticated);
+    alice[1].get(path::QUEUE).await.yes::<FetchResponse>();
+}
+
+#[tokio::test]
+async fn a_one_time_key_package_is_handed_out_once_even_if_it_is_published_anew() {
+    let relay = TestRelay::start().await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    let only = alice.key_package(false);
+    assert_eq!(alice.publish(vec![only.clone()], None).await.yes::<KeyCounts>(), counted(1, false));
+    assert_eq!(bob.claim(alice.account_id()).await.key_packages[0].key_package, Some(only.clone()));
+    let anew = alice.publish(vec![only], None).await.yes::<KeyCounts>();
+    assert_eq!(anew, KeyCounts { key_packages: vec![] });
+    assert_eq!(bob.claim(alice.account_id()).await.key_packages[0].key_package, None);
 }
 
 #[tokio::test]

@@ -180,10 +180,14 @@ fn the_binary_says_when_it_is_ready_and_stops_when_it_is_told() {
     }
 }
 
+/// Asks by name for what must stay silent too.
+const LOUDEST: &str =
+    "trace,sqlx::query=trace,hyper::proto=trace,hyper_util=trace,tungstenite::protocol=trace,openmls=trace";
+
 #[tokio::test]
 async fn no_level_of_the_log_names_anybody() {
     let folder = tempfile::tempdir().unwrap();
-    let (child, _stdout, ready) = launched(&folder.path().join("data"), "trace");
+    let (child, _stdout, ready) = launched(&folder.path().join("data"), LOUDEST);
     let api = Api::new(url_in(&ready));
     let username = "a-name-to-look-for";
     let alice = Account::new(1).named(username).register(&api).await.remove(0);
@@ -200,6 +204,7 @@ async fn no_level_of_the_log_names_anybody() {
     let (status, log) = ended(child, "TERM");
     assert_eq!(status, Some(0));
     assert!(log.contains("/v1/groups/{group}/messages") && log.contains("DEBUG"), "the log has what it may have");
+    assert!([" sqlx", " hyper", " tungstenite", " openmls"].iter().all(|part| !log.contains(part)), "{log}");
     let token = bob.token.as_ref().unwrap();
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let token = String::from_utf8(undertone_wire::Encoding::Json.encode(token)).unwrap();

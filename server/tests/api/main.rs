@@ -7,6 +7,7 @@
 
 mod accounts;
 mod auth;
+mod connections;
 mod edges;
 mod groups;
 mod keys;

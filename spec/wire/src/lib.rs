@@ -40,8 +40,8 @@ pub use account::{
 pub use bytes::{Bytes, Hash, LengthError, Nonce, PublicKey, Signature};
 pub use credential::{CredentialError, LeafCredential};
 pub use device_list::{
-    Certificate, DeviceEntry, DeviceList, DeviceListError, KeySet, ROTATIONS_MAX, RecoveryKey, Rotation, RotationAuthority,
-    SignedCertificate, SignedDeviceList, chain_continues, verify_rotations,
+    Certificate, DeviceEntry, DeviceList, DeviceListError, KeySet, ROTATIONS_MAX, RecoveryKey, Rotation,
+    RotationAuthority, SignedCertificate, SignedDeviceList, chain_continues, verify_rotations,
 };
 pub use encoding::{DecodeError, Encoding};
 pub use error::{ErrorCode, LimitReached, Problem};

@@ -57,9 +57,10 @@ macro_rules! suite {
 suite! {
     transactions: identity_is_made_once, work_that_fails_leaves_nothing, work_runs_to_its_end_without_its_caller,
         a_panic_leaves_nothing_and_the_store_goes_on, mail_is_announced_after_the_commit_and_only_then,
-        writers_wait_for_each_other, a_reader_sees_one_moment;
+        writers_wait_for_each_other, one_write_too_many_is_refused_at_once,
+        strangers_leave_places_for_members, a_reader_sees_one_moment;
     pages: numbers_are_consecutive_from_1, a_page_ends_by_entries_or_bytes, no_page_shows_a_hole_that_is_none,
-        a_page_tells_whether_the_session_holds;
+        a_page_tells_whether_the_session_holds, a_page_of_commits_ends_by_entries_or_bytes;
     counts: pointers_are_what_points, expiring_goes_in_batches;
     rows: challenges_are_taken_once, the_newest_sessions_are_kept, a_device_belongs_to_one_account,
         a_list_is_replaced_by_the_next_only, keys_that_end_first_go_first, keys_of_another_life_stay,

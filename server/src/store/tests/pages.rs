@@ -112,3 +112,34 @@ pub(super) async fn a_page_tells_whether_the_session_holds(fresh: Fresh) {
     let nobody = PageRequest { device: device_id(9), token_hash: token(), after: 0, entries_max: 1, bytes_max: 1 };
     assert_eq!(page(&mut db.read().await.unwrap(), &nobody, 0).await.unwrap(), None);
 }
+
+pub(super) async fn a_page_of_commits_ends_by_entries_or_bytes(fresh: Fresh) {
+    let db = fresh.db;
+    db.write(|tx| {
+        Box::pin(async move {
+            add_group(tx, &[1]).await?;
+            for (commit_seq, bytes) in (1..).zip([4, 4, 20, 4]) {
+                let payload = vec![0; bytes];
+                let kind = Kind::Commit;
+                let envelope = NewEnvelope { kind, number: commit_seq, ..message(&payload, 0) };
+                let envelope = queue::append_to_members(tx, &envelope, true).await?.unwrap();
+                let group = group_id();
+                let commit =
+                    groups::NewCommit { group, commit_seq, envelope, added: &[], removed: &[], posted_hour_ms: 0 };
+                groups::add_commit(tx, &commit).await?;
+            }
+            Ok::<_, StoreError>(())
+        })
+    })
+    .await
+    .unwrap();
+    let read = async |after, entries_max, bytes_max| {
+        let mut conn = db.read().await.unwrap();
+        let commits = groups::commits_after(&mut conn, &group_id(), after, entries_max, bytes_max).await.unwrap();
+        commits.iter().map(|commit| (commit.commit_seq, commit.commit.as_slice().len())).collect::<Vec<_>>()
+    };
+    assert_eq!(read(0, 3, 100).await, [(1, 4), (2, 4), (3, 20)]);
+    assert_eq!(read(0, 9, 8).await, [(1, 4), (2, 4)]);
+    assert_eq!(read(2, 9, 7).await, [(3, 20)], "one commit always fits");
+    assert_eq!(read(4, 9, 7).await, []);
+}

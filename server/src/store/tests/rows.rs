@@ -144,6 +144,16 @@ pub(super) async fn keys_of_another_life_stay(fresh: Fresh) {
             assert!(keys::last_resort(tx, &device_id(1), SUITE, 10).await?.is_some());
             let count = KeyPackageCount { suite: SUITE, one_time: 0, last_resort: true };
             assert_eq!(keys::counts(tx, &device_id(1), &now, 10).await?, [count]);
+
+            keys::add(tx, &device_id(1), &now, &key("new", false, 30)).await?;
+            assert_eq!(keys::stored_one_time(tx, &device_id(1), SUITE).await?, 2);
+            keys::spend_stale(tx, &device_id(1), &now).await?;
+            keys::add(tx, &device_id(1), &now, &key("once", false, 30)).await?;
+            assert_eq!(keys::stored_one_time(tx, &device_id(1), SUITE).await?, 1, "one that was spent is not back");
+            assert!(keys::last_resort(tx, &device_id(1), SUITE, 10).await?.is_some());
+            let new = keys::take_one_time(tx, &device_id(1), &now, SUITE, 10).await?;
+            assert_eq!(new.as_deref(), Some(&b"new"[..]));
+            assert_eq!(keys::expire(tx, 31, 5).await?, 3);
             Ok(())
         })
     })

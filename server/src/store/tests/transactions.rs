@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::{
     clock::SystemRandom,
-    store::{message_ids, queue::cursor, sessions},
+    store::{STRANGERS_MAX, WRITES_MAX, message_ids, queue::cursor, sessions},
 };
 
 pub(super) async fn identity_is_made_once(fresh: Fresh) {
@@ -123,6 +123,32 @@ pub(super) async fn writers_wait_for_each_other(fresh: Fresh) {
         writer.await.unwrap().unwrap();
     }
     assert_eq!(cursor(&mut db.read().await.unwrap(), &device_id(1)).await.unwrap().unwrap().next_seq, 51);
+}
+
+pub(super) async fn one_write_too_many_is_refused_at_once(fresh: Fresh) {
+    let nothing = || fresh.db.write(|_| Box::pin(async { Ok::<_, StoreError>(()) }));
+    let mut waiting: Vec<_> = (0..WRITES_MAX).map(|_| Box::pin(nothing())).collect();
+    for write in &mut waiting {
+        assert!(write.now_or_never().is_none(), "it has begun and waits");
+    }
+    assert!(matches!(nothing().now_or_never(), Some(Err(StoreError::Busy))));
+    for write in waiting {
+        write.await.unwrap();
+    }
+    nothing().await.unwrap();
+}
+
+pub(super) async fn strangers_leave_places_for_members(fresh: Fresh) {
+    let nothing = || fresh.db.write_for_stranger(|_| Box::pin(async { Ok::<_, StoreError>(()) }));
+    let mut waiting: Vec<_> = (0..STRANGERS_MAX).map(|_| Box::pin(nothing())).collect();
+    for write in &mut waiting {
+        assert!(write.now_or_never().is_none(), "it has begun and waits");
+    }
+    // Who hangs up gives no place back: the work still waits.
+    waiting.clear();
+    assert!(matches!(nothing().now_or_never(), Some(Err(StoreError::Busy))));
+    fresh.db.write(|_| Box::pin(async { Ok::<_, StoreError>(()) })).await.unwrap();
+    nothing().await.unwrap();
 }
 
 pub(super) async fn a_reader_sees_one_moment(fresh: Fresh) {

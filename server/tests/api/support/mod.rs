@@ -9,7 +9,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use sqlx::{ConnectOptions as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
 use undertone_server::{Clock, Config, ManualClock, Place, Relay, RelayError, SystemClock, SystemRandom, Upkeep};
 use undertone_wire::Limits;
 
@@ -40,12 +40,13 @@ impl TestRelay {
     pub(crate) async fn with_limits(limits: Limits) -> Self {
         // openmls compares lifetimes with the machine's clock, so the one that tests move starts there.
         let clock = Arc::new(ManualClock::at(SystemClock.now_ms()));
-        Self::on(tempfile::tempdir().unwrap(), clock, limits).await
+        Self::on(tempfile::tempdir().unwrap(), clock, limits, None).await
     }
 
-    async fn on(folder: TempDir, clock: Arc<ManualClock>, limits: Limits) -> Self {
+    async fn on(folder: TempDir, clock: Arc<ManualClock>, limits: Limits, header_timeout: Option<Duration>) -> Self {
         let mut config = Config::new(Place::Sqlite(folder.path().join("undertone.db")), loopback());
         config.limits = limits.clone();
+        config.header_timeout = header_timeout.unwrap_or(config.header_timeout);
         let relay = Relay::bind(config, clock.clone(), Arc::new(SystemRandom)).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let url = format!("http://{}", relay.local_addr());
@@ -65,8 +66,19 @@ impl TestRelay {
 
     /// Stops it and starts another on the same files.
     pub(crate) async fn restart(self) -> Self {
-        let (clock, limits) = (self.clock.clone(), self.limits.clone());
-        Self::on(self.stop().await, clock, limits).await
+        let limits = self.limits.clone();
+        self.restart_with(limits, None).await
+    }
+
+    /// The same with other limits, and perhaps another header timeout.
+    pub(crate) async fn restart_with(self, limits: Limits, header_timeout: Option<Duration>) -> Self {
+        let clock = self.clock.clone();
+        Self::on(self.stop().await, clock, limits, header_timeout).await
+    }
+
+    /// A connection that has said nothing yet.
+    pub(crate) async fn connection(&self) -> TcpStream {
+        TcpStream::connect(self.url.trim_start_matches("http://")).await.unwrap()
     }
 
     pub(crate) fn api(&self) -> Api {

@@ -1,0 +1,101 @@
+//! Connections: taken one by one, served as HTTP/1.1, closed when they say nothing or the relay stops.
+//!
+//! Invariant: no more than `connections_max` are open at a time, streams included; others wait to be taken. One that has
+//! not said what it wants by the header timeout, at first or between requests, is closed.
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tower_http::add_extension::AddExtension;
+
+use crate::node::{Node, Stopping};
+
+/// How long to wait after the system had no connection to give, for it may have none left.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What is buffered of one connection; the headers of a request must fit.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// A connection's slot among those that may be open. Whoever keeps the connection beyond a request keeps this too.
+#[derive(Clone)]
+pub(crate) struct Slot(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+/// Takes connections until `shutdown` ends. Those that are open then go on by themselves until their request is answered,
+/// and hold up [`Node::stopped`].
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    node: &Node,
+    header_timeout: Duration,
+    shutdown: impl Future<Output = ()>,
+) {
+    let max = usize::try_from(node.limits.connections_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+    let slots = Arc::new(Semaphore::new(max));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(BUFFER_BYTES);
+    tokio::pin!(shutdown);
+    loop {
+        let taken = tokio::select! {
+            taken = next(&listener, &slots) => taken,
+            () = &mut shutdown => return,
+        };
+        let Some((connection, slot)) = taken else { return };
+        let requests = AddExtension::new(router.clone(), slot.clone());
+        tokio::spawn(converse(http.clone(), connection, requests, node.stopping(), slot));
+    }
+}
+
+/// The next connection, once there is a slot for it. Cancel safe.
+async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStream, Slot)> {
+    let permit = Arc::clone(slots).acquire_owned().await.ok()?;
+    loop {
+        match listener.accept().await {
+            Ok((connection, _)) => return Some((connection, Slot(Arc::new(permit)))),
+            Err(error) if gone_already(&error) => {}
+            Err(error) => {
+                tracing::error!(kind = %error.kind(), "cannot take a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether the connection, not the listener, is what failed.
+fn gone_already(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Answers a connection's requests; when the relay stops, the one in flight and no more.
+async fn converse(
+    http: http1::Builder,
+    connection: TcpStream,
+    requests: AddExtension<Router, Slot>,
+    mut stopping: Stopping,
+    _slot: Slot,
+) {
+    if connection.set_nodelay(true).is_err() {
+        tracing::debug!("a connection does not take TCP_NODELAY");
+    }
+    let serving = http.serve_connection(TokioIo::new(connection), TowerToHyperService::new(requests)).with_upgrades();
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = stopping.wait() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if ended.is_err() {
+        tracing::debug!("a connection broke off");
+    }
+}

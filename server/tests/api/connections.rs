@@ -1,0 +1,72 @@
+//! Connections that say nothing, break off, or are too many.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use undertone_wire::Limits;
+
+use crate::support::{SOON, TestRelay};
+
+const SHORT: Option<Duration> = Some(Duration::from_millis(250));
+
+/// What comes until the relay closes the connection.
+async fn rest(connection: &mut TcpStream) -> String {
+    let mut rest = Vec::new();
+    tokio::time::timeout(SOON, connection.read_to_end(&mut rest)).await.expect("closed in time").unwrap();
+    String::from_utf8(rest).unwrap()
+}
+
+#[tokio::test]
+async fn those_that_do_not_say_what_they_want_are_closed() {
+    let relay = TestRelay::start().await.restart_with(Limits::default(), SHORT).await;
+    let mut idle = relay.connection().await;
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: relay\r\n\r\n").await.unwrap();
+    let mut half = relay.connection().await;
+    half.write_all(b"GET /healthz HTTP/1.1\r\nhost: relay\r\nx-").await.unwrap();
+    let mut silent = relay.connection().await;
+    rest(&mut silent).await;
+    rest(&mut half).await;
+    let answer = rest(&mut idle).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn one_too_many_waits_for_a_place_and_streams_take_places() {
+    let relay = TestRelay::start().await;
+    let mut devices = [relay.device().await, relay.device().await];
+    let relay = relay.restart_with(Limits { connections_max: 2, ..Limits::default() }, None).await;
+    devices.iter_mut().for_each(|device| device.api.url.clone_from(&relay.url));
+    let streams = [devices[0].stream(0).await, devices[1].stream(0).await];
+    let mut third = relay.connection().await;
+    third.write_all(b"GET /healthz HTTP/1.1\r\nhost: relay\r\nconnection: close\r\n\r\n").await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(100), third.readable()).await;
+    assert!(early.is_err(), "there is no place for it");
+    drop(streams);
+    assert!(rest(&mut third).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_malformed_and_not_too_large() {
+    let relay = TestRelay::start().await;
+    let mut connection = relay.connection().await;
+    let request = "POST /v1/auth/login HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n\
+                   transfer-encoding: chunked\r\n\r\n2\r\n{}\r\nno length\r\n";
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let answer = rest(&mut connection).await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("the body broke off"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_without_a_length_is_measured_as_it_comes() {
+    let relay = TestRelay::start().await;
+    let mut connection = relay.connection().await;
+    let head = "POST /v1/auth/login HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n\
+                transfer-encoding: chunked\r\n\r\n4001\r\n";
+    connection.write_all(head.as_bytes()).await.unwrap();
+    connection.write_all(&[b' '; 0x4001]).await.unwrap();
+    let answer = rest(&mut connection).await;
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("login_body_bytes_max"), "{answer}");
+}
