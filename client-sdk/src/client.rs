@@ -6,24 +6,28 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::sync::Mutex;
-use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, Username};
+use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, RelayId, Username};
 use url::Url;
 
 use crate::{
     Error,
-    api::{HttpApi, RelayApi},
+    api::{Address, Addresses, HttpApi, RelayApi},
     clock::{Clock, SystemClock},
     conversation::{self, Group, GroupSummary},
     crypto::{Entropy, Identity},
     event::{Connection, Contact},
     events::{Events, Place},
     store::{self, MessageStatus, Profile, Store, StoreKey},
-    sync::{Engine, Tasks, unknown_account},
+    sync::{Engine, Tasks, in_turn, unknown_account},
 };
 
 /// How long catching up waits for the names of those who are new.
 const LOOK_UP_MAX: Duration = Duration::from_secs(2);
+
+/// How many addresses a relay may have.
+const RELAY_URLS_MAX: usize = 16;
 
 /// This device's account at a relay; cheap to clone. It stops at once when the last clone is dropped, and every
 /// [`Group`] and [`Events`] made from it; [`Client::shutdown`] stops it in order.
@@ -41,9 +45,9 @@ struct Inner {
 
 /// Makes a [`Client`]. See [`Client::builder`].
 pub struct ClientBuilder<S = ()> {
-    relay: Option<String>,
+    relay_urls: Vec<String>,
     store: S,
-    api: Option<Arc<dyn RelayApi>>,
+    apis: Vec<Arc<dyn RelayApi>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -56,7 +60,7 @@ pub struct StoreAt {
 impl Client {
     /// Starts building a client for the relay at `relay`, an `http://` URL.
     pub fn builder(relay: impl Into<String>) -> ClientBuilder {
-        ClientBuilder { relay: Some(relay.into()), store: (), api: None, clock: Arc::new(SystemClock) }
+        ClientBuilder::at(vec![relay.into()])
     }
 
     /// Opens the store of an account that was registered before, at the relay it was registered at.
@@ -64,8 +68,7 @@ impl Client {
     /// # Errors
     /// [`Error::NotRegistered`] if the store holds no account, [`Error::WrongKey`], [`Error::StoreInUse`].
     pub async fn open(path: impl AsRef<Path>, key: StoreKey) -> Result<Self, Error> {
-        let builder = ClientBuilder { relay: None, store: (), api: None, clock: Arc::new(SystemClock) };
-        builder.store(path, key).open().await
+        ClientBuilder::at(vec![]).store(path, key).open().await
     }
 
     /// Opens the store of an account for reading, without a connection: the engine is not started, so that nothing is
@@ -74,8 +77,7 @@ impl Client {
     /// # Errors
     /// As for [`Client::open`].
     pub async fn open_offline(path: impl AsRef<Path>, key: StoreKey) -> Result<Self, Error> {
-        let builder = ClientBuilder { relay: None, store: (), api: None, clock: Arc::new(SystemClock) };
-        builder
+        ClientBuilder::at(vec![])
             .store(path, key)
             .open_with(|engine| {
                 engine.set_connection(Connection::Offline);
@@ -100,9 +102,9 @@ impl Client {
     /// [`Error::UnknownAccount`] if the relay knows no such account.
     pub async fn find(&self, who: &str) -> Result<Contact, Error> {
         match self.find_online(who).await {
-            Err(Error::Offline(error)) => {
+            Err(error @ (Error::Offline(_) | Error::OtherRelay)) => {
                 let known = self.contacts().await?;
-                known.into_iter().find(|contact| is_called(contact, who)).ok_or(Error::Offline(error))
+                known.into_iter().find(|contact| is_called(contact, who)).ok_or(error)
             }
             found => found,
         }
@@ -156,6 +158,12 @@ impl Client {
     /// The state of the connection.
     pub fn connection(&self) -> Connection {
         *self.engine().connection().borrow()
+    }
+
+    /// Whether what answers, at every address there is, is another relay than the one where the account is registered. The
+    /// connection is then [`Connection::Offline`], and goes on when the relay is there again.
+    pub fn meets_other_relay(&self) -> bool {
+        self.engine().api.all_strange()
     }
 
     /// Waits until everything that was at the relay is here, with the names of those who are new, or `patience` ends, or the relay cannot be reached.
@@ -260,14 +268,31 @@ impl std::fmt::Debug for Client {
 }
 
 impl ClientBuilder {
+    fn at(relay_urls: Vec<String>) -> Self {
+        Self { relay_urls, store: (), apis: vec![], clock: Arc::new(SystemClock) }
+    }
+
     /// Where the device keeps everything: a folder, made if it is not there, encrypted with `key`.
     pub fn store(self, path: impl AsRef<Path>, key: StoreKey) -> ClientBuilder<StoreAt> {
         let store = StoreAt { path: path.as_ref().to_owned(), key };
-        ClientBuilder { relay: self.relay, store, api: self.api, clock: self.clock }
+        ClientBuilder { relay_urls: self.relay_urls, store, apis: self.apis, clock: self.clock }
     }
 }
 
 impl<S> ClientBuilder<S> {
+    /// Another address of the same relay: another of its nodes, say. Up to 16 are kept in the store with the account.
+    ///
+    /// The client stays with the address that works and moves on when it does not, beginning with the one given to
+    /// [`Client::builder`]. One that answers as another relay is passed over, with an [`Event::OtherRelay`], and looked at
+    /// again when the others do not work.
+    ///
+    /// [`Event::OtherRelay`]: crate::Event::OtherRelay
+    #[must_use]
+    pub fn also_at(mut self, relay: impl Into<String>) -> Self {
+        self.relay_urls.push(relay.into());
+        self
+    }
+
     /// Tells the time instead of the system's clock.
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -275,11 +300,11 @@ impl<S> ClientBuilder<S> {
         self
     }
 
-    /// Speaks to this relay instead of the one at the URL.
+    /// Speaks to this relay instead of the one at the URL; called once for each URL, in their order.
     #[cfg(any(test, feature = "testing"))]
     #[must_use]
     pub fn api(mut self, api: Arc<dyn RelayApi>) -> Self {
-        self.api = Some(api);
+        self.apis.push(api);
         self
     }
 }
@@ -289,16 +314,16 @@ impl ClientBuilder<StoreAt> {
     /// finished by calling this again.
     ///
     /// # Errors
-    /// [`Error::UsernameTaken`], [`Error::AlreadyRegistered`] if the store holds an account, [`Error::Offline`].
+    /// [`Error::UsernameTaken`], [`Error::AlreadyRegistered`] if the store holds an account, [`Error::Invalid`] if the
+    /// addresses are of different relays, [`Error::Offline`].
     pub async fn register(self, username: impl Into<Option<&str>>) -> Result<Client, Error> {
         let username = username.into().map(str::parse::<Username>).transpose();
         let username = username.map_err(|error| Error::Invalid(error.to_string()))?;
-        let relay_url = self.relay.clone().unwrap_or_default();
-        let api = self.transport(&relay_url)?;
+        let addresses = self.addresses(&self.relay_urls)?;
         let store = Store::open(&self.store.path, self.store.key.clone()).await?;
-        let registered = register(api.as_ref(), &store, relay_url, username, Entropy::system()).await;
-        let profile = match registered {
-            Ok(profile) => profile,
+        let registered = register(addresses, &store, username, Entropy::system()).await;
+        let (profile, api) = match registered {
+            Ok(registered) => registered,
             Err(error) => {
                 store.close().await;
                 return Err(error);
@@ -312,7 +337,7 @@ impl ClientBuilder<StoreAt> {
         Ok(client)
     }
 
-    /// Opens the account in the store.
+    /// Opens the account in the store, at the addresses given here, which replace those in the store.
     ///
     /// # Errors
     /// [`Error::NotRegistered`] if the store holds no account, [`Error::WrongKey`], [`Error::StoreInUse`].
@@ -330,26 +355,59 @@ impl ClientBuilder<StoreAt> {
             store.close().await;
             return Err(Error::NotRegistered);
         };
-        let api = self.transport(self.relay.as_deref().unwrap_or(&profile.relay_url))?;
+        let api = match self.reach(&store, &profile).await {
+            Ok(api) => api,
+            Err(error) => {
+                store.close().await;
+                return Err(error);
+            }
+        };
         Ok(Client::start(api, store, profile, self.clock, Entropy::system(), tasks))
     }
 
-    fn transport(&self, relay: &str) -> Result<Arc<dyn RelayApi>, Error> {
-        if let Some(api) = &self.api {
-            return Ok(Arc::clone(api));
+    /// The relay of an account, at the addresses given or, if none are, at those in the store.
+    async fn reach(&self, store: &Store, profile: &Profile) -> Result<Addresses, Error> {
+        if self.relay_urls.is_empty() {
+            return Ok(Addresses::new(self.addresses(&profile.relay_urls)?, profile.relay_id));
         }
+        let addresses = self.addresses(&self.relay_urls)?;
+        let urls = urls(&addresses);
+        store.with_tx(move |tx| tx.set_relay_urls(&urls).map_err(Error::from)).await?;
+        Ok(Addresses::new(addresses, profile.relay_id))
+    }
+
+    /// Each address once, with the way to it.
+    fn addresses(&self, urls: &[String]) -> Result<Vec<Address>, Error> {
+        let once: Vec<_> = (0..).zip(urls).filter(|(at, url)| !urls.iter().take(*at).any(|one| one == *url)).collect();
+        if once.len() > RELAY_URLS_MAX {
+            return Err(Error::Invalid(format!("a relay may have {RELAY_URLS_MAX} addresses at most")));
+        }
+        let many = once.len() > 1;
+        let address = |(at, url): (usize, &String)| {
+            let api = match self.apis.get(at) {
+                Some(api) => Arc::clone(api),
+                None => self.transport(url, many)?,
+            };
+            Ok(Address { url: url.clone(), api })
+        };
+        once.into_iter().map(address).collect()
+    }
+
+    fn transport(&self, relay: &str, one_of_many: bool) -> Result<Arc<dyn RelayApi>, Error> {
         let url = Url::parse(relay).map_err(|_| Error::Invalid("the relay's address is not a URL".into()))?;
         if url.scheme() != "http" {
             return Err(Error::Invalid("the relay's address must begin with http:// (TLS is still to come)".into()));
         }
         let clock = Arc::clone(&self.clock);
-        Ok(Arc::new(HttpApi::new(&url, Arc::new(move || clock.now_ms())).map_err(Error::from)?))
+        let now_ms = Arc::new(move || clock.now_ms());
+        let api = if one_of_many { HttpApi::among_many(&url, now_ms) } else { HttpApi::new(&url, now_ms) };
+        Ok(Arc::new(api.map_err(Error::from)?))
     }
 }
 
 impl Client {
     fn start(
-        api: Arc<dyn RelayApi>,
+        api: Addresses,
         store: Store,
         profile: Profile,
         clock: Arc<dyn Clock>,
@@ -365,22 +423,23 @@ impl Client {
 
 /// Registers the account of a new store, or finishes what was begun.
 async fn register(
-    api: &dyn RelayApi,
+    addresses: Vec<Address>,
     store: &Store,
-    relay_url: String,
     username: Option<Username>,
     entropy: Entropy,
-) -> Result<Profile, Error> {
+) -> Result<(Profile, Addresses), Error> {
     let begun = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
     let identity = match begun {
         Some(profile) if profile.registered => return Err(Error::AlreadyRegistered),
         Some(profile) => profile.identity,
         None => Identity::create(entropy)?,
     };
-    let relay_id = api.relay().await?.relay_id;
-    let mut profile = Profile { relay_url, relay_id, identity, username, registered: false };
+    let relay_id = agreed(&addresses).await?;
+    let mut profile = Profile { relay_urls: urls(&addresses), relay_id, identity, username, registered: false };
     save(store, &profile).await?;
-    let account = api.register(&profile.identity.registration(relay_id, profile.username.clone())).await?;
+    let api = Addresses::new(addresses, relay_id);
+    let request = &profile.identity.registration(relay_id, profile.username.clone());
+    let account = in_turn(&api, || api.register(request)).await?;
     let list = account.device_list.verify(&profile.identity.account())?;
     profile.registered = true;
     let registered = profile.clone();
@@ -390,7 +449,28 @@ async fn register(
             tx.save_profile(&registered).map_err(Error::from)
         })
         .await?;
-    Ok(profile)
+    Ok((profile, api))
+}
+
+/// The relay that answers, as all addresses that answer at all agree.
+async fn agreed(addresses: &[Address]) -> Result<RelayId, Error> {
+    let answers = join_all(addresses.iter().map(|one| one.api.relay())).await;
+    let (mut relay_id, mut failure) = (None, None);
+    for answer in answers {
+        match answer {
+            Ok(said) if relay_id.is_some_and(|before| before != said.relay_id) => {
+                return Err(Error::Invalid("the addresses are of different relays".into()));
+            }
+            Ok(said) => relay_id = Some(said.relay_id),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    let nowhere = || Error::Invalid("the relay has no address".into());
+    relay_id.ok_or_else(|| failure.map_or_else(nowhere, Error::from))
+}
+
+fn urls(addresses: &[Address]) -> Vec<String> {
+    addresses.iter().map(|one| one.url.clone()).collect()
 }
 
 async fn save(store: &Store, profile: &Profile) -> Result<(), Error> {

@@ -13,6 +13,10 @@ pub enum Error {
     /// The relay cannot be reached.
     #[error("{0}")]
     Offline(ApiError),
+    /// What answers, at every address there is, is another relay than the one where the account is registered. Nothing
+    /// was sent there, and the relay is looked for again as when it cannot be reached.
+    #[error("{}", ApiError::OtherRelay)]
+    OtherRelay,
     /// The relay said no.
     #[error("the relay refused: {0}")]
     Refused(ApiError),
@@ -31,8 +35,9 @@ pub enum Error {
     /// This device is not a member of the group, or no longer.
     #[error("this device is not a member of the group")]
     NotMember,
-    /// The group received a commit that this device cannot apply.
-    #[error("the group cannot go on: a commit could not be applied")]
+    /// The group received a commit that this device cannot apply, or the relay has lost a commit that this device has
+    /// applied.
+    #[error("the group cannot go on: a commit could not be applied, or the relay has lost one")]
     GroupStuck,
     /// The account is not a member of the group.
     #[error("that account is not a member of the group")]
@@ -98,7 +103,7 @@ impl Error {
                 ErrorKind::NotFound
             }
             Self::NotMember | Self::GroupStuck => ErrorKind::NotMember,
-            Self::Untrusted(_) => ErrorKind::Untrusted,
+            Self::Untrusted(_) | Self::OtherRelay => ErrorKind::Untrusted,
             Self::AlreadyRegistered | Self::NotRegistered | Self::Invalid(_) => ErrorKind::Invalid,
             Self::StoreInUse | Self::WrongKey => ErrorKind::StoreUnavailable,
             Self::Store(_) | Self::Closed => ErrorKind::Store,
@@ -108,10 +113,11 @@ impl Error {
 
 impl From<ApiError> for Error {
     fn from(error: ApiError) -> Self {
-        match error.code() {
-            Some(ErrorCode::UsernameTaken) => Self::UsernameTaken,
-            Some(ErrorCode::Internal | ErrorCode::Unavailable) | None => Self::Offline(error),
-            Some(_) => Self::Refused(error),
+        match error {
+            ApiError::OtherRelay => Self::OtherRelay,
+            error if !error.is_a_no() => Self::Offline(error),
+            error if error.code() == Some(&ErrorCode::UsernameTaken) => Self::UsernameTaken,
+            error => Self::Refused(error),
         }
     }
 }
@@ -140,5 +146,36 @@ impl From<CryptoError> for Error {
 impl From<DeviceListError> for Error {
     fn from(error: DeviceListError) -> Self {
         Self::Untrusted(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use undertone_wire::Problem;
+
+    use super::*;
+
+    fn said(code: ErrorCode, status: u16) -> Error {
+        ApiError::Refused(Box::new(Problem { status, ..Problem::new(code) })).into()
+    }
+
+    #[test]
+    fn a_code_that_is_not_known_is_read_by_its_status() {
+        let unknown = || ErrorCode::Unknown("of_a_later_version".into());
+        for status in [500, 501, 503, 507, 599] {
+            assert!(matches!(said(unknown(), status), Error::Offline(_)), "{status}");
+        }
+        for status in [400, 404, 409, 422, 499] {
+            assert!(matches!(said(unknown(), status), Error::Refused(_)), "{status}");
+        }
+        assert!(matches!(said(ErrorCode::Internal, 500), Error::Offline(_)));
+        assert!(matches!(said(ErrorCode::NotFound, 404), Error::Refused(_)));
+        assert!(matches!(said(ErrorCode::UsernameTaken, 409), Error::UsernameTaken));
+    }
+
+    #[test]
+    fn another_relay_is_neither_offline_nor_a_refusal() {
+        assert_eq!(Error::from(ApiError::OtherRelay).kind(), ErrorKind::Untrusted);
+        assert_eq!(Error::OtherRelay.to_string(), ApiError::OtherRelay.to_string());
     }
 }

@@ -76,12 +76,15 @@ pub enum Event {
         /// The group.
         group_id: GroupId,
     },
-    /// A commit came that cannot be applied; the group cannot be used on this device.
+    /// A commit came that cannot be applied, or the relay, restored from a copy, has lost one that was applied here. The
+    /// group cannot be used on this device.
     GroupStuck {
         /// The group.
         group_id: GroupId,
     },
-    /// Queue entries will never come: they were not taken in time.
+    /// Queue entries will never come: they were not taken in time, or made room for others. A span of more than
+    /// 2^31 numbers means that the relay was set back to an earlier state, and is no count of what was lost: whatever was
+    /// waiting for this device then may be.
     Missed {
         /// The number of the first.
         from: u64,
@@ -104,6 +107,12 @@ pub enum Event {
         group_id: GroupId,
         /// The account.
         account: Contact,
+    },
+    /// An address of the relay turned out to be another relay's. Nothing is sent there, and it is looked at again when no
+    /// other address works. It is told once, and again only when it has been the relay's in between.
+    OtherRelay {
+        /// The address, as it was given.
+        url: String,
     },
     /// The connection changed.
     Connection(Connection),
@@ -143,6 +152,7 @@ pub(crate) enum StoredEvent {
     Identity { account: AccountId },
     StaleList { account: AccountId },
     Unlisted { group_id: GroupId, account: AccountId },
+    OtherRelay { url: String },
 }
 
 impl StoredEvent {
@@ -162,7 +172,8 @@ impl StoredEvent {
             | Self::Undecryptable { .. }
             | Self::Left { .. }
             | Self::Stuck { .. }
-            | Self::Missed { .. } => vec![],
+            | Self::Missed { .. }
+            | Self::OtherRelay { .. } => vec![],
         }
     }
 }

@@ -141,6 +141,7 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
         StoredEvent::Left { group_id } => Event::Left { group_id },
         StoredEvent::Stuck { group_id } => Event::GroupStuck { group_id },
         StoredEvent::Missed { from, to } => Event::Missed { from, to },
+        StoredEvent::OtherRelay { url } => Event::OtherRelay { url },
         StoredEvent::Identity { account } => Event::IdentityChanged { account: contact(tx, account)? },
         StoredEvent::StaleList { account } => Event::StaleDeviceList { account: contact(tx, account)? },
         StoredEvent::Unlisted { group_id, account } => {

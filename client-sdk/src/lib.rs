@@ -25,6 +25,8 @@
 //!   process at a time can have it open. [`Client::open`] opens it again.
 //! - [`Group::send`] writes to the local store and returns, online or not. The engine behind it encrypts, posts, and
 //!   tries again until the relay has answered; [`Event::MessageStatus`] tells how it went. Each message arrives once.
+//! - A relay may have several addresses ([`ClientBuilder::also_at`]). The client stays with the one that works, and moves
+//!   on by itself when it does not.
 //! - [`Group::add`], [`Group::remove`] and [`Group::leave`] return when the change is in force. If somebody else changes the
 //!   group at the same moment, the change is made again on top of theirs.
 //! - [`Client::events`] gives what happened, in order, over restarts. An app that dies while it handles an event gets it

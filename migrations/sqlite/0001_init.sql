@@ -1,10 +1,14 @@
 -- The relay's store. Ids and byte strings are BLOB, numbers and times (milliseconds) INTEGER, flags 0 or 1.
 -- What each column is for, and why the relay may know it, stands in spec/what-the-relay-knows.md; a test compares.
 
+-- One row. mark says which storage the relay was last seen on, mark_before which it had before that; with neither, the
+-- rows are a copy, and the store begins a new incarnation.
 CREATE TABLE relay (
     only_row    INTEGER NOT NULL PRIMARY KEY CHECK (only_row = 1),
     relay_id    BLOB NOT NULL,
-    incarnation BLOB NOT NULL
+    incarnation BLOB NOT NULL,
+    mark        TEXT NOT NULL,
+    mark_before TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE accounts (
@@ -83,16 +87,17 @@ CREATE INDEX group_members_by_device ON group_members (device_id, ended_commit);
 CREATE INDEX group_members_by_end ON group_members (ended_hour_ms) WHERE ended_hour_ms IS NOT NULL;
 
 -- A payload, stored once. pointers counts the rows of queue and commits that point here; with the last one it goes.
+-- group_id is NULL for what belongs to no group.
 CREATE TABLE envelopes (
-    envelope_id    INTEGER NOT NULL PRIMARY KEY,
-    kind           INTEGER NOT NULL,
-    group_id       BLOB NOT NULL,
-    number         INTEGER NOT NULL,
-    posted_hour_ms INTEGER NOT NULL,
-    pointers       INTEGER NOT NULL CHECK (pointers >= 0),
-    payload        BLOB NOT NULL
+    envelope_id     INTEGER NOT NULL PRIMARY KEY,
+    kind            INTEGER NOT NULL,
+    group_id        BLOB,
+    number          INTEGER NOT NULL,
+    expires_hour_ms INTEGER NOT NULL,
+    pointers        INTEGER NOT NULL CHECK (pointers >= 0),
+    payload         BLOB NOT NULL
 ) STRICT;
-CREATE INDEX envelopes_by_hour ON envelopes (posted_hour_ms);
+CREATE INDEX envelopes_by_expiry ON envelopes (expires_hour_ms);
 
 CREATE TABLE commits (
     group_id       BLOB NOT NULL REFERENCES groups (group_id),
@@ -105,23 +110,32 @@ CREATE TABLE commits (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX commits_by_hour ON commits (posted_hour_ms);
 
--- Apart from devices, so that acks never lock a device row.
+-- Apart from devices, so that acks never lock a device row. The last four say what waits in the queue: of groups, and of
+-- direct messages.
 CREATE TABLE cursors (
-    device_id BLOB NOT NULL PRIMARY KEY REFERENCES devices (device_id),
-    next_seq  INTEGER NOT NULL,
-    acked_seq INTEGER NOT NULL,
-    stream    INTEGER NOT NULL
+    device_id      BLOB NOT NULL PRIMARY KEY REFERENCES devices (device_id),
+    next_seq       INTEGER NOT NULL,
+    acked_seq      INTEGER NOT NULL,
+    stream         INTEGER NOT NULL,
+    group_entries  INTEGER NOT NULL DEFAULT 0 CHECK (group_entries >= 0),
+    group_bytes    INTEGER NOT NULL DEFAULT 0 CHECK (group_bytes >= 0),
+    direct_entries INTEGER NOT NULL DEFAULT 0 CHECK (direct_entries >= 0),
+    direct_bytes   INTEGER NOT NULL DEFAULT 0 CHECK (direct_bytes >= 0)
 ) STRICT, WITHOUT ROWID;
 
--- One thin row per device and envelope. own_part is what only this device gets: a joiner's Welcome secrets.
+-- One thin row per device and envelope. share is whose part of the queue it takes: a group's (its id), that of direct
+-- messages (nothing), or the relay's own (one byte). own_part is what only this device gets: a joiner's Welcome secrets.
 CREATE TABLE queue (
-    device_id   BLOB NOT NULL REFERENCES cursors (device_id),
+    device_id   BLOB NOT NULL,
     seq         INTEGER NOT NULL,
     envelope_id INTEGER NOT NULL,
+    share       BLOB NOT NULL,
+    bytes       INTEGER NOT NULL,
     own_part    BLOB,
     PRIMARY KEY (device_id, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX queue_by_envelope ON queue (envelope_id);
+CREATE INDEX queue_by_share ON queue (device_id, share, seq);
 
 -- What was accepted under a message id, for the idempotency window. Points at no envelope, device or account.
 CREATE TABLE message_ids (

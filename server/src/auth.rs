@@ -5,11 +5,13 @@
 //! Invariant: whoever is a [`Caller`] had a session, hence was listed, when the request came in; what takes effect asks
 //! again in its own transaction ([`Caller::still_holds`]).
 
+use std::collections::BTreeSet;
+
 use axum::{
     extract::{FromRequestParts, State},
     response::Response,
 };
-use http::{StatusCode, header, request::Parts};
+use http::{HeaderMap, StatusCode, header, request::Parts};
 use undertone_wire::{
     AccountId, Bytes, Challenge, DeviceId, Domain, Encoding, ErrorCode, Hash, LoginRequest, Nonce, Problem, Session,
     path, verify,
@@ -32,9 +34,11 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Refuses if the session has ended, by log-out, age or because the device is no longer listed.
+    /// Refuses if the session has ended, by log-out, age or because the device is no longer listed. It locks nothing (see
+    /// [`sessions::holders`]), so it comes after the locks that keep the device listed.
     pub(crate) async fn still_holds(&self, tx: &mut Tx, now_ms: u64) -> Result<(), Error> {
-        sessions::holder(tx, &self.token_hash, now_ms).await?.map(|_| ()).ok_or_else(Error::unauthenticated)
+        let holders = sessions::holders(tx, &[self.token_hash], now_ms).await?;
+        holders.get(&self.token_hash).map(|_| ()).ok_or_else(Error::unauthenticated)
     }
 }
 
@@ -43,15 +47,16 @@ impl FromRequestParts<Node> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, node: &Node) -> Result<Self, Error> {
         let token_hash =
-            bearer_token(parts).map(|token| Hash::of(token.as_slice())).ok_or_else(Error::unauthenticated)?;
+            bearer_token(&parts.headers).map(|token| Hash::of(token.as_slice())).ok_or_else(Error::unauthenticated)?;
         let holder = sessions::holder(&mut node.db.read().await?, &token_hash, node.now_ms()).await?;
         let (device, account) = holder.ok_or_else(Error::unauthenticated)?;
         Ok(Self { device, account, token_hash })
     }
 }
 
-fn bearer_token(parts: &Parts) -> Option<Bytes> {
-    let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+/// The token that a request brings.
+pub(crate) fn bearer_token(headers: &HeaderMap) -> Option<Bytes> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return None;
@@ -107,14 +112,23 @@ async fn open(
     if !sessions::take_challenge(tx, &request.nonce, node.now_ms()).await? {
         return Err(Error::refused(ErrorCode::Unauthenticated, "the challenge is over; ask for another"));
     }
-    let Some(device) = accounts::device(tx, &request.device_id).await? else { return Ok(false) };
-    let fields: &[&[u8]] = &[node.identity.relay_id.as_bytes(), request.device_id.as_bytes(), request.nonce.as_bytes()];
-    if !verify(&device.device_key, Domain::Login, fields, &request.signature) {
+    // Nobody locks a device by asking: the proof comes first, and holds for the key that is there under the lock.
+    if !proves_key(tx, node, request).await? {
+        return Ok(false);
+    }
+    accounts::lock_devices(tx, &BTreeSet::from([request.device_id])).await?;
+    if !proves_key(tx, node, request).await? {
         return Ok(false);
     }
     let keep = node.limits.device_sessions_max;
     sessions::add(tx, &Hash::of(token), &request.device_id, expires_at_ms, keep).await?;
     Ok(true)
+}
+
+async fn proves_key(tx: &mut Tx, node: &Node, request: &LoginRequest) -> Result<bool, Error> {
+    let Some(device) = accounts::device(tx, &request.device_id).await? else { return Ok(false) };
+    let fields: &[&[u8]] = &[node.relay_id.as_bytes(), request.device_id.as_bytes(), request.nonce.as_bytes()];
+    Ok(verify(&device.device_key, Domain::Login, fields, &request.signature))
 }
 
 /// Ends the session.

@@ -7,7 +7,10 @@
 //! and queue in the transaction that changes the list ([`remove_devices`] is the only way). One whose certificate is
 //! replaced loses its key packages, one whose log-in key is replaced its sessions ([`take_back`]).
 
+use std::collections::BTreeSet;
+
 use axum::{extract::State, response::Response};
+use futures_util::future::BoxFuture;
 use http::StatusCode;
 use undertone_wire::{
     Account, AccountId, Certificate, DeviceId, DeviceList, DeviceListError, Domain, Encoding, ErrorCode, Problem,
@@ -22,22 +25,28 @@ use crate::{
     node::Node,
     store::{
         StoreError, Tx,
-        accounts::{self, StoredAccount, StoredDevice},
-        groups as stored_groups, queue,
+        accounts::{self, StoredDevice},
+        groups as stored_groups,
+        queue::{self, Room},
+        relay as stored_relay,
     },
 };
+
+/// How often unlisting begins again before it gives up.
+const UNLIST_ATTEMPTS: u32 = 10;
 
 /// Tells who the relay is and what it allows.
 #[utoipa::path(get, path = path::RELAY, tag = "relay", security(()),
     responses((status = 200, body = Relay), (status = "default", body = Problem)))]
-pub(crate) async fn relay(State(node): State<Node>, accept: Accept) -> Response {
-    accept.answer(&Relay {
-        relay_id: node.identity.relay_id,
-        incarnation: node.identity.incarnation,
+pub(crate) async fn relay(State(node): State<Node>, accept: Accept) -> Result<Response, Error> {
+    let identity = stored_relay::identity(&mut node.db.read().await?).await?;
+    Ok(accept.answer(&Relay {
+        relay_id: identity.relay_id,
+        incarnation: identity.incarnation,
         time_ms: node.now_ms(),
         suites: mls::SUITES.to_vec(),
         limits: node.limits.clone(),
-    })
+    }))
 }
 
 /// Registers an account with its first device list. Repeating it changes nothing.
@@ -61,7 +70,7 @@ fn check_registration(node: &Node, request: &RegisterRequest, list: &DeviceList)
     }
     let username = request.username.as_ref().map_or("", Username::as_str);
     let list_hash = request.device_list.hash();
-    let fields: &[&[u8]] = &[node.identity.relay_id.as_bytes(), list_hash.as_bytes(), username.as_bytes()];
+    let fields: &[&[u8]] = &[node.relay_id.as_bytes(), list_hash.as_bytes(), username.as_bytes()];
     if !verify(&list.identity_key(), Domain::Registration, fields, &request.signature) {
         let what_to_do = "sign this relay's id, the list's hash and the username with the identity key";
         return Err(Error::refused(ErrorCode::BadSignature, what_to_do));
@@ -71,16 +80,13 @@ fn check_registration(node: &Node, request: &RegisterRequest, list: &DeviceList)
 
 async fn add_account(tx: &mut Tx, request: RegisterRequest, list: &DeviceList) -> Result<Account, Error> {
     let RegisterRequest { account_id, username, device_list, .. } = request;
-    if let Some(known) = accounts::by_id(tx, &account_id).await? {
-        let same = known.list == device_list && known.username == username;
-        return if same { Ok(account_of(known)) } else { Err(Error::refused(ErrorCode::AccountExists, "")) };
+    if !accounts::add(tx, &account_id, username.as_ref(), list.version, &device_list).await? {
+        return match accounts::by_id(tx, &account_id).await? {
+            Some(known) if known.list == device_list && known.username == username => Ok(known.into()),
+            Some(_) => Err(Error::refused(ErrorCode::AccountExists, "")),
+            None => Err(Error::refused(ErrorCode::UsernameTaken, "choose another username")),
+        };
     }
-    if let Some(username) = &username
-        && accounts::by_username(tx, username).await?.is_some()
-    {
-        return Err(Error::refused(ErrorCode::UsernameTaken, "choose another username"));
-    }
-    accounts::add(tx, &account_id, username.as_ref(), list.version, &device_list).await?;
     put_devices(tx, list).await?;
     Ok(Account { account_id, username, device_list })
 }
@@ -95,7 +101,7 @@ pub(crate) async fn account(
     Named(account): Named<AccountId>,
 ) -> Result<Response, Error> {
     let found = accounts::by_id(&mut node.db.read().await?, &account).await?;
-    found.map(|account| accept.answer(&account_of(account))).ok_or_else(Error::not_found)
+    found.map(|account| accept.answer(&Account::from(account))).ok_or_else(Error::not_found)
 }
 
 /// Finds an account by its username.
@@ -108,7 +114,7 @@ pub(crate) async fn account_by_username(
     Named(username): Named<Username>,
 ) -> Result<Response, Error> {
     let found = accounts::by_username(&mut node.db.read().await?, &username).await?;
-    found.map(|account| accept.answer(&account_of(account))).ok_or_else(Error::not_found)
+    found.map(|account| accept.answer(&Account::from(account))).ok_or_else(Error::not_found)
 }
 
 /// Replaces the caller's account's device list by the next one. Repeating it changes nothing.
@@ -121,23 +127,31 @@ pub(crate) async fn update_devices(
     Body(request): Body<UpdateDeviceListRequest>,
 ) -> Result<Response, Error> {
     let list = verified_list(&node, &caller.account, &request.device_list)?;
-    let now_ms = node.now_ms();
-    let account = node
-        .db
-        .write(move |tx| {
-            Box::pin(async move {
-                caller.still_holds(tx, now_ms).await?;
-                replace_list(tx, request.device_list, &list, now_ms).await
-            })
-        })
-        .await?;
-    Ok(accept.answer(&account))
+    let account = unlist(&node, move |tx, unlisting| {
+        let (signed, list) = (request.device_list.clone(), list.clone());
+        Box::pin(async move { replace_list(tx, &caller, signed, &list, unlisting).await })
+    });
+    Ok(accept.answer(&account.await?))
 }
 
-async fn replace_list(tx: &mut Tx, signed: SignedDeviceList, list: &DeviceList, now_ms: u64) -> Result<Account, Error> {
+async fn replace_list(
+    tx: &mut Tx,
+    caller: &Caller,
+    signed: SignedDeviceList,
+    list: &DeviceList,
+    unlisting: Unlisting,
+) -> Result<Account, Error> {
+    accounts::lock_list(tx, &list.account).await?;
+    let listed = certificates(list)?;
+    let mut unlisted: BTreeSet<_> = accounts::devices(tx, &list.account).await?.into_iter().collect();
+    unlisted.retain(|device| !listed.iter().any(|certificate| certificate.device == *device));
+    let staying = listed.iter().map(|certificate| certificate.device);
+    let departure = groups::lock_for_departure(tx, &list.account, &unlisted, staying).await?;
+    caller.still_holds(tx, unlisting.now_ms).await?;
+
     let known = accounts::by_id(tx, &list.account).await?.ok_or_else(Error::unauthenticated)?;
     if known.list == signed {
-        return Ok(account_of(known));
+        return Ok(known.into());
     }
     let before = known.list.verify(&list.account).map_err(|_| Error::Failed("a stored device list does not verify"))?;
     if list.version != known.version + 1 || list.previous != Some(known.list.hash()) {
@@ -147,10 +161,7 @@ async fn replace_list(tx: &mut Tx, signed: SignedDeviceList, list: &DeviceList, 
     if !accounts::replace_list(tx, &list.account, list.version, &signed).await? {
         return Err(stale_list());
     }
-    let listed = certificates(list)?;
-    let mut unlisted = accounts::devices(tx, &list.account).await?;
-    unlisted.retain(|device| !listed.iter().any(|certificate| certificate.device == *device));
-    remove_devices(tx, &unlisted, now_ms).await?;
+    remove_devices(tx, &unlisted, departure, unlisting).await?;
     put_devices(tx, list).await?;
     Ok(Account { account_id: list.account, username: known.username, device_list: signed })
 }
@@ -159,26 +170,67 @@ async fn replace_list(tx: &mut Tx, signed: SignedDeviceList, list: &DeviceList, 
 #[utoipa::path(delete, path = path::OWN_ACCOUNT, tag = "directory",
     responses((status = 204), (status = "default", body = Problem)))]
 pub(crate) async fn delete_account(State(node): State<Node>, caller: Caller) -> Result<StatusCode, Error> {
-    let now_ms = node.now_ms();
-    node.db
-        .write(move |tx| {
-            Box::pin(async move {
-                caller.still_holds(tx, now_ms).await?;
-                let devices = accounts::devices(tx, &caller.account).await?;
-                remove_devices(tx, &devices, now_ms).await?;
-                stored_groups::forget_account(tx, &caller.account).await?;
-                Ok::<_, Error>(accounts::delete(tx, &caller.account).await?)
-            })
+    unlist(&node, move |tx, unlisting| {
+        Box::pin(async move {
+            accounts::lock_list(tx, &caller.account).await?;
+            let devices = accounts::devices(tx, &caller.account).await?.into_iter().collect();
+            let departure = groups::lock_for_departure(tx, &caller.account, &devices, std::iter::empty()).await?;
+            caller.still_holds(tx, unlisting.now_ms).await?;
+            remove_devices(tx, &devices, departure, unlisting).await?;
+            stored_groups::forget_account(tx, &caller.account).await?;
+            Ok::<_, Error>(accounts::delete(tx, &caller.account).await?)
         })
-        .await?;
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// What unlisting devices needs to know beside the devices.
+#[derive(Clone, Copy)]
+struct Unlisting {
+    now_ms: u64,
+    expires_hour_ms: u64,
+    room: Room,
+}
+
+/// Does work that may unlist devices. It begins again if a device was added to a group while it locked those it saw.
+async fn unlist<T, W>(node: &Node, work: W) -> Result<T, Error>
+where
+    T: Send + 'static,
+    W: for<'tx> Fn(&'tx mut Tx, Unlisting) -> BoxFuture<'tx, Result<T, Error>> + Clone + Send + 'static,
+{
+    let now_ms = node.now_ms();
+    let expires_hour_ms = limits::kept_until_ms(&node.limits, now_ms, None);
+    let unlisting = Unlisting { now_ms, expires_hour_ms, room: limits::room(&node.limits) };
+    let mut done = Err(Error::Again);
+    for _ in 0..UNLIST_ATTEMPTS {
+        let work = work.clone();
+        done = node.db.write(move |tx| work(tx, unlisting)).await;
+        if !matches!(done, Err(Error::Again)) {
+            break;
+        }
+    }
+    done
+}
+
 /// Takes everything from devices that are no longer listed. Their streams find out at once.
-async fn remove_devices(tx: &mut Tx, devices: &[DeviceId], now_ms: u64) -> Result<(), Error> {
-    groups::remove_devices(tx, devices, now_ms).await?;
+async fn remove_devices(
+    tx: &mut Tx,
+    devices: &BTreeSet<DeviceId>,
+    departure: groups::Departure,
+    unlisting: Unlisting,
+) -> Result<(), Error> {
+    let Unlisting { now_ms, expires_hour_ms, room } = unlisting;
+    let groups::Left { told, deserted } =
+        groups::remove_devices(tx, devices, departure, now_ms, expires_hour_ms).await?;
+    let receivers = told.iter().flat_map(|envelope| &envelope.receivers).map(|to| to.device);
+    let mut cursors = queue::lock(tx, &receivers.chain(devices.iter().copied()).collect()).await?;
+    queue::delete_all(tx, &mut cursors, devices).await?;
+    queue::append(tx, cursors, &room, &told).await?;
+    for group in &deserted {
+        stored_groups::delete(tx, group).await?;
+    }
     for device in devices {
-        queue::delete_all(tx, device).await?;
         accounts::delete_device(tx, device).await?;
         tx.wake_after(*device);
     }
@@ -232,10 +284,6 @@ fn verified_list(node: &Node, account: &AccountId, signed: &SignedDeviceList) ->
 
 fn certificates(list: &DeviceList) -> Result<Vec<Certificate>, Error> {
     list.certificates().collect::<Result<_, _>>().map_err(|error| bad_list(error.to_string()))
-}
-
-fn account_of(stored: StoredAccount) -> Account {
-    Account { account_id: stored.account, username: stored.username, device_list: stored.list }
 }
 
 fn bad_list(rule: impl Into<std::borrow::Cow<'static, str>>) -> Error {

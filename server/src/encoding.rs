@@ -34,9 +34,13 @@ pub(crate) trait Measured {
 impl Measured for undertone_wire::AckRequest {}
 impl Measured for undertone_wire::ClaimRequest {}
 impl Measured for undertone_wire::CreateGroupRequest {}
+impl Measured for undertone_wire::DirectEphemeralRequest {}
+impl Measured for undertone_wire::GroupEphemeralRequest {}
 impl Measured for undertone_wire::LeaveRequest {}
 impl Measured for undertone_wire::PublishRequest {}
+impl Measured for undertone_wire::ReconcileRequest {}
 impl Measured for undertone_wire::RegisterRequest {}
+impl Measured for undertone_wire::SendDirectRequest {}
 impl Measured for undertone_wire::SendRequest {}
 impl Measured for undertone_wire::UpdateDeviceListRequest {}
 

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use undertone_wire::{Encoding, ErrorCode, LimitReached, PROBLEM_MEDIA_TYPE, Problem, StaleGroup};
+use undertone_wire::{Account, Encoding, ErrorCode, LimitReached, PROBLEM_MEDIA_TYPE, Problem, StaleGroup};
 
 use crate::{clock::RandomError, store::StoreError};
 
@@ -22,8 +22,12 @@ pub(crate) enum Error {
     WrongTime(ErrorCode, u64),
     /// The group has moved on, or without the caller.
     StaleGroup(StaleGroup),
+    /// The ciphertexts are not for exactly the devices of these accounts.
+    StaleDevices(Vec<Account>),
     /// The store failed.
     Store(StoreError),
+    /// Others changed in between what this depends on. It begins again by itself.
+    Again,
     /// Something else failed that must not.
     Failed(&'static str),
 }
@@ -55,11 +59,15 @@ impl Error {
             }
             Self::WrongTime(code, time_ms) => Problem { time_ms: Some(time_ms), ..Problem::new(code) },
             Self::StaleGroup(stale) => Problem { stale_group: Some(stale), ..Problem::new(ErrorCode::StaleGroup) },
+            Self::StaleDevices(accounts) => {
+                Problem { stale_devices: accounts, ..Problem::new(ErrorCode::StaleDevices) }
+            }
             Self::Store(StoreError::Busy) => {
                 // Said quietly: a flood of requests shall not become one of lines.
                 tracing::debug!("the store is busy");
                 Problem::new(ErrorCode::Unavailable)
             }
+            Self::Again => Problem::new(ErrorCode::Unavailable),
             Self::Store(error) => {
                 tracing::error!(%error, "the store failed");
                 Problem::new(ErrorCode::Internal)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::{
     clock::hour_of,
-    keys,
+    keys, kill,
     node::Node,
     store::{StoreError, groups, keys as key_store, message_ids, queue, sessions},
 };
@@ -18,23 +18,25 @@ const EVERY: Duration = Duration::from_secs(20);
 /// Most rows of a kind that one transaction deletes.
 const BATCH: u64 = 500;
 
-/// Does upkeep from time to time, until dropped.
+/// Does upkeep now and from time to time, until dropped.
 pub(crate) async fn run(node: Node) {
     loop {
-        tokio::time::sleep(EVERY).await;
         if let Err(error) = upkeep(&node).await {
             tracing::warn!(%error, "upkeep failed and will be tried again");
         }
+        tokio::time::sleep(EVERY).await;
     }
 }
 
 async fn upkeep(node: &Node) -> Result<(), StoreError> {
+    node.claims.tidy();
     let tidied = tidy(node).await;
+    let looked = node.db.look().await;
     // Whatever became of that, what was acked must go from the log.
     if !node.db.checkpoint().await? {
         tracing::debug!("a reader kept the write-ahead log from being emptied");
     }
-    tidied
+    tidied.and(looked)
 }
 
 /// Deletes everything whose time is over.
@@ -53,7 +55,17 @@ async fn tidy_batch(node: &Node) -> Result<u64, StoreError> {
     let mut count = db.write(move |tx| Box::pin(sessions::expire(tx, now_ms, BATCH))).await?;
     count += db.write(move |tx| Box::pin(message_ids::expire(tx, now_ms, BATCH))).await?;
     count += db.write(move |tx| Box::pin(key_store::expire(tx, lives_until_ms, BATCH))).await?;
-    count += db.write(move |tx| Box::pin(queue::expire(tx, kept_since_ms, BATCH))).await?;
-    count += db.write(move |tx| Box::pin(groups::expire(tx, kept_since_ms, BATCH))).await?;
+    let expired = db.write(move |tx| {
+        Box::pin(async move {
+            let expired = queue::expire(tx, now_ms, BATCH).await?;
+            kill::point("job", kill::BEFORE_COMMIT);
+            Ok::<_, StoreError>(expired)
+        })
+    });
+    count += expired.await?;
+    kill::point("job", kill::HALFWAY);
+    count += db.write(move |tx| Box::pin(groups::expire_commits(tx, kept_since_ms, BATCH))).await?;
+    count += db.write(move |tx| Box::pin(groups::expire_deserted(tx, kept_since_ms, BATCH))).await?;
+    count += db.write(move |tx| Box::pin(groups::expire_stays(tx, kept_since_ms, BATCH))).await?;
     Ok(count)
 }

@@ -3,10 +3,12 @@
 //! Invariant: what is handed out was verified when it was published, belongs to a listed device, and lives long enough
 //! for the slowest member of a group; a one-time key package is handed out once.
 
+use std::collections::BTreeSet;
+
 use axum::{extract::State, response::Response};
 use undertone_wire::{
     Bytes, ClaimRequest, ClaimResponse, ClaimedKeyPackage, DeviceId, ErrorCode, KeyCounts, Problem, PublishRequest,
-    path,
+    ReconcileRequest, ReconcileResponse, path,
 };
 
 use crate::{
@@ -16,12 +18,16 @@ use crate::{
     limits,
     mls::{self, SUITES, VerifiedKeyPackage, bad_key_package},
     node::Node,
-    once::{FirstAnswer, Once, Purpose},
+    once::{Once, Purpose},
     store::{
         Conn, StoreError, Tx, accounts,
         keys::{self, NewKeyPackage},
+        queue::{self, Kind, NewEnvelope},
     },
 };
+
+/// How often a claim looks for a one-time key package while others hold those that are left.
+const CLAIM_ATTEMPTS: u32 = 5;
 
 /// A key package that was verified, and whose device's certificate must be the listed one.
 struct Checked {
@@ -92,21 +98,21 @@ async fn store_all(
     once: &Once,
     checked: Vec<Checked>,
 ) -> Result<KeyCounts, Error> {
+    let claimed = once.claim(tx).await;
+    accounts::lock_devices(tx, &BTreeSet::from([caller.device])).await?;
     caller.still_holds(tx, node.now_ms()).await?;
-    if once.first_answer(tx).await?.is_none() {
+    if claimed?.is_none() {
         let listed = accounts::device(tx, &caller.device).await?.ok_or_else(Error::unauthenticated)?;
-        keys::spend_stale(tx, &caller.device, &node.identity.incarnation).await?;
-        for Checked { verified, bytes } in checked {
-            if verified.certificate_hash != listed.certificate_hash {
-                return Err(bad_key_package("the certificate in the credential is not the listed one"));
-            }
-            keys::add(tx, &caller.device, &node.identity.incarnation, &stored_key_package(verified, bytes)).await?;
+        keys::spend_stale(tx, &caller.device).await?;
+        if checked.iter().any(|checked| checked.verified.certificate_hash != listed.certificate_hash) {
+            return Err(bad_key_package("the certificate in the credential is not the listed one"));
         }
+        let checked = checked.into_iter().map(|Checked { verified, bytes }| stored_key_package(verified, bytes));
+        keys::add(tx, &caller.device, &checked.collect::<Vec<_>>()).await?;
         for suite in SUITES {
             let stored = keys::stored_one_time(tx, &caller.device, *suite).await?;
             limits::count("one_time_keys_max", node.limits.one_time_keys_max, stored)?;
         }
-        once.remember(tx, FirstAnswer { commit_seq: None }).await?;
     }
     Ok(key_counts(tx, node, &caller.device).await?)
 }
@@ -137,40 +143,174 @@ pub(crate) async fn claim(
     let claimed = node.db.write(move |tx| {
         Box::pin(async move {
             caller.still_holds(tx, claiming.now_ms()).await?;
-            claim_for_each_device(tx, &claiming, &request).await
+            claim_for_each_device(tx, &claiming, &caller, &request).await
         })
     });
-    Ok(accept.answer(&claimed.await?))
+    let (claimed, notices) = claimed.await?;
+    if !notices.is_empty() {
+        tell_owners(node, notices);
+    }
+    Ok(accept.answer(&claimed))
 }
 
-async fn claim_for_each_device(tx: &mut Tx, node: &Node, request: &ClaimRequest) -> Result<ClaimResponse, Error> {
+/// What the owner of keys is to be told, and about which suite.
+#[derive(Debug, Clone, Copy)]
+struct Notice {
+    device: DeviceId,
+    suite: u16,
+    kind: Kind,
+    left: u64,
+}
+
+async fn claim_for_each_device(
+    tx: &mut Tx,
+    node: &Node,
+    caller: &Caller,
+    request: &ClaimRequest,
+) -> Result<(ClaimResponse, Vec<Notice>), Error> {
     let devices = accounts::devices(tx, &request.account_id).await?;
     if devices.is_empty() {
         return Err(Error::not_found());
     }
-    let mut key_packages = Vec::with_capacity(devices.len());
+    let one_time = node.claims.allow(caller.account, request.account_id);
+    let (mut key_packages, mut notices) = (Vec::with_capacity(devices.len()), Vec::new());
     for device_id in devices {
-        key_packages.push(claim_one(tx, node, device_id, request.suite).await?);
+        let claimed = claim_one(tx, node, device_id, request.suite, one_time).await?;
+        let left = keys::one_time_left(tx, &device_id, request.suite, must_live_until_ms(node)).await?;
+        let kind = match &claimed {
+            claimed if claimed.last_resort => Some(Kind::LastResortUsed),
+            claimed if claimed.key_package.is_some() && left <= node.limits.keys_low_at => Some(Kind::KeysLow),
+            _ => None,
+        };
+        notices.extend(kind.map(|kind| Notice { device: device_id, suite: request.suite, kind, left }));
+        key_packages.push(claimed);
     }
-    Ok(ClaimResponse { key_packages })
+    Ok((ClaimResponse { key_packages }, notices))
 }
 
-async fn claim_one(tx: &mut Tx, node: &Node, device_id: DeviceId, suite: u16) -> Result<ClaimedKeyPackage, StoreError> {
+async fn claim_one(
+    tx: &mut Tx,
+    node: &Node,
+    device_id: DeviceId,
+    suite: u16,
+    one_time: bool,
+) -> Result<ClaimedKeyPackage, StoreError> {
     let lives_until_ms = must_live_until_ms(node);
-    let incarnation = &node.identity.incarnation;
-    if let Some(bytes) = keys::take_one_time(tx, &device_id, incarnation, suite, lives_until_ms).await? {
-        return Ok(ClaimedKeyPackage { device_id, key_package: Some(bytes.into()), last_resort: false });
+    // Who finds all that is left in the hands of others looks again: they may give it back.
+    for _ in 0..if one_time { CLAIM_ATTEMPTS } else { 0 } {
+        if let Some(bytes) = keys::take_one_time(tx, &device_id, suite, lives_until_ms).await? {
+            return Ok(ClaimedKeyPackage { device_id, key_package: Some(bytes.into()), last_resort: false });
+        }
+        if keys::one_time_left(tx, &device_id, suite, lives_until_ms).await? == 0 {
+            break;
+        }
     }
     let key_package = keys::last_resort(tx, &device_id, suite, lives_until_ms).await?;
     Ok(ClaimedKeyPackage { device_id, last_resort: key_package.is_some(), key_package: key_package.map(Into::into) })
 }
 
+/// Tells owners in their own queues how their keys stand, one notice of a kind at a time. It is told apart from the claim,
+/// which has locked keys, and queues are locked before keys; if it is lost, the next claim tells it.
+fn tell_owners(node: Node, notices: Vec<Notice>) {
+    tokio::spawn(async move {
+        let (now_ms, room) = (node.now_ms(), limits::room(&node.limits));
+        let expires_hour_ms = limits::kept_until_ms(&node.limits, now_ms, None);
+        let told = node.db.write(move |tx| {
+            Box::pin(async move {
+                let cursors = queue::lock(tx, &notices.iter().map(|notice| notice.device).collect()).await?;
+                let mut new = Vec::new();
+                for notice in &notices {
+                    let listed = cursors.get(&notice.device).is_some();
+                    let suite = u64::from(notice.suite);
+                    if listed && !queue::notice_waits(tx, &notice.device, notice.kind, suite).await? {
+                        new.push((notice, notice.left.to_be_bytes()));
+                    }
+                }
+                let envelopes: Vec<_> =
+                    new.iter().map(|(notice, left)| notice.envelope(expires_hour_ms, left)).collect();
+                queue::append(tx, cursors, &room, &envelopes).await.map(drop)
+            })
+        });
+        if let Err(error) = told.await {
+            tracing::warn!(%error, "owners could not be told that their keys run out; the next claim tells them");
+        }
+    });
+}
+
+impl Notice {
+    fn envelope<'a>(&self, expires_hour_ms: u64, left: &'a [u8]) -> NewEnvelope<'a> {
+        NewEnvelope {
+            kind: self.kind,
+            group: None,
+            number: u64::from(self.suite),
+            expires_hour_ms,
+            payload: if self.kind == Kind::KeysLow { left } else { &[] },
+            held_by_commits: false,
+            receivers: vec![self.device.into()],
+        }
+    }
+}
+
+/// Makes the caller and the relay agree on which key packages there are. Repeating it changes nothing more.
+#[utoipa::path(post, path = path::RECONCILE, tag = "keys", request_body = ReconcileRequest,
+    responses((status = 200, body = ReconcileResponse), (status = "default", body = Problem)))]
+pub(crate) async fn reconcile(
+    State(node): State<Node>,
+    caller: Caller,
+    accept: Accept,
+    Body(request): Body<ReconcileRequest>,
+) -> Result<Response, Error> {
+    let reconciling = node.clone();
+    let agreed = node.db.write(move |tx| {
+        Box::pin(async move {
+            accounts::lock_devices(tx, &BTreeSet::from([caller.device])).await?;
+            caller.still_holds(tx, reconciling.now_ms()).await?;
+            let held = request.hash_refs.into_iter().collect();
+            let available = keys::reconcile(tx, &caller.device, &held, must_live_until_ms(&reconciling)).await?;
+            let KeyCounts { key_packages } = key_counts(tx, &reconciling, &caller.device).await?;
+            Ok::<_, Error>(ReconcileResponse { available, key_packages })
+        })
+    });
+    Ok(accept.answer(&agreed.await?))
+}
+
 async fn key_counts(conn: &mut Conn, node: &Node, device: &DeviceId) -> Result<KeyCounts, StoreError> {
-    let incarnation = &node.identity.incarnation;
-    Ok(KeyCounts { key_packages: keys::counts(conn, device, incarnation, must_live_until_ms(node)).await? })
+    Ok(KeyCounts { key_packages: keys::counts(conn, device, must_live_until_ms(node)).await? })
 }
 
 /// How long a key package must live to be handed out now.
 pub(crate) fn must_live_until_ms(node: &Node) -> u64 {
     node.now_ms().saturating_add(node.limits.key_package_remaining_s_min.saturating_mul(1_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::testing;
+    use undertone_wire::{AccountId, PublicKey};
+
+    #[tokio::test]
+    async fn claims_of_accounts_that_do_not_exist_are_not_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = testing::node(folder.path()).await;
+        let (alice, bob) = (testing::caller(&node, 1).await, testing::caller(&node, 2).await);
+        let claim = async |account_id: AccountId| {
+            let (claiming, request) = (node.clone(), ClaimRequest { account_id, suite: SUITES[0] });
+            let claimed = node
+                .db
+                .write(move |tx| {
+                    Box::pin(async move { claim_for_each_device(tx, &claiming, &alice, &request).await.map(drop) })
+                })
+                .await;
+            (claimed, node.claims.kept())
+        };
+        for byte in 100..200 {
+            let (claimed, kept) = claim(AccountId::from_identity_key(&PublicKey::from([byte; 32]))).await;
+            assert!(matches!(claimed, Err(Error::Refused(ErrorCode::NotFound, _))), "{claimed:?}");
+            assert_eq!(kept, (0, 0));
+        }
+        let (claimed, kept) = claim(bob.account).await;
+        assert!(claimed.is_ok(), "{claimed:?}");
+        assert_eq!(kept, (1, 1), "one that exists is");
+    }
 }

@@ -17,23 +17,30 @@
 //! ```
 
 mod auth;
+mod batch;
+mod claims;
 mod clock;
 mod config;
 mod connections;
 mod directory;
 mod encoding;
+mod ephemeral;
 mod error;
 mod groups;
 mod jobs;
 mod keys;
+mod kill;
 mod limits;
+mod messages;
 mod mls;
 mod node;
+mod nodes;
 mod once;
 mod queue;
 mod router;
 mod store;
 mod stream;
+mod turns;
 mod wake;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -41,9 +48,9 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
 pub use clock::{Clock, ManualClock, Random, RandomError, SystemClock, SystemRandom};
-pub use config::{Arguments, Config, ConfigError};
+pub use config::{Arguments, Command, Config, ConfigError};
 pub use router::openapi;
-pub use store::{Place, StoreError};
+pub use store::{Place, PostgresConfig, StoreError};
 
 use crate::{node::Node, store::Db, wake::Wake};
 
@@ -74,12 +81,11 @@ impl Relay {
     /// Opens the store, makes what is missing, migrates, and begins to listen.
     pub async fn bind(config: Config, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Result<Self, RelayError> {
         let wake = Arc::new(Wake::default());
-        let db = Db::open(&config.place, Arc::clone(&wake)).await?;
-        let identity = db.identity(&*random).await?;
+        let db = Db::open(&config.place, Arc::clone(&wake), Arc::clone(&random)).await?;
         let listen = |error| RelayError::Listen(config.listen, error);
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        let node = Node::new(db, wake, clock, random, config.limits, identity);
+        let node = Node::new(db, wake, clock, random, &config).await?;
         Ok(Self { node, listener, local_addr, header_timeout: config.header_timeout })
     }
 
@@ -98,15 +104,33 @@ impl Relay {
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RelayError> {
         let Self { node, listener, header_timeout, .. } = self;
         let jobs = tokio::spawn(jobs::run(node.clone()));
+        let nodes = tokio::spawn(nodes::run(node.clone()));
         connections::serve(listener, router::router(node.clone()), &node, header_timeout, shutdown).await;
         node.stop();
         if tokio::time::timeout(STOP_WITHIN, node.stopped()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
         jobs.abort();
+        nodes.abort();
+        kill::point("shutdown", kill::BEFORE_CLOSE);
         node.db.close().await?;
         Ok(())
     }
+}
+
+/// Migrates a store, and does no more.
+pub async fn migrate(place: &Place) -> Result<(), StoreError> {
+    Db::open(place, Arc::default(), Arc::new(SystemRandom)).await?.close().await
+}
+
+/// Begins a new incarnation of a store that was restored from a backup in a way that nothing shows.
+pub async fn restore(place: &Place) -> Result<(), StoreError> {
+    Db::open_restored(place, Arc::new(SystemRandom)).await?.close().await
+}
+
+/// Lets a store go on that was moved whole, and is not used any more where it was.
+pub async fn moved(place: &Place) -> Result<(), StoreError> {
+    Db::open_moved(place, Arc::new(SystemRandom)).await?.close().await
 }
 
 /// Upkeep of a relay that serves: what it also does by itself from time to time.
@@ -117,6 +141,7 @@ impl Upkeep {
     /// Deletes everything whose time is over, and empties the write-ahead log.
     pub async fn run(&self) -> Result<(), StoreError> {
         jobs::tidy(&self.0).await?;
+        self.0.db.look().await?;
         self.0.db.checkpoint().await?;
         Ok(())
     }

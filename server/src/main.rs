@@ -11,10 +11,20 @@ use std::{
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _};
-use undertone_server::{Arguments, Config, Relay, SystemClock, SystemRandom};
+use undertone_server::{Arguments, Command, Config, Relay, SystemClock, SystemRandom};
 
 /// Parts that would log what passes through them. They stay silent whatever the filter says.
-const SILENT: [&str; 6] = ["sqlx", "hyper", "hyper_util", "tungstenite", "tokio_tungstenite", "openmls"];
+const SILENT: [&str; 9] = [
+    "sqlx",
+    "sqlx_core",
+    "sqlx_postgres",
+    "sqlx_sqlite",
+    "hyper",
+    "hyper_util",
+    "tungstenite",
+    "tokio_tungstenite",
+    "openmls",
+];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -27,13 +37,19 @@ async fn main() -> ExitCode {
         Ok(filter) => log_to_stderr(filter),
         Err(error) => return fail(2, &format!("--log is not a filter: {error}")),
     }
-    match run(config).await {
+    let done = match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve(config).await,
+        Command::Migrate => undertone_server::migrate(&config.place).await.map_err(Into::into),
+        Command::Restore => undertone_server::restore(&config.place).await.map_err(Into::into),
+        Command::Moved => undertone_server::moved(&config.place).await.map_err(Into::into),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &error.to_string()),
     }
 }
 
-async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let relay = Relay::bind(config, Arc::new(SystemClock), Arc::new(SystemRandom)).await?;
     say_ready(&relay)?;

@@ -2,16 +2,32 @@
 //!
 //! Invariant: nothing here remembers what a restart would lose.
 
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::sync::watch;
-use undertone_wire::Limits;
+use undertone_wire::{Limits, RelayId};
 
 use crate::{
+    batch::Batch,
+    claims::Claims,
     clock::{Clock, Random},
-    store::{Db, Identity},
+    config::Config,
+    messages::Message,
+    queue::Ack,
+    store::{Db, StoreError, relay},
+    turns::Turns,
     wake::Wake,
 };
+
+/// How soon the store must answer for the node to count as ready.
+const READY_WITHIN: Duration = Duration::from_secs(5);
 
 /// One running relay; cheap to clone.
 #[derive(Clone)]
@@ -20,25 +36,60 @@ pub(crate) struct Node(Arc<Parts>);
 /// The parts of a [`Node`].
 pub(crate) struct Parts {
     pub(crate) db: Db,
+    /// Messages that wait to be written.
+    pub(crate) messages: Batch<Message>,
+    /// Acks that wait to be written.
+    pub(crate) acks: Batch<Ack>,
     pub(crate) wake: Arc<Wake>,
+    pub(crate) claims: Claims,
+    pub(crate) turns: Turns,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) limits: Limits,
-    pub(crate) identity: Identity,
+    pub(crate) relay_id: RelayId,
+    /// How often to look for mail of which no wake came.
+    pub(crate) look_every: Duration,
+    /// How long the reader of a stream may take for a page.
+    pub(crate) write_timeout: Duration,
+    /// Whether other nodes can be heard.
+    pub(crate) hears: AtomicBool,
     stopping: watch::Sender<bool>,
 }
 
 impl Node {
     /// A node over an open store.
-    pub(crate) fn new(
+    pub(crate) async fn new(
         db: Db,
         wake: Arc<Wake>,
         clock: Arc<dyn Clock>,
         random: Arc<dyn Random>,
-        limits: Limits,
-        identity: Identity,
-    ) -> Self {
-        Self(Arc::new(Parts { db, wake, clock, random, limits, identity, stopping: watch::Sender::new(false) }))
+        config: &Config,
+    ) -> Result<Self, StoreError> {
+        let relay_id = relay::identity(&mut db.read().await?).await?.relay_id;
+        Ok(Self(Arc::new(Parts {
+            messages: Batch::new(&db),
+            acks: Batch::new(&db),
+            db,
+            wake,
+            claims: Claims::new(&config.limits, &clock),
+            turns: Turns::default(),
+            clock,
+            random,
+            limits: config.limits.clone(),
+            relay_id,
+            look_every: config.look_every,
+            write_timeout: config.write_timeout,
+            hears: AtomicBool::new(false),
+            stopping: watch::Sender::new(false),
+        })))
+    }
+
+    /// Whether it can serve: it hears other nodes, its store answers, and it does not stop.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let answers = async { relay::identity(&mut self.db.read().await?).await };
+        self.hears.load(Ordering::SeqCst)
+            && !*self.0.stopping.borrow()
+            && matches!(tokio::time::timeout(READY_WITHIN, answers).await, Ok(Ok(_)))
     }
 
     /// The time.
@@ -75,6 +126,11 @@ impl Deref for Node {
 pub(crate) struct Stopping(watch::Receiver<bool>);
 
 impl Stopping {
+    /// Whether the relay stops.
+    pub(crate) fn has_begun(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Waits until the relay stops. Cancel safe.
     pub(crate) async fn wait(&mut self) {
         // An error means that the node itself is gone, which is a stop as well.
@@ -98,10 +154,11 @@ pub(crate) mod testing {
     /// A node on a new store in a folder.
     pub(crate) async fn node(folder: &std::path::Path) -> Node {
         let wake = Arc::new(Wake::default());
-        let db = Db::open(&Place::Sqlite(folder.join("undertone.db")), Arc::clone(&wake)).await.unwrap();
-        let identity = db.identity(&SystemRandom).await.unwrap();
-        let clock = Arc::new(ManualClock::at(0));
-        Node::new(db, wake, clock, Arc::new(SystemRandom), Limits::default(), identity)
+        let (clock, random) = (Arc::new(ManualClock::at(0)), Arc::new(SystemRandom));
+        let place = Place::Sqlite(folder.join("undertone.db"));
+        let db = Db::open(&place, Arc::clone(&wake), random.clone()).await.unwrap();
+        let config = Config::new(place, ([127, 0, 0, 1], 0).into());
+        Node::new(db, wake, clock, random, &config).await.unwrap()
     }
 
     /// A device with an account and a session of its own.

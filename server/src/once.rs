@@ -1,7 +1,7 @@
-//! Once: the same request with the same message id has one effect and one answer (spec/protocol.md, section 5).
+//! Once: the same request with the same message id has one effect and one answer (spec/protocol.md, section 7, rules 4 and 5).
 //!
 //! Invariant: only acceptances are remembered, in the transaction of what was accepted, and for longer than an id of
-//! that age is taken.
+//! that age is taken. An id is claimed before anything else is decided, so of two at the same time one waits.
 
 use serde::Serialize;
 use undertone_wire::{Encoding, ErrorCode, GroupId, Hash, MessageId};
@@ -12,7 +12,7 @@ use crate::{
     node::Node,
     store::{
         Tx,
-        message_ids::{self, Stub},
+        message_ids::{self, NewStub, Stub},
     },
 };
 
@@ -26,14 +26,12 @@ pub(crate) enum Purpose {
     Commit,
     Message,
     Leave,
+    Direct,
 }
 
 /// A request that has its effect once.
-pub(crate) struct Once {
-    id_hash: Hash,
-    body_hash: Hash,
-    expires_hour_ms: u64,
-}
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Once(NewStub);
 
 /// What was answered when the request was accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,28 +62,44 @@ impl Once {
             Purpose::Commit => b'c',
             Purpose::Message => b'm',
             Purpose::Leave => b'l',
+            Purpose::Direct => b'd',
         };
         let group = group.map_or([0; 16], |group| *group.as_bytes());
         let body = [&[route][..], &group, &Encoding::Cbor.encode(body)].concat();
-        Ok(Self {
+        Ok(Self(NewStub {
             id_hash: Hash::of(id.as_bytes()),
             body_hash: Hash::of(&body),
             expires_hour_ms: hour_after(id_ms.saturating_add(window_ms).saturating_add(STUB_MARGIN_MS)),
-        })
+        }))
     }
 
-    /// The first answer, if the request was accepted before. Refused if its id was used for another.
-    pub(crate) async fn first_answer(&self, tx: &mut Tx) -> Result<Option<FirstAnswer>, Error> {
-        match message_ids::find(tx, &self.id_hash).await? {
-            None => Ok(None),
-            Some(stub) if stub.body_hash == self.body_hash => Ok(Some(FirstAnswer { commit_seq: stub.commit_seq })),
-            Some(_) => Err(Error::refused(ErrorCode::MessageIdReused, "make a new message id for a new message")),
+    /// The hash of the message id.
+    pub(crate) fn id_hash(&self) -> Hash {
+        self.0.id_hash
+    }
+
+    /// What is claimed for it.
+    pub(crate) fn stub(&self) -> NewStub {
+        self.0
+    }
+
+    /// Claims the id until the transaction ends, for good if it is committed. Answers the first answer, if the request was
+    /// accepted before. Refused if its id was used for another.
+    pub(crate) async fn claim(&self, tx: &mut Tx) -> Result<Option<FirstAnswer>, Error> {
+        let known = message_ids::claim(tx, &[self.0]).await?;
+        known.get(&self.0.id_hash).map(|stub| self.first_answer(stub)).transpose()
+    }
+
+    /// The answer that was given when this was accepted, if it was this that was accepted.
+    pub(crate) fn first_answer(&self, stub: &Stub) -> Result<FirstAnswer, Error> {
+        if stub.body_hash != self.0.body_hash {
+            return Err(Error::refused(ErrorCode::MessageIdReused, "make a new message id for a new message"));
         }
+        Ok(FirstAnswer { commit_seq: stub.commit_seq })
     }
 
-    /// Remembers the first answer.
-    pub(crate) async fn remember(&self, tx: &mut Tx, answer: FirstAnswer) -> Result<(), Error> {
-        let stub = Stub { body_hash: self.body_hash, commit_seq: answer.commit_seq };
-        Ok(message_ids::remember(tx, &self.id_hash, &stub, self.expires_hour_ms).await?)
+    /// Adds the commit's number to what is remembered.
+    pub(crate) async fn note_commit(&self, tx: &mut Tx, commit_seq: u64) -> Result<(), Error> {
+        Ok(message_ids::note_commit(tx, &self.0.id_hash, commit_seq).await?)
     }
 }

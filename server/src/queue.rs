@@ -2,23 +2,33 @@
 //!
 //! Invariant: what is told as missed will never come, and what is neither delivered nor told as missed is still to come.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{extract::State, response::Response};
+use futures_util::future::BoxFuture;
 use http::StatusCode;
 use serde::Deserialize;
-use undertone_wire::{AckRequest, ErrorCode, FetchResponse, Problem, Span, path};
+use undertone_wire::{AckRequest, DeviceId, ErrorCode, FetchResponse, Problem, Span, path};
 
 use crate::{
     auth::Caller,
+    batch::{Answers, Item},
     encoding::{Accept, Body, Parameters, malformed},
     error::Error,
     node::Node,
     store::{
-        Tx,
+        StoreError, Tx,
         queue::{self, Page, PageRequest},
+        sessions,
     },
 };
+
+/// The largest number beyond its queue that a device may say it has. Far from where numbers are no longer exact in JSON.
+const SEQ_MAX: u64 = 1 << 51;
 
 /// What to fetch.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -74,7 +84,8 @@ fn answer(page: Page, missed: Vec<Span>) -> FetchResponse {
     FetchResponse { deliveries: page.deliveries, missed, next_seq: page.next_seq, oldest_available }
 }
 
-/// The page of a device's queue after a number, if its session holds and the number is one that it can have.
+/// The page of a device's queue after a number, if its session holds. A device that is ahead of its queue has its numbers
+/// moved beyond its own: the relay has lost what it numbered before.
 pub(crate) async fn page(node: &Node, caller: &Caller, after: u64, size: PageSize) -> Result<Page, Error> {
     let request = PageRequest {
         device: caller.device,
@@ -83,12 +94,39 @@ pub(crate) async fn page(node: &Node, caller: &Caller, after: u64, size: PageSiz
         entries_max: size.entries_max.clamp(1, node.limits.fetch_entries_max),
         bytes_max: size.bytes_max.min(node.limits.fetch_bytes_max),
     };
-    let page = queue::page(&mut node.db.read().await?, &request, node.now_ms()).await?;
-    let page = page.filter(|page| page.authenticated).ok_or_else(Error::unauthenticated)?;
-    if after >= page.next_seq {
-        return Err(malformed("`after` is ahead of the queue"));
+    let read = async || {
+        let page = queue::page(&mut node.db.read().await?, &request, node.now_ms()).await?;
+        page.filter(|page| page.authenticated).ok_or_else(Error::unauthenticated)
+    };
+    let page = read().await?;
+    if after < page.next_seq {
+        return Ok(page);
     }
-    Ok(page)
+    let (caller, now_ms) = (*caller, node.now_ms());
+    node.db
+        .write(move |tx| {
+            Box::pin(async move {
+                caller.still_holds(tx, now_ms).await?;
+                catch_up_with(tx, &caller.device, after).await
+            })
+        })
+        .await?;
+    read().await
+}
+
+/// Moves the numbers of a device's queue beyond one that the device has, if they are not.
+pub(crate) async fn catch_up_with(tx: &mut Tx, device: &DeviceId, seq: u64) -> Result<(), Error> {
+    let cursors = queue::lock(tx, &BTreeSet::from([*device])).await?;
+    let cursor = cursors.get(device).ok_or_else(Error::unauthenticated)?;
+    if seq >= cursor.next_seq {
+        check_seq(seq)?;
+        queue::jump_beyond(tx, device, seq).await?;
+    }
+    Ok(())
+}
+
+fn check_seq(seq: u64) -> Result<(), Error> {
+    if seq > SEQ_MAX { Err(malformed("no queue has counted that far")) } else { Ok(()) }
 }
 
 /// Numbers above `after` that will never come, as far as the page tells: those between what it holds, and those behind
@@ -122,31 +160,71 @@ pub(crate) async fn ack(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Takes an ack, if the session holds, the number was given out, and the stream it came on, if any, is the newest.
+/// Takes an ack, if the session holds and the stream it came on, if any, is the newest.
 pub(crate) async fn take_ack(node: &Node, caller: Caller, up_to: u64, stream: Option<u64>) -> Result<(), Error> {
-    let now_ms = node.now_ms();
-    node.db
-        .write(move |tx| {
-            Box::pin(async move {
-                caller.still_holds(tx, now_ms).await?;
-                delete_acked(tx, &caller, up_to, stream).await
-            })
-        })
-        .await
+    node.acks.write(Ack { caller, up_to, stream, now_ms: node.now_ms() }).await?
 }
 
-async fn delete_acked(tx: &mut Tx, caller: &Caller, up_to: u64, stream: Option<u64>) -> Result<(), Error> {
-    let cursor = queue::cursor(tx, &caller.device).await?.ok_or_else(Error::unauthenticated)?;
-    if stream.is_some_and(|stream| stream != cursor.stream) {
-        return Err(Error::refused(ErrorCode::Replaced, "a newer stream of this device acks now"));
+/// A device has everything up to a number.
+pub(crate) struct Ack {
+    caller: Caller,
+    up_to: u64,
+    stream: Option<u64>,
+    now_ms: u64,
+}
+
+impl Item for Ack {
+    type Answer = Result<(), Error>;
+    type Key = DeviceId;
+
+    const NAME: &'static str = "ack";
+
+    fn key(&self) -> DeviceId {
+        self.caller.device
     }
-    if up_to >= cursor.next_seq {
-        return Err(malformed("`up_to` is a number that was not given out yet"));
+
+    fn bytes(&self) -> usize {
+        0
     }
-    if up_to > cursor.acked_seq {
-        queue::ack(tx, &caller.device, up_to).await?;
+
+    fn write<'a>(tx: &'a mut Tx, acks: &'a [Arc<Self>]) -> BoxFuture<'a, Result<Answers<Self>, StoreError>> {
+        Box::pin(write_acks(tx, acks))
     }
-    Ok(())
+}
+
+async fn write_acks(tx: &mut Tx, acks: &[Arc<Ack>]) -> Result<Answers<Ack>, StoreError> {
+    let Some(first) = acks.first() else { return Ok(Vec::new()) };
+    let tokens: Vec<_> = acks.iter().map(|ack| ack.caller.token_hash).collect();
+    let sessions = sessions::holders(tx, &tokens, first.now_ms).await?;
+    let cursors = queue::lock(tx, &acks.iter().map(|ack| ack.caller.device).collect()).await?;
+
+    let (mut answers, mut acked, mut ahead) = (Vec::with_capacity(acks.len()), BTreeMap::new(), Vec::new());
+    for ack in acks {
+        let device = ack.caller.device;
+        let cursor = cursors.get(&device).filter(|_| sessions.contains_key(&ack.caller.token_hash));
+        answers.push(match cursor {
+            None => Err(Error::unauthenticated()),
+            Some(cursor) if ack.stream.is_some_and(|stream| stream != cursor.stream) => {
+                Err(Error::refused(ErrorCode::Replaced, "a newer stream of this device acks now"))
+            }
+            Some(cursor) if ack.up_to >= cursor.next_seq => {
+                let checked = check_seq(ack.up_to);
+                ahead.extend(checked.is_ok().then_some((device, ack.up_to)));
+                checked
+            }
+            Some(cursor) => {
+                if ack.up_to > cursor.acked_seq {
+                    acked.insert(device, ack.up_to);
+                }
+                Ok(())
+            }
+        });
+    }
+    queue::ack(tx, cursors, &acked).await?;
+    for (device, seq) in ahead {
+        queue::jump_beyond(tx, &device, seq).await?;
+    }
+    Ok(answers.into_iter().map(Some).collect())
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use axum::{
 };
 use http::HeaderValue;
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
-use undertone_wire::{Encoding, ErrorCode, PROBLEM_MEDIA_TYPE, TIME_HEADER, path};
+use undertone_wire::{Encoding, ErrorCode, Hash, PROBLEM_MEDIA_TYPE, TIME_HEADER, path};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
@@ -24,16 +24,19 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{auth, directory, error::Error, groups, keys, node::Node, queue, stream};
+use crate::{auth, directory, ephemeral, error::Error, groups, keys, messages, node::Node, queue, stream};
 
 /// Everything the relay serves.
 pub(crate) fn router(node: Node) -> Router {
     let (api, _) = api().split_for_parts();
     api.route(path::HEALTH, axum::routing::get(|| async { "ok\n" }))
+        .route(path::READY, axum::routing::get(ready))
         .fallback(|| async { Error::not_found() })
         .method_not_allowed_fallback(|| async { Error::refused(ErrorCode::MethodNotAllowed, "") })
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(TraceLayer::new_for_http().make_span_with(span))
+        .layer(middleware::from_fn_with_state(node.clone(), take_turn))
+        // What failed is said where it failed; being busy is no failure.
+        .layer(TraceLayer::new_for_http().make_span_with(span).on_failure(()))
         .layer(middleware::from_fn_with_state(node.clone(), tell_time))
         .with_state(node)
 }
@@ -52,11 +55,15 @@ fn api() -> OpenApiRouter<Node> {
         .routes(routes!(keys::counts))
         .routes(routes!(keys::publish))
         .routes(routes!(keys::claim))
+        .routes(routes!(keys::reconcile))
         .routes(routes!(groups::list, groups::create))
         .routes(routes!(groups::group))
         .routes(routes!(groups::members))
         .routes(routes!(groups::commits, groups::commit))
-        .routes(routes!(groups::message))
+        .routes(routes!(messages::to_group))
+        .routes(routes!(messages::direct))
+        .routes(routes!(ephemeral::to_group))
+        .routes(routes!(ephemeral::direct))
         .routes(routes!(groups::leave))
         .routes(routes!(queue::fetch))
         .routes(routes!(queue::ack))
@@ -111,9 +118,27 @@ impl Modify for BearerToken {
     }
 }
 
+/// Whether this node should be sent requests.
+async fn ready(State(node): State<Node>) -> Result<&'static str, Error> {
+    match node.is_ready().await {
+        true => Ok("ready\n"),
+        false => Err(Error::refused(ErrorCode::Unavailable, "this node is starting, stopping or cut off")),
+    }
+}
+
 fn span(request: &Request) -> tracing::Span {
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     tracing::debug_span!("request", method = %request.method(), path)
+}
+
+/// Refuses what a session asks for while it has enough requests open. A stream counts until it is open.
+async fn take_turn(State(node): State<Node>, request: Request, next: Next) -> Response {
+    let Some(token) = auth::bearer_token(request.headers()) else { return next.run(request).await };
+    let Some(_turn) = node.turns.begin(Hash::of(token.as_slice()), node.limits.session_requests_max) else {
+        let what_to_do = "this session has too many requests open; wait for their answers";
+        return Error::refused(ErrorCode::Unavailable, what_to_do).into_response();
+    };
+    next.run(request).await
 }
 
 async fn tell_time(State(node): State<Node>, request: Request, next: Next) -> Response {

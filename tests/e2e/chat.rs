@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use undertone_tests::{Build, Person, Relay};
+use undertone_tests::{Backend, Build, Person, Relay, Store, on_both};
 
 const EACH: usize = 20;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn three_people_talk_at_once_and_all_histories_are_the_same() {
+on_both!(three_people_talk_at_once_and_all_histories_are_the_same);
+
+async fn three_people_talk_at_once_and_all_histories_are_the_same(backend: Backend) {
     let folder = tempfile::tempdir().unwrap();
-    let relay = Relay::start(folder.path(), Build::Workspace).await;
+    let store = Store::new(folder.path(), backend).await;
+    let relay = Relay::start(&store, Build::Workspace).await;
     let mut people = Vec::new();
     for name in ["alice", "bob", "carol"] {
         people.push(Person::register(folder.path(), name, &relay.url()).await);

@@ -1,22 +1,28 @@
 //! What is secret is nowhere it should not be: not in the relay's database, write-ahead log and logs, and not readable
 //! in a client's files.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use sqlx::{
     Connection as _, Row as _,
     sqlite::{SqliteConnectOptions, SqliteConnection},
 };
-use undertone_tests::{Build, Person, Relay, containing};
+use undertone_tests::{Backend, Build, Person, Relay, Store, containing, on_both};
 
 const TEXT: &str = "the snow is deep at the pass";
 const GROUP: &str = "a name for friends only";
 const PASSPHRASE: &str = "correct horse battery staple";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn secrets_are_nowhere_they_should_not_be() {
+on_both!(secrets_are_nowhere_they_should_not_be);
+
+async fn secrets_are_nowhere_they_should_not_be(backend: Backend) {
     let folder = tempfile::tempdir().unwrap();
-    let relay = Relay::start(folder.path(), Build::Workspace).await;
+    // Alone: all files of the cluster are looked through, and nobody else writes to them.
+    let (store, cluster) = Store::alone(folder.path(), backend).await;
+    let mut relay = Relay::start(&store, Build::Workspace).await;
     let bob = Person::register(folder.path(), "bob", &relay.url()).await;
     let alice = Person::new(folder.path(), "alice");
     for args in [
@@ -34,22 +40,41 @@ async fn secrets_are_nowhere_they_should_not_be() {
     for key in private_keys(&bob).await {
         secrets.extend(forms(&key));
     }
-    let relay_files = relay.data().parent().unwrap().join("relay-files");
-    std::fs::create_dir(&relay_files).unwrap();
-    for entry in std::fs::read_dir(relay.data()).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, relay_files.join(path.file_name().unwrap())).unwrap();
+    // While it runs, the files hold more than after it has stopped.
+    let relay_files = folder.path().join("relay-files");
+    match &cluster {
+        None => copy(&store.data(), &relay_files),
+        Some(cluster) => {
+            assert!(!store.data().exists(), "nothing is written beside the database");
+            store.change("CHECKPOINT").await;
+            copy(cluster.dir(), &relay_files);
+        }
     }
-    std::fs::copy(relay.log(), relay_files.join("log")).unwrap();
-    assert!(std::fs::metadata(relay_files.join("log")).unwrap().len() > 1_000, "the log was kept at trace level");
+    std::fs::copy(relay.log(), relay_files.join("relay-log")).unwrap();
+    assert!(std::fs::metadata(relay_files.join("relay-log")).unwrap().len() > 1_000, "the log was kept at trace level");
     assert!(!containing(&relay_files, b"alice").is_empty(), "the relay does know usernames");
     for secret in &secrets {
         for place in [relay_files.as_path(), &alice.store(), &bob.store()] {
-            assert_eq!(containing(place, secret), Vec::<std::path::PathBuf>::new(), "in {}", place.display());
+            assert_eq!(containing(place, secret), Vec::<PathBuf>::new(), "in {}", place.display());
         }
     }
+    relay.stop().await;
     let log = std::fs::read_to_string(relay.log()).unwrap();
     assert!(!log.contains("alice") && !log.contains("bob"), "the log names nobody");
+}
+
+/// Copies the files below a folder. One of a running process may be gone in between.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else if path.is_file() {
+            let _ = std::fs::copy(&path, target);
+        }
+    }
 }
 
 /// The private keys in a store, read with its key.

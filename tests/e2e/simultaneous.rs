@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use undertone::{AccountId, Client, Connection, Group, StoreKey};
-use undertone_tests::{Build, Relay, scaled, wait_until};
+use undertone_tests::{Backend, Build, Relay, Store, on_both, scaled, wait_until};
 
 async fn register(folder: &Path, name: &str, relay: &str) -> Client {
     let key = StoreKey::Raw32([7; 32]);
@@ -14,10 +14,12 @@ async fn members(group: &Group) -> Vec<AccountId> {
     group.summary().await.unwrap().members.iter().map(|member| member.account_id).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_commits_at_the_same_moment_both_end_up_applied() {
+on_both!(two_commits_at_the_same_moment_both_end_up_applied);
+
+async fn two_commits_at_the_same_moment_both_end_up_applied(backend: Backend) {
     let folder = tempfile::tempdir().unwrap();
-    let relay = Relay::start(folder.path(), Build::Workspace).await;
+    let store = Store::new(folder.path(), backend).await;
+    let relay = Relay::start(&store, Build::Workspace).await;
     let mut clients = Vec::new();
     for name in ["alice", "bob", "carol", "dave"] {
         clients.push(register(folder.path(), name, &relay.url()).await);

@@ -27,7 +27,7 @@ fn search(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
         } else {
             // A file of a running process may be gone again.
             let bytes = std::fs::read(&path).unwrap_or_default();
-            if bytes.windows(needle.len()).any(|window| window == needle) {
+            if memchr::memmem::find(&bytes, needle).is_some() {
                 found.push(path);
             }
         }

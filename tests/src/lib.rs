@@ -4,9 +4,12 @@
 //! The binaries are those that the build left beside the test; if they are missing, the test says what to build.
 #![expect(clippy::panic, clippy::expect_used, reason = "a test that cannot go on says so")]
 
+mod chance;
 mod files;
 mod person;
+mod proxy;
 mod relay;
+mod store;
 
 use std::{
     fmt::Display,
@@ -14,9 +17,12 @@ use std::{
     time::Duration,
 };
 
+pub use chance::{Chance, seed};
 pub use files::containing;
 pub use person::{Done, Person, Running};
-pub use relay::{Build, Relay};
+pub use proxy::{Faults, Proxy};
+pub use relay::{Build, Launch, Relay};
+pub use store::{Backend, Store};
 
 /// How long a condition may take to hold. Generous: the machine may be busy, and a test that passes never waits it out.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,19 +1,24 @@
 //! A relay in a process of its own, on a port of its own, that can be stopped, killed and started again.
+//!
+//! Several may run over one Postgres store. What a process said on stdout after its ready line is kept until it is gone.
 
 use std::{
     fs::File,
-    path::{Path, PathBuf},
-    process::Stdio,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
 };
 
-use crate::{binary, root};
+use crate::{PATIENCE, Store, binary, root};
 
-/// Which of the two builds of the relay. They differ in the SQLite they bring.
+/// Which of the two builds of the relay. They differ in the SQLite they bring, and in that the workspace's can be killed at
+/// chosen points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Build {
     /// Built with the workspace.
@@ -22,12 +27,24 @@ pub enum Build {
     Alone,
 }
 
-/// A running relay.
-pub struct Relay {
+/// How a relay is started.
+#[derive(Debug, Clone)]
+pub struct Launch {
     build: Build,
     data: PathBuf,
+    database: Option<String>,
+    log: PathBuf,
+    log_level: &'static str,
     port: u16,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+/// A relay's process.
+pub struct Relay {
+    launch: Launch,
     child: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
 }
 
 impl Build {
@@ -43,27 +60,127 @@ impl Build {
     }
 }
 
+impl Launch {
+    /// A relay of the workspace over a store, on any port, with a log at trace level.
+    pub fn over(store: &Store) -> Self {
+        static LAUNCHED: AtomicUsize = AtomicUsize::new(0);
+        let number = LAUNCHED.fetch_add(1, Ordering::Relaxed);
+        Self {
+            build: Build::Workspace,
+            data: store.data(),
+            database: store.url().map(str::to_owned),
+            log: store.folder().join(format!("relay-{number}.log")),
+            log_level: "trace",
+            port: 0,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// Another build.
+    pub fn build(self, build: Build) -> Self {
+        Self { build, ..self }
+    }
+
+    /// More arguments.
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
+    /// A log of another level, for relays that do much.
+    pub fn log_level(self, log_level: &'static str) -> Self {
+        Self { log_level, ..self }
+    }
+
+    /// A variable of its environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lets it die at a point: `what.moment`, or `what.moment:N` for the N-th time.
+    pub fn kill_at(self, point: &str) -> Self {
+        self.environment("UNDERTONE_KILL_AT", point)
+    }
+
+    /// Starts it, and waits until it serves.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub async fn start(self) -> Relay {
+        let (child, mut stdout) = self.spawn();
+        let ready = stdout.next_line().await.expect("stdout can be read");
+        let ready = ready.unwrap_or_else(|| panic!("no ready line; see {}", self.log.display()));
+        let port = port_in(&ready).unwrap_or_else(|| panic!("no address in the ready line: {ready}"));
+        Relay { launch: Self { port, ..self }, child, stdout }
+    }
+
+    /// Starts it, and waits until it ends without ever having served. Answers what it said.
+    ///
+    /// # Panics
+    /// If it serves.
+    pub async fn end(self) -> (ExitStatus, Vec<String>) {
+        let (mut child, mut stdout) = self.spawn();
+        let said = rest(&mut stdout).await;
+        assert!(said.iter().all(|line| port_in(line).is_none()), "it serves: {said:?}");
+        (child.wait().await.expect("a child can be waited for"), said)
+    }
+
+    fn spawn(&self) -> (Child, Lines<BufReader<ChildStdout>>) {
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log can be made");
+        let mut command = Command::new(self.build.binary());
+        let listen = format!("127.0.0.1:{}", self.port);
+        command.args(["--listen", &listen, "--log", self.log_level, "--data"]).arg(&self.data);
+        if let Some(database) = &self.database {
+            command.args(["--database", database]);
+        }
+        let mut child = command
+            .args(&self.arguments)
+            .env_remove("UNDERTONE_KILL_AT")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the relay starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        (child, BufReader::new(stdout).lines())
+    }
+}
+
 impl Relay {
-    /// Starts a relay on a new store in `folder`.
-    pub async fn start(folder: &Path, build: Build) -> Self {
-        let data = folder.join("relay");
-        let (child, port) = launch(build, &data, 0).await;
-        Self { build, data, port, child }
+    /// Starts a relay of this build over a store.
+    pub async fn start(store: &Store, build: Build) -> Self {
+        Launch::over(store).build(build).start().await
     }
 
     /// The relay's URL. It stays the same over restarts.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}", self.address())
     }
 
-    /// The folder with the relay's database.
-    pub fn data(&self) -> &Path {
-        &self.data
+    /// Where the relay listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.launch.port).into()
     }
 
-    /// The relay's log at trace level.
+    /// The relay's log.
     pub fn log(&self) -> PathBuf {
-        self.data.with_extension("log")
+        self.launch.log.clone()
+    }
+
+    /// Its memory in KiB, as the line of this name in `/proc/PID/status` has it: `VmRSS`, or `VmHWM` for the most that it
+    /// ever was.
+    ///
+    /// # Panics
+    /// If it is not running, or the system is not Linux.
+    pub fn memory_kib(&self, name: &str) -> u64 {
+        let pid = self.child.id().expect("the relay is running");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the system tells of its processes");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("no {name} in {status}"))
     }
 
     /// Kills the relay as a power cut would.
@@ -73,36 +190,60 @@ impl Relay {
 
     /// Asks the relay to stop, and waits until it has.
     pub async fn stop(&mut self) {
-        let pid = self.child.id().expect("the relay is running").to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
-        assert!(asked.success());
+        self.ask_to_stop().await;
         let status = self.child.wait().await.expect("the relay ends");
         assert!(status.success(), "the relay ended with {status}");
     }
 
-    /// Starts the relay again on the same store and port.
+    /// Asks the relay to stop.
+    pub async fn ask_to_stop(&self) {
+        let pid = self.child.id().expect("the relay is running").to_string();
+        let asked = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
+        assert!(asked.success());
+    }
+
+    /// Waits until the relay dies at a kill point, and asserts that it was this one.
+    ///
+    /// # Panics
+    /// If it does not, or ends in another way.
+    pub async fn dies_at(&mut self, point: &str) {
+        let died = async {
+            let said = rest(&mut self.stdout).await;
+            (said, self.child.wait().await.expect("a child can be waited for"))
+        };
+        let (said, status) =
+            tokio::time::timeout(PATIENCE, died).await.unwrap_or_else(|_| panic!("{point} not reached"));
+        assert!(!status.success(), "it ended with {status}");
+        assert_eq!(said, [format!("kill point reached: {point}")]);
+        println!("{}", said[0]);
+    }
+
+    /// Starts the relay again over the same store, on the same port.
     pub async fn restart(&mut self) {
-        (self.child, self.port) = launch(self.build, &self.data, self.port).await;
+        *self = self.launch.clone().start().await;
+    }
+
+    /// The same, and lets it die at a point.
+    pub async fn restart_until(&mut self, point: &str) {
+        *self = self.launch.clone().kill_at(point).start().await;
+        self.launch.environment.pop();
+    }
+
+    /// Starts the relay again over the same store, on a port that is free now.
+    pub async fn restart_anywhere(&mut self) {
+        *self = Launch { port: 0, ..self.launch.clone() }.start().await;
     }
 }
 
-async fn launch(build: Build, data: &Path, port: u16) -> (Child, u16) {
-    let log = File::options().create(true).append(true).open(data.with_extension("log")).expect("a log can be made");
-    let mut child = Command::new(build.binary())
-        .args(["--listen", &format!("127.0.0.1:{port}"), "--log", "trace", "--data"])
-        .arg(data)
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the relay starts");
-    let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-    let ready = lines.next_line().await.expect("stdout can be read").expect("the relay prints a ready line");
-    let port = ready
-        .split("http://127.0.0.1:")
-        .nth(1)
-        .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next())
-        .and_then(|digits| digits.parse().ok())
-        .unwrap_or_else(|| panic!("no address in the ready line: {ready}"));
-    (child, port)
+fn port_in(ready: &str) -> Option<u16> {
+    let digits = ready.split("http://127.0.0.1:").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
+async fn rest(stdout: &mut Lines<BufReader<ChildStdout>>) -> Vec<String> {
+    let mut said = Vec::new();
+    while let Some(line) = stdout.next_line().await.expect("stdout can be read") {
+        said.push(line);
+    }
+    said
 }

@@ -58,9 +58,12 @@ pub(crate) enum Command {
 /// `register`
 #[derive(Debug, Args)]
 pub(crate) struct Register {
-    /// The relay's address, as its ready line says it
-    #[arg(long, value_name = "URL")]
-    pub(crate) relay: String,
+    /// The relay's address, as its ready line says it; may be repeated if the relay has several
+    ///
+    /// All must be addresses of the same relay. They are kept in the store: every command stays with the one that works
+    /// and moves on by itself when it does not.
+    #[arg(long, value_name = "URL", required = true)]
+    pub(crate) relay: Vec<String>,
     /// A name by which others find this account: 2 to 32 characters of a-z, 0-9, '.', '_' and '-'
     #[arg(long, value_name = "NAME")]
     pub(crate) username: Option<Username>,
@@ -176,6 +179,14 @@ mod tests {
             panic!("another command");
         };
         assert_eq!((name.as_str(), add), ("team", vec!["bob".to_owned(), "carol".to_owned()]));
+    }
+
+    #[test]
+    fn a_relay_may_have_several_addresses() {
+        let Command::Register(register) = parse("register --relay http://a --relay http://b").unwrap().command else {
+            panic!("another command");
+        };
+        assert_eq!(register.relay, ["http://a", "http://b"]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use undertone::{Client, Error, StoreKey};
+use undertone::{Client, ClientBuilder, Error, StoreKey};
 use zeroize::Zeroizing;
 
 use crate::{error::Failure, output::hint};
@@ -68,12 +68,16 @@ impl Place {
     }
 
     /// Registers an account in the store. If a key file is made for it, stderr says so, whatever comes of the rest.
-    pub(crate) async fn register(&self, relay: &str, username: Option<&str>) -> Result<Client, Failure> {
+    pub(crate) async fn register(&self, relay: &[String], username: Option<&str>) -> Result<Client, Failure> {
         let (key, made) = self.new_key()?;
         if let Some(line) = made {
             hint(&line);
         }
-        let registered = Client::builder(relay).store(&self.store, key.key).register(username).await;
+        let Some((first, others)) = relay.split_first() else {
+            return Err(Failure::Refused("say where the relay is: --relay URL".into()));
+        };
+        let builder = others.iter().fold(Client::builder(first), ClientBuilder::also_at);
+        let registered = builder.store(&self.store, key.key).register(username).await;
         registered.map_err(|error| self.explained(error, &key.origin))
     }
 

@@ -38,6 +38,8 @@ pub(crate) type NowMs = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// How long connecting may take, how long the relay may think, and how long it may pause within an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long connecting may take where there are other addresses to try.
+const PATIENCE_AMONG_MANY: Duration = Duration::from_secs(3);
 /// The slowest network on which a large request still gets through.
 const UPLOAD_BYTES_PER_S_MIN: u64 = 16 * 1024;
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -54,12 +56,21 @@ pub(crate) struct HttpApi {
 impl HttpApi {
     /// The relay whose paths begin at `base`: `http://` only, until TLS is in. Nothing is connected yet.
     pub(crate) fn new(base: &Url, now_ms: NowMs) -> Result<Self, ApiError> {
+        Self::connecting_within(PATIENCE, base, now_ms)
+    }
+
+    /// The same for an address that is one of several: if it takes long to connect there, another is tried.
+    pub(crate) fn among_many(base: &Url, now_ms: NowMs) -> Result<Self, ApiError> {
+        Self::connecting_within(PATIENCE_AMONG_MANY, base, now_ms)
+    }
+
+    fn connecting_within(patience: Duration, base: &Url, now_ms: NowMs) -> Result<Self, ApiError> {
         if base.scheme() != "http" || base.query().is_some() || base.fragment().is_some() {
             let reason = "its address must be http://HOST:PORT, because this version speaks no TLS";
             return Err(ApiError::NotARelay(reason.into()));
         }
         let client = Client::builder()
-            .connect_timeout(PATIENCE)
+            .connect_timeout(patience)
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .no_proxy()
@@ -232,7 +243,8 @@ impl Reply {
         let failed = self.status.is_client_error() || self.status.is_server_error();
         let problem = self.encoding.filter(|_| failed).and_then(|encoding| encoding.decode::<Problem>(&self.body).ok());
         match (problem, self.status.as_u16()) {
-            (Some(problem), _) => ApiError::Refused(Box::new(problem)),
+            // The one in the body is for people to read (RFC 9457, section 3.1.2).
+            (Some(problem), status) => ApiError::Refused(Box::new(Problem { status, ..problem })),
             (None, status @ 502..=504) => ApiError::Unreachable(format!("something before it answers {status}")),
             (None, status) => ApiError::NotARelay(format!("status {status} with an unknown body")),
         }
@@ -358,6 +370,13 @@ mod tests {
                 other => panic!("{media_type}: {other:?}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn the_status_of_the_answer_counts_not_the_one_in_its_body() {
+        let problem = Problem { status: 400, ..Problem::new(ErrorCode::Unknown("of_a_later_version".into())) };
+        let refused = challenge(answer(507, PROBLEM_MEDIA_TYPE, &Encoding::Json.encode(&problem))).await.unwrap_err();
+        assert!(!refused.is_a_no(), "{refused:?}");
     }
 
     #[tokio::test]

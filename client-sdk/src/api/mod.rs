@@ -1,11 +1,14 @@
 //! What the SDK asks of a relay, as traits; transports stand beside them.
 //!
-//! `http` and `ws` speak to a real relay, `fake` is one in memory with faults on request. Nothing here knows
-//! plaintext or SQL, retries a request, or decides what an answer means.
+//! `http` and `ws` speak to a real relay, `fake` is one in memory with faults on request. `addresses` is one relay at
+//! several addresses, and `route` the rule which of them is asked. Nothing here knows plaintext or SQL, retries a
+//! request, or decides what an answer means.
 //!
 //! Invariant: [`ApiError::Unreachable`] never means "refused". Whether the relay acted is then unknown.
 
+mod addresses;
 mod http;
+mod route;
 mod ws;
 
 #[cfg(any(test, feature = "testing"))]
@@ -19,6 +22,7 @@ use undertone_wire::{
     ServerFrame, Session, Username,
 };
 
+pub(crate) use addresses::{Address, Addresses, Whose};
 pub(crate) use http::HttpApi;
 
 /// The answer to a request, in time.
@@ -37,6 +41,9 @@ pub enum ApiError {
     /// What answers is not an Undertone relay that this version understands.
     #[error("what answers is not an Undertone relay: {0}")]
     NotARelay(String),
+    /// What answers, at every address there is, is another relay than the one where the account is registered.
+    #[error("what answers is another relay than the one where this account is registered")]
+    OtherRelay,
 }
 
 impl ApiError {
@@ -44,7 +51,28 @@ impl ApiError {
     pub fn code(&self) -> Option<&ErrorCode> {
         match self {
             Self::Refused(problem) => Some(&problem.code),
-            Self::Unreachable(_) | Self::NotARelay(_) => None,
+            Self::Unreachable(_) | Self::NotARelay(_) | Self::OtherRelay => None,
+        }
+    }
+
+    /// Whether it is the relay's no. A status of 500 or more is none, whatever the code: the outcome is not known, and the
+    /// same request is to be repeated.
+    pub(crate) fn is_a_no(&self) -> bool {
+        match self {
+            Self::Refused(problem) => {
+                problem.status < 500 && !matches!(problem.code, ErrorCode::Internal | ErrorCode::Unavailable)
+            }
+            Self::Unreachable(_) | Self::NotARelay(_) | Self::OtherRelay => false,
+        }
+    }
+
+    /// Whether the same request may be answered otherwise at another address of the relay: nothing that is the relay's
+    /// word on it was heard here.
+    pub(crate) fn may_do_elsewhere(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::NotARelay(_) => true,
+            Self::Refused(problem) => problem.code == ErrorCode::Unavailable || matches!(problem.status, 502..=504),
+            Self::OtherRelay => false,
         }
     }
 }

@@ -105,7 +105,8 @@ impl Group {
     ///
     /// # Errors
     /// [`Error::NoKeyPackages`] if none of its devices can be added now, [`Error::Offline`] if the relay is away when
-    /// this is called. If it goes away later, this waits for its return.
+    /// this is called, [`Error::OtherRelay`] if another one is in its place. If it goes away later, this waits for its
+    /// return.
     pub async fn add(&self, who: AccountId) -> Result<(), Error> {
         self.change_members(Task::Add { account: who }).await
     }
@@ -159,6 +160,9 @@ impl Group {
             state = settled => state.is_ok_and(|state| *state == Connection::Online),
             () = self.engine().stopped() => return Err(Error::Closed),
         };
+        if !online && self.engine().api.all_strange() {
+            return Err(Error::OtherRelay);
+        }
         if !online {
             return Err(Error::Offline(crate::api::ApiError::Unreachable("there is no connection".into())));
         }

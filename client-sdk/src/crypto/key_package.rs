@@ -3,6 +3,7 @@
 use openmls::prelude::{
     KeyPackage, KeyPackageIn, Lifetime, ProtocolVersion, tls_codec::Deserialize as _, tls_codec::Serialize as _,
 };
+use openmls_traits::storage::StorageProvider as _;
 use undertone_wire::{Bytes, DeviceList, Limits};
 
 use super::{CryptoError, Identity, Member, Provider, SUITE, capabilities, member::VerifiedLeaf};
@@ -28,6 +29,20 @@ pub(crate) fn make(
     }
     let bundle = builder.build(SUITE, provider, identity, identity.credential()).map_err(CryptoError::storage)?;
     Ok(bundle.key_package().tls_serialize_detached().map_err(CryptoError::invalid)?.into())
+}
+
+/// Forgets the private half of each of these key packages of this device whose lifetime was over at `now_ms`. A Welcome for
+/// one cannot come any more: nobody adds what does not outlive the relay's retention.
+pub(crate) fn forget_expired(
+    provider: &impl Provider,
+    key_packages: &[KeyPackage],
+    now_ms: u64,
+) -> Result<(), CryptoError> {
+    for expired in key_packages.iter().filter(|one| one.life_time().not_after() < now_ms / 1_000) {
+        let reference = expired.hash_ref(provider.crypto()).map_err(CryptoError::invalid)?;
+        provider.storage().delete_key_package(&reference).map_err(CryptoError::storage)?;
+    }
+    Ok(())
 }
 
 /// A key package that may enter a commit: it verifies, has enough of its lifetime left for a member that applies the

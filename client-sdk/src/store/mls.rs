@@ -1,11 +1,12 @@
 //! The seam between MLS and the store: an openmls provider whose storage is the open transaction.
 
+use openmls::prelude::KeyPackage;
 use openmls_rust_crypto::RustCrypto;
 use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
 use openmls_traits::OpenMlsProvider;
 use rusqlite::Connection;
 
-use super::Tx;
+use super::{StoreError, Tx};
 
 /// How openmls state is written. It must be self-describing, which rules out the more compact formats.
 #[derive(Default)]
@@ -54,7 +55,25 @@ impl<'a> OpenMlsProvider for MlsProvider<'a> {
     }
 }
 
+/// The public half of a stored key package. What else is stored with it is not read.
+#[derive(serde::Deserialize)]
+struct Public {
+    key_package: KeyPackage,
+}
+
 impl Tx<'_> {
+    /// The public halves of all key packages whose private halves are kept.
+    pub(crate) fn key_packages(&self) -> Result<Vec<KeyPackage>, StoreError> {
+        let mut select = self.prepare_cached("SELECT key_package FROM openmls_key_packages")?;
+        let stored = select.query_map([], |row| Ok(Cbor::from_slice(row.get_ref(0)?.as_blob()?)))?;
+        let mut key_packages = Vec::new();
+        for one in stored {
+            let Public { key_package } = one?.map_err(|error| StoreError::Corrupt(error.to_string()))?;
+            key_packages.push(key_package);
+        }
+        Ok(key_packages)
+    }
+
     /// MLS over this transaction.
     pub(crate) fn mls(&self) -> MlsProvider<'_> {
         MlsProvider { crypto: self.crypto, storage: SqliteStorageProvider::new(&self.tx) }

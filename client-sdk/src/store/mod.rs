@@ -45,7 +45,11 @@ const DATABASE: &str = "undertone.db";
 const LOCK: &str = "lock";
 
 /// Each file raises `user_version` by one. A shipped file is never edited.
-const MIGRATIONS: &[&str] = &[include_str!("schema/0001_init.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema/0001_init.sql"),
+    include_str!("schema/0002_relays.sql"),
+    include_str!("schema/0003_refusals.sql"),
+];
 
 /// What a local store is encrypted with.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]

@@ -69,7 +69,12 @@ pub(crate) struct OutboxRow {
     pub(crate) task: Task,
     pub(crate) content_id: Option<MessageId>,
     pub(crate) state: OutboxState,
+    /// How often it was put off, for whatever reason.
     pub(crate) attempts: u32,
+    /// How often the relay has refused it for a reason that should pass.
+    pub(crate) refusals: u32,
+    /// How often, since it was last started over, the relay did not know of commits that were applied here.
+    pub(crate) setbacks: u32,
     /// Of a posted row: its id at the relay and the exact request, in CBOR.
     pub(crate) posted: Option<(MessageId, Vec<u8>)>,
 }
@@ -85,7 +90,7 @@ impl OutboxState {
     }
 }
 
-const COLUMNS: &str = "id, group_id, task, content_id, state, attempts, message_id, request";
+const COLUMNS: &str = "id, group_id, task, content_id, state, attempts, message_id, request, refusals, setbacks";
 
 impl Tx<'_> {
     /// Adds a row at the end of its group's queue.
@@ -181,7 +186,7 @@ impl Tx<'_> {
 
     /// The relay has said no, or can only say no: start over once the queue entry `wait_for_seq` was applied.
     pub(crate) fn set_waiting(&self, id: i64, wait_for_seq: u64) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE outbox SET state = 'waiting', wait_for_seq = ?2,
+        const UPDATE: &str = "UPDATE outbox SET state = 'waiting', wait_for_seq = ?2, setbacks = 0,
             message_id = NULL, request = NULL WHERE id = ?1";
         self.execute(UPDATE, params![id, wait_for_seq])?;
         self.changes.work.set(true);
@@ -193,6 +198,24 @@ impl Tx<'_> {
         const UPDATE: &str = "UPDATE outbox SET attempts = attempts + 1, not_before_ms = ?2 WHERE id = ?1";
         self.execute(UPDATE, params![id, not_before_ms])?;
         Ok(())
+    }
+
+    /// The relay has refused it for a reason that should pass: count that, and try again at a later time.
+    pub(crate) fn count_refusal(&self, id: i64, not_before_ms: u64) -> Result<(), StoreError> {
+        self.execute("UPDATE outbox SET refusals = refusals + 1 WHERE id = ?1", [id])?;
+        self.defer_task(id, not_before_ms)
+    }
+
+    /// The relay does not know of commits that were applied here: count that, and try again at a later time.
+    pub(crate) fn count_setback(&self, id: i64, not_before_ms: u64) -> Result<(), StoreError> {
+        self.execute("UPDATE outbox SET setbacks = setbacks + 1 WHERE id = ?1", [id])?;
+        self.defer_task(id, not_before_ms)
+    }
+
+    /// Whether something was accepted whose own row others wait for.
+    pub(crate) fn awaits_own_row(&self) -> Result<bool, StoreError> {
+        const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM outbox WHERE state = 'accepted' AND blocks = 1)";
+        Ok(self.query_row(SELECT, [], |row| row.get(0))?)
     }
 
     /// The own row of what was accepted may have been missed. Unless it comes up to `wait_for_seq`, start over.
@@ -233,6 +256,8 @@ fn row_from(row: &Row<'_>) -> rusqlite::Result<OutboxRow> {
         content_id,
         state: OutboxState::from_row(row, 4)?,
         attempts: row.get(5)?,
+        refusals: row.get(8)?,
+        setbacks: row.get(9)?,
         posted,
     })
 }

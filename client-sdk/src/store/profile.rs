@@ -1,4 +1,4 @@
-//! Who this device is, its session, and how far it has read its queue.
+//! Who this device is, where its relay is, its session, and how far it has read its queue.
 
 use rusqlite::{OptionalExtension as _, params};
 use undertone_wire::{Bytes, Encoding, RelayId, Username};
@@ -9,7 +9,8 @@ use crate::crypto::Identity;
 /// The one row that makes a store this device's.
 #[derive(Debug, Clone)]
 pub(crate) struct Profile {
-    pub(crate) relay_url: String,
+    /// Where the relay is, in the order in which addresses are tried; each once.
+    pub(crate) relay_urls: Vec<String>,
     pub(crate) relay_id: RelayId,
     pub(crate) identity: Identity,
     pub(crate) username: Option<Username>,
@@ -20,15 +21,16 @@ pub(crate) struct Profile {
 impl Tx<'_> {
     /// The profile; `None` in a new store.
     pub(crate) fn profile(&self) -> Result<Option<Profile>, StoreError> {
-        const SELECT: &str = "SELECT relay_url, relay_id, identity, username, registered FROM profile";
+        const SELECT: &str = "SELECT relay_id, identity, username, registered FROM profile";
+        let relay_urls = self.relay_urls()?;
         let profile = self.query_row(SELECT, [], |row| {
-            let username: Option<String> = row.get(3)?;
+            let username: Option<String> = row.get(2)?;
             Ok(Profile {
-                relay_url: row.get(0)?,
-                relay_id: bytes(row, 1)?,
-                identity: cbor(row, 2)?,
+                relay_urls,
+                relay_id: bytes(row, 0)?,
+                identity: cbor(row, 1)?,
                 username: username.and_then(|name| name.parse().ok()),
-                registered: row.get(4)?,
+                registered: row.get(3)?,
             })
         });
         Ok(profile.optional()?)
@@ -36,16 +38,67 @@ impl Tx<'_> {
 
     /// Writes the profile of a new store, or of one whose registration was not finished.
     pub(crate) fn save_profile(&self, profile: &Profile) -> Result<(), StoreError> {
-        const UPSERT: &str = "INSERT INTO profile (id, relay_url, relay_id, identity, username, registered, cursor)
-            VALUES (1, ?1, ?2, ?3, ?4, ?5, 0)
-            ON CONFLICT (id) DO UPDATE SET relay_url = ?1, relay_id = ?2, identity = ?3, username = ?4, registered = ?5";
+        const UPSERT: &str = "INSERT INTO profile (id, relay_id, identity, username, registered, cursor)
+            VALUES (1, ?1, ?2, ?3, ?4, 0)
+            ON CONFLICT (id) DO UPDATE SET relay_id = ?1, identity = ?2, username = ?3, registered = ?4";
         let identity = zeroize::Zeroizing::new(Encoding::Cbor.encode(&profile.identity));
         let username = profile.username.as_ref().map(Username::as_str);
-        self.execute(
-            UPSERT,
-            params![profile.relay_url, profile.relay_id.as_bytes(), *identity, username, profile.registered],
-        )?;
+        self.execute(UPSERT, params![profile.relay_id.as_bytes(), *identity, username, profile.registered])?;
+        self.set_relay_urls(&profile.relay_urls)
+    }
+
+    fn relay_urls(&self) -> Result<Vec<String>, StoreError> {
+        let mut select = self.prepare("SELECT url FROM relay_urls ORDER BY position")?;
+        let urls = select.query_map([], |row| row.get(0))?;
+        Ok(urls.collect::<Result<_, _>>()?)
+    }
+
+    /// Replaces the relay's addresses. What was told of one that stays is not told again.
+    pub(crate) fn set_relay_urls(&self, urls: &[String]) -> Result<(), StoreError> {
+        if self.relay_urls()? == urls {
+            return Ok(());
+        }
+        let mut select = self.prepare("SELECT url FROM relay_urls WHERE strange = 1")?;
+        let strange: Vec<String> = select.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        self.execute("DELETE FROM relay_urls", [])?;
+        for (position, url) in (0_i64..).zip(urls) {
+            const INSERT: &str = "INSERT INTO relay_urls (position, url, strange) VALUES (?1, ?2, ?3)";
+            self.execute(INSERT, params![position, url, strange.contains(url)])?;
+        }
         Ok(())
+    }
+
+    /// Notes that an address is another relay's. Says whether that is news.
+    pub(crate) fn note_strange(&self, url: &str) -> Result<bool, StoreError> {
+        Ok(self.execute("UPDATE relay_urls SET strange = 1 WHERE url = ?1 AND strange = 0", [url])? > 0)
+    }
+
+    /// Notes that an address is the relay's own: that it is another's is news again.
+    pub(crate) fn note_own(&self, url: &str) -> Result<(), StoreError> {
+        self.execute("UPDATE relay_urls SET strange = 0 WHERE url = ?1 AND strange = 1", [url])?;
+        Ok(())
+    }
+
+    /// Whether the last-resort key package was handed out and is to be replaced.
+    pub(crate) fn last_resort_used(&self) -> Result<bool, StoreError> {
+        Ok(self.query_row("SELECT last_resort_used FROM profile", [], |row| row.get(0))?)
+    }
+
+    /// Notes that the last-resort key package was handed out, or that a new one was made.
+    pub(crate) fn set_last_resort_used(&self, used: bool) -> Result<(), StoreError> {
+        self.execute("UPDATE profile SET last_resort_used = ?1", [used])?;
+        Ok(())
+    }
+
+    /// When the last-resort key package was last replaced because it had been handed out; 0 if never.
+    pub(crate) fn last_resort_renewed_ms(&self) -> Result<u64, StoreError> {
+        Ok(self.query_row("SELECT last_resort_renewed_ms FROM profile", [], |row| row.get(0))?)
+    }
+
+    /// Notes that the last-resort key package was replaced because it had been handed out.
+    pub(crate) fn set_last_resort_renewed(&self, now_ms: u64) -> Result<(), StoreError> {
+        self.execute("UPDATE profile SET last_resort_renewed_ms = ?1", [now_ms])?;
+        self.set_last_resort_used(false)
     }
 
     /// The bearer token of the present session.
@@ -70,5 +123,83 @@ impl Tx<'_> {
         self.execute("UPDATE profile SET cursor = ?1", [seq])?;
         self.changes.work.set(true);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Error, StoreKey,
+        crypto::Entropy,
+        store::{MIGRATIONS, Store},
+    };
+
+    fn urls(urls: &[&str]) -> Vec<String> {
+        urls.iter().map(|url| (*url).to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn addresses_keep_their_order_and_what_was_told_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), StoreKey::Raw32([1; 32])).await.unwrap();
+        let profile = Profile {
+            relay_urls: urls(&["http://b", "http://a"]),
+            relay_id: RelayId::from_random([1; 16]),
+            identity: Identity::create(Entropy::system()).unwrap(),
+            username: None,
+            registered: true,
+        };
+        let done = store.with_tx(move |tx| {
+            tx.save_profile(&profile)?;
+            assert_eq!(tx.profile()?.unwrap().relay_urls, ["http://b", "http://a"]);
+            assert!(tx.note_strange("http://a")?);
+            assert!(!tx.note_strange("http://a")? && !tx.note_strange("http://elsewhere")?);
+            tx.set_relay_urls(&urls(&["http://a", "http://c"]))?;
+            assert_eq!(tx.profile()?.unwrap().relay_urls, ["http://a", "http://c"]);
+            assert!(!tx.note_strange("http://a")? && tx.note_strange("http://c")?);
+            tx.note_own("http://a")?;
+            assert!(tx.note_strange("http://a")? && !tx.note_strange("http://c")?);
+            Ok::<_, Error>(())
+        });
+        done.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_wish_for_a_new_last_resort_key_package_outlives_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = async || Store::open(folder.path(), StoreKey::Raw32([1; 32])).await.unwrap();
+        let store = open().await;
+        let profile = Profile {
+            relay_urls: vec![],
+            relay_id: RelayId::from_random([1; 16]),
+            identity: Identity::create(Entropy::system()).unwrap(),
+            username: None,
+            registered: true,
+        };
+        let wished = store.with_tx(move |tx| {
+            tx.save_profile(&profile)?;
+            assert!(!tx.last_resort_used()?);
+            tx.set_last_resort_used(true).map_err(Error::from)
+        });
+        wished.await.unwrap();
+        store.close().await;
+        let used = open().await.with_tx(|tx| tx.last_resort_used().map_err(Error::from)).await;
+        assert!(used.unwrap());
+    }
+
+    #[test]
+    fn the_one_address_of_an_older_store_is_kept() {
+        let store = rusqlite::Connection::open_in_memory().unwrap();
+        store.execute_batch(MIGRATIONS[0]).unwrap();
+        const INSERT: &str = "INSERT INTO profile (id, relay_url, relay_id, identity, registered, cursor)
+            VALUES (1, 'http://relay.example', x'00', x'00', 1, 7)";
+        store.execute(INSERT, []).unwrap();
+        store.execute_batch(MIGRATIONS[1]).unwrap();
+        let url: String = store.query_row("SELECT url FROM relay_urls", [], |row| row.get(0)).unwrap();
+        let kept: (u64, bool) = store
+            .query_row("SELECT cursor, last_resort_used FROM profile", [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap();
+        assert_eq!((url.as_str(), kept), ("http://relay.example", (7, false)));
     }
 }

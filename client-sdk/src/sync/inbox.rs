@@ -6,7 +6,7 @@
 //! Invariant: applying is decided by the entry and the store alone. An error here is the store's and means: nothing
 //! was written, try again.
 
-use undertone_wire::{Account, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues};
+use undertone_wire::{Account, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues, suite};
 
 use crate::{
     Error,
@@ -29,6 +29,8 @@ pub(super) struct Effect {
     pub(super) joined: bool,
     /// A message was added.
     pub(super) received: bool,
+    /// The relay has told that key packages should be published.
+    pub(super) keys_wanted: bool,
 }
 
 /// Who applies, and when.
@@ -49,10 +51,21 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> 
             tx.look_at(*group_id, None)?;
             Effect::default()
         }
+        Envelope::KeysLow { .. } => Effect { keys_wanted: true, ..Effect::default() },
+        Envelope::LastResortUsed { suite } => last_resort_used(tx, *suite)?,
         _ => Effect::default(),
     };
     tx.set_cursor(delivery.seq)?;
     Ok(effect)
+}
+
+/// The wish to replace the last-resort key package outlives the entry that brought it.
+fn last_resort_used(tx: &Tx<'_>, suite: u16) -> Result<Effect, StoreError> {
+    let ours = suite == suite::DEFAULT;
+    if ours {
+        tx.set_last_resort_used(true)?;
+    }
+    Ok(Effect { keys_wanted: ours, ..Effect::default() })
 }
 
 /// Remembers a verified device list, and tells the app if the account's identity key has changed.

@@ -1,14 +1,16 @@
 //! Keeping key packages at the relay, so that others can add this device while it is away.
 //!
+//! A private half is forgotten when nobody can use its key package any more, so that the store does not grow.
+//!
 //! Invariant: the private half of a key package is on disk before the relay has the public one, and a batch is posted
 //! under one message id until the relay has said yes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use undertone_wire::{ErrorCode, KeyCounts, PublishRequest, suite};
+use undertone_wire::{KeyCounts, PublishRequest, suite};
 
-use super::{Engine, backoff::Backoff};
-use crate::{Error, api::ApiError, crypto::key_package, event::Connection};
+use super::{Engine, backoff::Backoff, session};
+use crate::{Error, api::RelayApi as _, crypto::key_package, event::Connection};
 
 /// A device has so many one-time key packages after topping up.
 const FULL: u64 = 100;
@@ -16,41 +18,85 @@ const FULL: u64 = 100;
 /// It tops up when fewer than this are left.
 const LOW: u64 = 50;
 
-/// Tops up whenever the connection is new or a key package was used, until the engine stops.
+/// A last-resort key package that was handed out is replaced once in this time at most, however often others are.
+const RENEW_EVERY_MS: u64 = 60 * 60 * 1_000;
+
+/// Tops up whenever the connection is new, a key package was used, or the relay says that few are left, until the engine
+/// stops.
 pub(super) async fn run(engine: Arc<Engine>) {
     let mut connection = engine.connection();
     let mut wanted = engine.keys_wanted.subscribe();
     let mut backoff = Backoff::new(engine.entropy);
     loop {
         let online = *connection.borrow_and_update() == Connection::Online;
-        let failed = online
-            && tokio::select! {
-                published = engine.publish_keys() => published.is_err(),
-                () = engine.stopped() => return,
-            };
-        if !failed {
-            backoff.reset();
-        }
+        let again_in = async { if online { engine.publish_keys().await } else { Ok(None) } };
+        let published = tokio::select! {
+            published = again_in => published,
+            () = engine.stopped() => return,
+        };
+        let pause = match published {
+            Ok(again_in) => {
+                backoff.reset();
+                again_in
+            }
+            Err(error) => {
+                tracing::debug!(%error, "key packages could not be published");
+                Some(backoff.wait())
+            }
+        };
         tokio::select! {
             Ok(()) = connection.changed() => {}
             Ok(()) = wanted.changed() => {}
-            () = tokio::time::sleep(backoff.wait()), if failed => {}
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
             () = engine.stopped() => return,
         }
     }
 }
 
-/// Publishes what is missing at the relay.
-pub(super) async fn top_up(engine: &Engine) -> Result<(), Error> {
+/// Publishes what is missing at the relay. Answers with how long a renewal that is still wanted has to wait.
+pub(super) async fn top_up(engine: &Engine) -> Result<Option<Duration>, Error> {
     publish_pending(engine).await?;
     let counts = engine.signed_in(|token| async move { engine.api.key_counts(&token).await }).await?;
     let (one_time, last_resort) = of_default_suite(&counts);
     let missing = if one_time < LOW { FULL - one_time } else { 0 };
-    if missing > 0 || !last_resort {
-        make(engine, missing, !last_resort).await?;
+    forget_expired(engine).await?;
+    let wait_ms = renewal_in_ms(engine).await?;
+    let renewed = if last_resort { (wait_ms == Some(0)).then_some(Why::Used) } else { Some(Why::Missing) };
+    if missing > 0 || renewed.is_some() {
+        make(engine, missing, renewed).await?;
         publish_pending(engine).await?;
     }
-    Ok(())
+    Ok(wait_ms.filter(|_| renewed.is_none()).map(Duration::from_millis))
+}
+
+/// Why a last-resort key package is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// The relay has none.
+    Missing,
+    /// The one that it has was handed out.
+    Used,
+}
+
+/// In what time the last-resort key package is to be replaced; `None` if it was not handed out.
+async fn renewal_in_ms(engine: &Engine) -> Result<Option<u64>, Error> {
+    let known = engine.store.with_tx(|tx| {
+        let used = tx.last_resort_used()?;
+        Ok::<_, Error>(used.then_some(tx.last_resort_renewed_ms()?))
+    });
+    let now_ms = engine.clock.now_ms();
+    // A clock that was set back must not keep it for ever.
+    let since = |renewed_ms| now_ms.checked_sub(renewed_ms).unwrap_or(RENEW_EVERY_MS);
+    Ok(known.await?.map(|renewed_ms| RENEW_EVERY_MS.saturating_sub(since(renewed_ms))))
+}
+
+/// Forgets the private halves of key packages that are past their lifetime, by the device's clock and by the relay's.
+async fn forget_expired(engine: &Engine) -> Result<(), Error> {
+    let now_ms = engine.clock.now_ms().min(engine.relay_now_ms());
+    engine
+        .store
+        .with_tx(move |tx| key_package::forget_expired(&tx.mls(), &tx.key_packages()?, now_ms).map_err(Error::from))
+        .await
 }
 
 fn of_default_suite(counts: &KeyCounts) -> (u64, bool) {
@@ -58,15 +104,20 @@ fn of_default_suite(counts: &KeyCounts) -> (u64, bool) {
     count.map_or((0, false), |count| (count.one_time, count.last_resort))
 }
 
-async fn make(engine: &Engine, one_time: u64, last_resort: bool) -> Result<(), Error> {
+async fn make(engine: &Engine, one_time: u64, last_resort: Option<Why>) -> Result<(), Error> {
     let message_id = engine.message_id()?;
-    let (identity, now_ms) = (engine.identity.clone(), engine.relay_now_ms());
+    let (identity, now_ms, renewed_ms) = (engine.identity.clone(), engine.relay_now_ms(), engine.clock.now_ms());
     engine
         .store
         .with_tx(move |tx| {
             let make = |last_resort| key_package::make(&tx.mls(), &identity, now_ms, last_resort);
             let key_packages = (0..one_time).map(|_| make(false)).collect::<Result<_, _>>()?;
-            let last_resort = if last_resort { Some(make(true)?) } else { None };
+            match last_resort {
+                Some(Why::Used) => tx.set_last_resort_renewed(renewed_ms)?,
+                Some(Why::Missing) => tx.set_last_resort_used(false)?,
+                None => {}
+            }
+            let last_resort = last_resort.map(|_| make(true)).transpose()?;
             tx.add_publication(&PublishRequest { message_id, key_packages, last_resort }).map_err(Error::from)
         })
         .await
@@ -79,10 +130,8 @@ async fn publish_pending(engine: &Engine) -> Result<(), Error> {
         match answer {
             Ok(_) => {}
             // The relay has them or will never take them; the counts tell what is missing then.
-            Err(ApiError::Refused(problem))
-                if !matches!(problem.code, ErrorCode::Internal | ErrorCode::Unavailable) =>
-            {
-                tracing::warn!(code = %problem.code, "a batch of key packages was refused");
+            Err(error) if error.is_a_no() && !session::has_ended(&error) => {
+                tracing::warn!(%error, "a batch of key packages was refused");
             }
             Err(error) => return Err(error.into()),
         }

@@ -4,6 +4,8 @@
 //! the relay, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages there. They meet only in the store: each step is one transaction, and
 //! the next step is found by reading it, so that a restart goes on where the last one stopped.
 //!
+//! Another relay at the relay's address is to all of them as no relay: nothing is sent there, nothing is given up.
+//!
 //! Invariant: what was posted is not given up before the relay's word on it is known, from its answer or from this
 //! device's own queue.
 
@@ -23,6 +25,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -33,16 +36,16 @@ use undertone_wire::{Account, AccountId, Bytes, DeviceList, MessageId, RelayId};
 
 use crate::{
     Error,
-    api::{ApiError, RelayApi},
+    api::{Addresses, ApiError, RelayApi as _, Whose},
     clock::Clock,
     crypto::{Entropy, Identity},
-    event::{Connection, Contact},
+    event::{Connection, Contact, StoredEvent},
     store::Store,
 };
 
 /// What all tasks of a client share.
 pub(crate) struct Engine {
-    pub(crate) api: Arc<dyn RelayApi>,
+    pub(crate) api: Addresses,
     pub(crate) store: Store,
     pub(crate) identity: Arc<Identity>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -63,7 +66,7 @@ pub(crate) type Tasks = JoinSet<()>;
 
 impl Engine {
     pub(crate) fn new(
-        api: Arc<dyn RelayApi>,
+        api: Addresses,
         store: Store,
         identity: Arc<Identity>,
         relay_id: RelayId,
@@ -122,15 +125,50 @@ impl Engine {
         Ok(MessageId::from_parts(self.relay_now_ms(), self.entropy.bytes()?))
     }
 
-    /// Does a request that needs a session: logs in first if there is none, and once again if it has ended.
+    /// Does a request that needs a session, at each address of the relay in turn until one answers. It may arrive more
+    /// than once.
     pub(crate) async fn signed_in<T, F>(&self, request: impl Fn(Bytes) -> F) -> Result<T, ApiError>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let answer = in_turn(&self.api, || self.signed_in_at_one(&request)).await;
+        self.tell_whose_addresses().await;
+        answer
+    }
+
+    /// Logs in first if there is no session, and once again if it has ended.
+    async fn signed_in_at_one<T, F>(&self, request: impl Fn(Bytes) -> F) -> Result<T, ApiError>
     where
         F: Future<Output = Result<T, ApiError>>,
     {
         let token = self.session.token(self).await?;
         match request(token.clone()).await {
-            Err(error) if session::has_ended(&error) => request(self.session.renew(self, &token).await?).await,
+            Err(error) if session::has_ended(&error) => {
+                let answer = request(self.session.renew(self, &token).await?).await;
+                if answer.as_ref().is_err_and(session::has_ended) {
+                    // Another relay may have come in between. What it refuses says nothing of this device.
+                    self.api.is_still_itself().await?;
+                }
+                answer
+            }
             answer => answer,
+        }
+    }
+
+    /// Notes whose the addresses turned out to be. That one is another relay's is told once, until it is the relay's again.
+    pub(crate) async fn tell_whose_addresses(&self) {
+        for (url, whose) in self.api.take_found() {
+            let told = self.store.with_tx(move |tx| {
+                match whose {
+                    Whose::Own => tx.note_own(&url)?,
+                    Whose::Strange if tx.note_strange(&url)? => tx.add_event(&StoredEvent::OtherRelay { url })?,
+                    Whose::Strange => {}
+                }
+                Ok::<_, Error>(())
+            });
+            if let Err(error) = told.await {
+                tracing::debug!(%error, "whose an address is could not be noted");
+            }
         }
     }
 
@@ -152,8 +190,9 @@ impl Engine {
         Ok((contact, list))
     }
 
-    /// Publishes the key packages that are missing at the relay.
-    pub(crate) async fn publish_keys(&self) -> Result<(), Error> {
+    /// Publishes the key packages that are missing at the relay. Answers with the time until that should be done again, if
+    /// it is known.
+    pub(crate) async fn publish_keys(&self) -> Result<Option<Duration>, Error> {
         let _one_at_a_time = self.key_upkeep.lock().await;
         key_upkeep::top_up(self).await
     }
@@ -180,6 +219,22 @@ impl Engine {
     pub(crate) fn set_connection(&self, state: Connection) {
         self.connection.send_if_modified(|current| std::mem::replace(current, state) != state);
     }
+}
+
+/// Asks at each address of the relay once, until one answers.
+pub(crate) async fn in_turn<T, F>(api: &Addresses, ask: impl Fn() -> F) -> Result<T, ApiError>
+where
+    F: Future<Output = Result<T, ApiError>>,
+{
+    for _ in 1..api.ways() {
+        match ask().await {
+            Err(error) if error.may_do_elsewhere() => {
+                tracing::debug!(%error, "another address of the relay is tried");
+            }
+            answer => return answer,
+        }
+    }
+    ask().await
 }
 
 /// "Not found" of an account, as what it means to an app.

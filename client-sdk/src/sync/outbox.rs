@@ -20,7 +20,7 @@ use undertone_wire::{
 use super::{Engine, backoff::Backoff, inbox};
 use crate::{
     Error,
-    api::ApiError,
+    api::{ApiError, RelayApi as _},
     crypto::{
         Member,
         group::{self, Change, Staged},
@@ -32,6 +32,10 @@ use crate::{
 
 /// A task that the relay refuses so often for a reason that should pass is given up.
 const REFUSALS_MAX: u32 = 20;
+
+/// A group of which the relay does not know all commits so often is over. With the pauses between, that is for a
+/// minute, in which somebody who restores a relay may put things right.
+const SETBACKS_MAX: u32 = 8;
 
 /// The first pause of a task that the relay cannot do now; it doubles seven times.
 const DEFER_MS: u64 = 250;
@@ -112,7 +116,7 @@ async fn work(engine: &Engine, row: OutboxRow, claimed: &mut Claimed) -> Result<
         }
         // The relay answers, but not to this: the others do not wait for it.
         Err(Error::Offline(ApiError::Refused(problem))) => defer(engine, &row, &problem).await,
-        Err(Error::Offline(error)) => {
+        Err(error @ (Error::Offline(_) | Error::OtherRelay)) => {
             tracing::debug!(%error, "the relay cannot be asked");
             return Ok(Step::Offline);
         }
@@ -130,9 +134,13 @@ async fn work(engine: &Engine, row: OutboxRow, claimed: &mut Claimed) -> Result<
 /// Tries a row again later, later each time.
 async fn defer(engine: &Engine, row: &OutboxRow, problem: &Problem) -> Result<(), Error> {
     tracing::debug!(code = %problem.code, "a task is put off");
-    let wait_ms = DEFER_MS << row.attempts.min(7);
-    let (id, until_ms) = (row.id, engine.clock.now_ms().saturating_add(wait_ms));
+    let (id, until_ms) = (row.id, later(engine.clock.now_ms(), row.attempts));
     engine.store.with_tx(move |tx| tx.defer_task(id, until_ms).map_err(Error::from)).await
+}
+
+/// When to try again what has not worked `before` this time.
+fn later(now_ms: u64, before: u32) -> u64 {
+    now_ms.saturating_add(DEFER_MS << before.min(7))
 }
 
 async fn fail(engine: &Engine, row: &OutboxRow, error: Error) -> Result<(), Error> {
@@ -178,7 +186,7 @@ async fn encrypt(engine: &Engine, row: &OutboxRow, content: Bytes) -> Result<(),
             let bytes = group::encrypt(&tx.mls(), &identity, group.id, group.commit_seq, content.as_slice())?;
             let request = match row.task {
                 Task::Leave { .. } => Encoding::Cbor.encode(&LeaveRequest { message_id, notice: bytes.clone() }),
-                _ => Encoding::Cbor.encode(&SendRequest { message_id, message: bytes.clone() }),
+                _ => Encoding::Cbor.encode(&SendRequest { message_id, message: bytes.clone(), ttl_s: None }),
             };
             tx.set_posted(row.id, message_id, &request, &bytes).map_err(Error::from)
         })
@@ -308,25 +316,37 @@ async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Res
             let (stale, now_ms) = (stale.clone(), engine.clock.now_ms());
             still_posted(engine, row, move |tx, row| catch_up_or_end(tx, row, &stale, now_ms)).await
         }
+        // The relay once had the group, or nothing would have been posted there.
+        (ErrorCode::NotFound, _) => {
+            let now_ms = engine.clock.now_ms();
+            still_posted(engine, row, move |tx, row| match tx.active_group(row.group_id)? {
+                Some(group) => set_back(tx, row, &group, now_ms),
+                None => inbox::finish(tx, row, Err(Error::NotMember)),
+            })
+            .await
+        }
         // The answer has set the clock right, or the id has outlived the relay's memory: try under a new one. A commit may
         // stand in the queue already: the same one goes out again, and stays pending.
         (ErrorCode::ClockSkew | ErrorCode::OutcomeUnknown, _) if row.task.commits() => {
-            let message_id = engine.message_id()?;
+            let (message_id, now_ms) = (engine.message_id()?, engine.clock.now_ms());
             still_posted(engine, row, move |tx, row| {
                 let Some((_, request)) = &row.posted else { return Ok(()) };
                 let request: CommitRequest =
                     Encoding::Cbor.decode(request).map_err(|error| StoreError::Corrupt(error.to_string()))?;
                 let request = CommitRequest { message_id, ..request };
-                tx.set_posted(row.id, message_id, &Encoding::Cbor.encode(&request), &request.commit)
+                tx.set_posted(row.id, message_id, &Encoding::Cbor.encode(&request), &request.commit)?;
+                // It is never given up, so it is not asked in a loop either.
+                let not_before_ms = row.refusals.checked_sub(1).map_or(0, |before| later(now_ms, before));
+                tx.count_refusal(row.id, not_before_ms)
             })
             .await
         }
         (ErrorCode::ClockSkew | ErrorCode::OutcomeUnknown | ErrorCode::UnknownDevice, _)
-            if row.attempts < REFUSALS_MAX =>
+            if row.refusals < REFUSALS_MAX =>
         {
             still_posted(engine, row, |tx, row| {
                 tx.set_waiting(row.id, 0)?;
-                tx.defer_task(row.id, 0)
+                tx.count_refusal(row.id, 0)
             })
             .await
         }
@@ -345,7 +365,10 @@ fn catch_up_or_end(tx: &Tx<'_>, row: &OutboxRow, stale: &StaleGroup, now_ms: u64
     if last > tx.cursor()? && i64::try_from(last).is_ok() {
         return tx.set_waiting(row.id, last);
     }
-    let left = matches!(row.task, Task::Leave { .. });
+    let left = matches!(row.task, Task::Leave { .. }) && !stale.member;
+    if !left && stale.position.commit_seq < group.commit_seq {
+        return set_back(tx, row, &group, now_ms);
+    }
     let (state, event) = match stale.member {
         false if left => (GroupState::Left, StoredEvent::Left { group_id: group.id }),
         false => (GroupState::Removed, StoredEvent::Removed { group_id: group.id, by: None }),
@@ -353,9 +376,19 @@ fn catch_up_or_end(tx: &Tx<'_>, row: &OutboxRow, stale: &StaleGroup, now_ms: u64
             (GroupState::Stuck, StoredEvent::Stuck { group_id: group.id })
         }
         // The relay contradicts itself.
-        true => return tx.defer_task(row.id, now_ms.saturating_add(DEFER_MS << row.attempts.min(7))),
+        true => return tx.defer_task(row.id, later(now_ms, row.attempts)),
     };
     inbox::end_group(tx, &group, state, &event)
+}
+
+/// The relay does not know of commits that were applied here, or of the group: it was set back to an earlier state.
+/// Nothing that is posted from here can be accepted there; if that stays so, the group is over on this device.
+fn set_back(tx: &Tx<'_>, row: &OutboxRow, group: &GroupRow, now_ms: u64) -> Result<(), StoreError> {
+    if row.setbacks < SETBACKS_MAX {
+        return tx.count_setback(row.id, later(now_ms, row.setbacks));
+    }
+    tracing::warn!("the relay has lost commits of a group; the group cannot go on here");
+    inbox::end_group(tx, group, GroupState::Stuck, &StoredEvent::Stuck { group_id: group.id })
 }
 
 /// Changes a row after the relay's word, unless the queue has told more meanwhile.

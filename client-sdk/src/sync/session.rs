@@ -8,7 +8,7 @@ use undertone_wire::{Bytes, ErrorCode};
 use super::Engine;
 use crate::{
     Error,
-    api::ApiError,
+    api::{ApiError, RelayApi as _},
     store::{StoreError, Tx},
 };
 
@@ -52,6 +52,12 @@ impl Session {
 async fn login(engine: &Engine) -> Result<Bytes, ApiError> {
     let challenge = engine.api.challenge().await?;
     let session = engine.api.login(&engine.identity.login(engine.relay_id, challenge.nonce)).await;
+    if let Err(error) = &session
+        && error.is_a_no()
+    {
+        // Another relay may stand there since the address was confirmed. What it refuses says nothing of this device.
+        engine.api.is_still_itself().await?;
+    }
     let session = session.map_err(|error| match error.code() {
         // The challenge was over: the next attempt gets another.
         Some(ErrorCode::Unauthenticated) => ApiError::Unreachable("the log-in took too long".into()),

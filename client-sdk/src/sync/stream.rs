@@ -5,12 +5,12 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use undertone_wire::{AckRequest, ByeReason, ClientFrame, Delivery, ServerFrame};
+use undertone_wire::{AckRequest, ByeReason, ClientFrame, Delivery, ServerFrame, Span};
 
 use super::{Engine, backoff::Backoff, inbox, session};
 use crate::{
     Error,
-    api::{ApiError, FrameStream},
+    api::{ApiError, FrameStream, RelayApi as _},
     event::{Connection, StoredEvent},
 };
 
@@ -21,12 +21,23 @@ const ACK_EVERY: u64 = 64;
 enum Ended {
     /// Try again.
     Lost,
+    /// It was open, and another one may be had where it was not tried: so many times at once until one works.
+    Elsewhere(usize),
     /// The engine is to stop.
     Stopped,
     /// Another stream of this device has taken over.
     Replaced,
     /// The relay does not know this device any more.
     SignedOut,
+}
+
+/// What a stream has told of how far the queue goes.
+#[derive(Clone, Copy)]
+struct Known {
+    /// As of the last hello or caught-up.
+    next_seq: u64,
+    /// Everything up to there was told. What comes from then on may be newer, missed numbers too.
+    caught_up: bool,
 }
 
 /// Receives until the engine stops.
@@ -37,8 +48,13 @@ pub(super) async fn run(engine: Arc<Engine>) {
             ended = receive(&engine, &mut backoff) => ended,
             () = engine.stopped() => Ended::Stopped,
         };
+        backoff.ended(engine.clock.now_ms());
         match ended {
-            Ended::Lost => engine.set_connection(Connection::Offline),
+            Ended::Elsewhere(most) if backoff.at_once(most) => {
+                engine.set_connection(Connection::Connecting);
+                continue;
+            }
+            Ended::Lost | Ended::Elsewhere(_) => engine.set_connection(Connection::Offline),
             Ended::Replaced => return engine.set_connection(Connection::Replaced),
             Ended::SignedOut => return engine.set_connection(Connection::SignedOut),
             Ended::Stopped => return last_ack(&engine).await,
@@ -65,32 +81,37 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
         }
     };
     // An ack may have been lost with the stream before.
-    let (mut acked, mut next_seq) = (0, cursor + 1);
+    let (mut acked, mut known) = (0, Known { next_seq: cursor + 1, caught_up: false });
     loop {
         let frame = match stream.next().await {
             Ok(frame) => frame,
             Err(error) => {
                 tracing::debug!(%error, "the stream was lost");
-                return Ended::Lost;
+                let ways = engine.api.ways();
+                // Another relay's address is no way to this one, and not counted among them.
+                let others = if matches!(error, ApiError::OtherRelay) { ways.max(1) } else { ways.saturating_sub(1) };
+                return Ended::Elsewhere(others);
             }
         };
         let went_on = match frame {
-            ServerFrame::Hello { relay_id, .. } if relay_id != engine.relay_id => return Ended::SignedOut,
             ServerFrame::Hello { next_seq: next, .. } => {
-                next_seq = next;
+                known.next_seq = next;
+                engine.tell_whose_addresses().await;
                 engine.set_connection(Connection::CatchingUp);
                 Ok(())
             }
             ServerFrame::Delivery { delivery } => apply(engine, &mut cursor, delivery).await,
-            ServerFrame::Missed { span } => missed(engine, &mut cursor, span.from, span.to, next_seq).await,
+            ServerFrame::Missed { span } => missed(engine, &mut cursor, span, known).await,
             ServerFrame::CaughtUp { next_seq: next } => {
-                next_seq = next;
-                backoff.reset();
+                known = Known { next_seq: next, caught_up: true };
+                backoff.works(engine.clock.now_ms());
                 let sent = ack(stream.as_mut(), &mut acked, cursor).await;
                 engine.set_connection(Connection::Online);
                 sent
             }
             ServerFrame::Bye { reason: ByeReason::Replaced } => return Ended::Replaced,
+            // With one address, another node may answer behind it.
+            ServerFrame::Bye { reason: ByeReason::Shutdown } => return Ended::Elsewhere(engine.api.ways().max(1)),
             ServerFrame::Bye { .. } => return Ended::Lost,
             _ => Ok(()),
         };
@@ -125,28 +146,35 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
     if effect.received {
         engine.received.fetch_add(1, Ordering::Relaxed);
     }
-    if effect.joined {
+    if effect.joined || effect.keys_wanted {
         engine.keys_wanted.send_replace(());
     }
     Ok(())
 }
 
-async fn missed(engine: &Engine, cursor: &mut u64, from: u64, to: u64, next_seq: u64) -> Result<(), Error> {
+async fn missed(engine: &Engine, cursor: &mut u64, span: Span, known: Known) -> Result<(), Error> {
+    let to = span.to;
     if to <= *cursor {
         return Ok(());
     }
-    if from > *cursor + 1 || to >= next_seq {
+    let new = to >= known.next_seq;
+    if span.from > *cursor + 1 || (new && !known.caught_up) {
         return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
     }
-    let from = from.max(*cursor + 1);
-    engine
-        .store
-        .with_tx(move |tx| {
-            tx.add_event(&StoredEvent::Missed { from, to })?;
-            tx.start_accepted_over(next_seq.saturating_sub(1))?;
-            tx.set_cursor(to).map_err(Error::from)
-        })
-        .await?;
+    let from = span.from.max(*cursor + 1);
+    let done = engine.store.with_tx(move |tx| {
+        // How far an own row may still come is known from the next hello only.
+        if new && tx.awaits_own_row()? {
+            return Ok::<_, Error>(false);
+        }
+        tx.add_event(&StoredEvent::Missed { from, to })?;
+        tx.start_accepted_over(known.next_seq.saturating_sub(1))?;
+        tx.set_cursor(to)?;
+        Ok(true)
+    });
+    if !done.await? {
+        return Err(Error::Offline(ApiError::Unreachable("a new stream tells how far the queue goes".into())));
+    }
     *cursor = to;
     Ok(())
 }

@@ -1,6 +1,12 @@
 //! Welcomes that a stranger crafts, and what a member can do to a history: through an honest relay.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use tempfile::TempDir;
@@ -8,8 +14,8 @@ use undertone_wire::{Bytes, ClaimRequest, CommitRequest, Delivery, Envelope, Gro
 
 use super::inbox;
 use crate::{
-    Client, Clock as _, Connection, Error, MessageStatus, StoreKey, SystemClock,
-    api::fake::FakeRelay,
+    Client, Clock, Connection, Error, MessageStatus, StoreKey, SystemClock,
+    api::{RelayApi as _, fake::FakeRelay},
     crypto::{
         Entropy, Identity, Member,
         group::{self, Change, Profile},
@@ -186,4 +192,40 @@ async fn a_content_id_used_again_by_another_member_does_not_move_a_page() {
         tx.history(good, HistoryPage { limit: 10, before: Some(id(1)) }).map_err(Error::from)
     });
     assert_eq!(page.await.unwrap().unwrap().len(), 0);
+}
+
+/// A clock that a test moves.
+struct Moved(AtomicU64);
+
+impl Clock for Moved {
+    fn now_ms(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn private_halves_are_forgotten_when_their_key_packages_are_over() {
+    const PAST_LIFETIME_MS: u64 = 91 * 24 * 60 * 60 * 1_000;
+    let (relay, folder) = (FakeRelay::new(), tempfile::tempdir().unwrap());
+    let clock = Arc::new(Moved(AtomicU64::new(now_ms())));
+    let told = Arc::clone(&clock);
+    let way = relay.connect_with_clock(Arc::new(move || told.now_ms()));
+    let builder = Client::builder("http://fake").api(way).clock(Arc::<Moved>::clone(&clock));
+    let alice = builder.store(folder.path(), StoreKey::Raw32([1; 32])).register("alice").await.unwrap();
+    let engine = alice.engine();
+    let kept = async || engine.store.with_tx(|tx| tx.key_packages().map_err(Error::from)).await.unwrap();
+    until("key packages to be made", async || kept().await.len() == 101).await;
+    let first = kept().await;
+    engine.publish_keys().await.unwrap();
+    assert_eq!(kept().await, first, "they live");
+    // A relay whose clock is wrong does not make the device forget them, nor does the device's own.
+    relay.set_time_ms(relay.time_ms() + PAST_LIFETIME_MS);
+    engine.publish_keys().await.unwrap();
+    let now = kept().await;
+    assert!(first.iter().all(|one| now.contains(one)));
+    clock.0.fetch_add(PAST_LIFETIME_MS, SeqCst);
+    engine.publish_keys().await.unwrap();
+    let now = kept().await;
+    assert!(!first.iter().any(|one| now.contains(one)));
+    assert!(!now.is_empty(), "others were made");
 }

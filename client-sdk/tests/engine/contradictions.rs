@@ -3,55 +3,20 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
 
-use undertone::{Client, Clock, Connection, Error, Event, Group, MessageStatus, SystemClock, api::ApiError};
+use undertone::{Client, Clock as _, Connection, Error, Event, Group, MessageStatus, SystemClock, api::ApiError};
 use undertone_wire::{Delivery, Envelope, ErrorCode, Problem, ServerFrame, StaleGroup, UnackedCommit};
 
 use crate::{
-    liar::{Call, Liar, Lie, refused},
-    world::{World, event, has_status, has_texts, joined, key, members, online, wait_until},
+    liar::{Call, Liar, Lie, lied_to, lost, refused, register_at, unknown},
+    world::{
+        Standing, World, event, has_commits, has_status, has_texts, joined, key, members, online, standing, wait_until,
+    },
 };
-
-/// A clock that stands still unless a test moves it.
-struct Standing(AtomicU64);
-
-impl Clock for Standing {
-    fn now_ms(&self) -> u64 {
-        self.0.load(SeqCst)
-    }
-}
-
-fn standing() -> Arc<Standing> {
-    Arc::new(Standing(AtomicU64::new(SystemClock.now_ms())))
-}
-
-async fn register_at(world: &World, liar: &Arc<Liar>, clock: Arc<dyn Clock>, name: &str) -> Client {
-    let builder = Client::builder("http://fake").api(Arc::<Liar>::clone(liar)).clock(clock);
-    let client = builder.store(world.store(name), key()).register(name).await.unwrap();
-    online(&client).await;
-    client
-}
-
-async fn lied_to(world: &World, name: &str) -> (Arc<Liar>, Client) {
-    let liar = Liar::new(world.relay.connect());
-    let client = register_at(world, &liar, Arc::new(SystemClock), name).await;
-    (liar, client)
-}
-
-fn lost() -> ApiError {
-    ApiError::Unreachable("lost".into())
-}
-
-async fn has_commits(world: &World, group: &Group, commits: u64) {
-    wait_until(format!("the relay to have {commits} commits"), async || {
-        (world.relay.group_position(&group.id()).unwrap().commit_seq == commits).then_some(())
-    })
-    .await;
-}
 
 /// The third has left; the first, whose turn it is to tidy, is away; the second has planned to tidy later.
 async fn somebody_left(world: &World) -> (Client, Arc<Standing>, Client, Group) {
@@ -326,4 +291,53 @@ async fn a_final_no_does_not_unsend_what_the_queue_has_confirmed() {
     has_status(&alice, second, MessageStatus::Sent).await;
     assert_eq!(alice.message_status(first).await.unwrap(), MessageStatus::Sent);
     has_texts(&groups[1], &["hello", "again"]).await;
+}
+
+#[tokio::test]
+async fn a_problem_of_a_later_version_is_read_by_its_status() {
+    let world = World::new();
+    let (liar, alice) = lied_to(&world, "alice").await;
+    let bob = world.register("bob").await;
+    let groups = world.group(&[&alice, &bob]).await;
+    liar.tell(|call| match call {
+        Call::Send(_, 0) => Some(Lie::Now(unknown(507))),
+        Call::Send(_, 2) => Some(Lie::Now(unknown(418))),
+        _ => None,
+    });
+    let repeated = groups[0].send("repeated").await.unwrap();
+    has_status(&alice, repeated, MessageStatus::Sent).await;
+    wait_until("it to be posted again", async || (liar.sends() == 2).then_some(())).await;
+    let refused = groups[0].send("refused").await.unwrap();
+    has_status(&alice, refused, MessageStatus::Failed).await;
+    has_texts(&groups[1], &["repeated"]).await;
+}
+
+#[tokio::test]
+async fn what_was_put_off_all_day_is_posted_anew_when_its_outcome_is_not_known() {
+    for code in [ErrorCode::OutcomeUnknown, ErrorCode::ClockSkew, ErrorCode::UnknownDevice] {
+        let (world, clock) = (World::new(), standing());
+        let liar = Liar::new(world.relay.connect());
+        let alice = register_at(&world, &liar, Arc::<Standing>::clone(&clock), "alice").await;
+        let bob = world.register("bob").await;
+        let (one, two) = (world.group(&[&alice, &bob]).await, world.group(&[&alice, &bob]).await);
+        let (late, tried, said) = (one[0].id(), Arc::new(AtomicUsize::new(0)), code.clone());
+        let counted = Arc::clone(&tried);
+        liar.tell(move |call| match call {
+            Call::Send(group, _) if group == late => match counted.fetch_add(1, SeqCst) {
+                0..30 => Some(Lie::Now(refused(ErrorCode::Unavailable))),
+                30 => Some(Lie::Now(refused(said.clone()))),
+                _ => None,
+            },
+            _ => None,
+        });
+        let id = one[0].send("late").await.unwrap();
+        for round in 1..=30 {
+            wait_until(format!("try {round}"), async || (tried.load(SeqCst) >= round).then_some(())).await;
+            clock.pass(&world, 33_000);
+            // The outbox looks at what is due when there is something to do.
+            two[0].send("look").await.unwrap();
+        }
+        has_status(&alice, id, MessageStatus::Sent).await;
+        has_texts(&one[1], &["late"]).await;
+    }
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use undertone::{Connection, Event, MessageStatus};
+use undertone_wire::ServerFrame;
 
+use crate::liar::lied_to;
 use crate::world::{World, builder_at, event, has_status, has_texts, joined, members, online, wait_until};
 
 #[tokio::test]
@@ -181,6 +183,65 @@ async fn what_was_not_taken_in_time_is_told() {
 }
 
 #[tokio::test]
+async fn a_restored_relay_is_one_event_and_nothing_else() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    groups[0].send("before").await.unwrap();
+    has_texts(&groups[1], &["before"]).await;
+    let device = bob.device_id();
+    wait_until("bob's queue to be drained", async || (world.relay.queue_len(&device) == 0).then_some(())).await;
+    let first = world.relay.next_seq(&device).unwrap();
+    for round in 0..3 {
+        world.relay.restore();
+        let text = format!("after {round}");
+        let id = groups[0].send(&text).await.unwrap();
+        has_status(&alice, id, MessageStatus::Sent).await;
+    }
+    has_texts(&groups[1], &["before", "after 0", "after 1", "after 2"]).await;
+    let id = groups[1].send("from bob").await.unwrap();
+    has_status(&bob, id, MessageStatus::Sent).await;
+    has_texts(&groups[0], &["before", "after 0", "after 1", "after 2", "from bob"]).await;
+    // Each jump is told once, whatever came between them.
+    let (mut missed, mut texts) = (vec![], 0);
+    while texts < 4 {
+        let (span, text) = event(&bob, |event| match event {
+            Event::Missed { from, to } => Some((Some((from, to)), 0)),
+            Event::MessageReceived(_) => Some((None, 1)),
+            _ => None,
+        })
+        .await;
+        missed.extend(span);
+        texts += text;
+    }
+    assert_eq!(missed.first().map(|(from, _)| *from), Some(first));
+    assert!(missed.windows(2).all(|pair| pair[0].1 < pair[1].0), "none is told twice: {missed:?}");
+    let numbers: u64 = missed.iter().map(|(from, to)| to - from + 1).sum();
+    assert_eq!(numbers, 3 << 32);
+    wait_until("everything to be acked", async || (world.relay.queue_len(&device) == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_knows_less_of_a_queue_than_its_device_changes_nothing() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    groups[0].send("before").await.unwrap();
+    has_texts(&groups[1], &["before"]).await;
+    wait_until("bob's queue to be drained", async || (world.relay.queue_len(&bob.device_id()) == 0).then_some(()))
+        .await;
+    world.relay.forget_numbers(&bob.device_id());
+    world.relay.cut_streams();
+    let missed = event(&bob, |event| match event {
+        Event::Missed { from, to } => Some(to - from + 1),
+        _ => None,
+    });
+    assert_eq!(missed.await, 1 << 32);
+    groups[0].send("after").await.unwrap();
+    has_texts(&groups[1], &["before", "after"]).await;
+}
+
+#[tokio::test]
 async fn a_second_process_with_a_copy_of_the_store_is_told_apart() {
     let world = World::new();
     let alice = world.register("alice").await;
@@ -206,4 +267,48 @@ async fn a_long_outbox_goes_out_in_order() {
     }
     world.relay.come_back();
     has_texts(&groups[1], &all).await;
+}
+
+#[tokio::test]
+async fn what_is_missed_after_catching_up_is_told_without_another_stream() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    let device = bob.device_id();
+    wait_until("bob's queue to be drained", async || (world.relay.queue_len(&device) == 0).then_some(())).await;
+    let streams = world.relay.streams_opened(&device);
+    world.relay.hold_deliveries();
+    for number in 0..4 {
+        let id = groups[0].send(number.to_string()).await.unwrap();
+        has_status(&alice, id, MessageStatus::Sent).await;
+    }
+    let first = world.relay.queue(&device)[0].seq;
+    world.relay.expire_queue(&device, first + 1);
+    world.relay.release_deliveries();
+    let missed = event(&bob, |event| match event {
+        Event::Missed { from, to } => Some((from, to)),
+        _ => None,
+    });
+    assert_eq!(missed.await, (first, first + 1));
+    has_texts(&groups[1], &["2", "3"]).await;
+    assert_eq!(world.relay.streams_opened(&device), streams);
+}
+
+#[tokio::test]
+async fn a_relay_that_closes_each_stream_once_it_has_caught_up_is_asked_ever_less() {
+    let world = World::new();
+    let (liar, alice) = lied_to(&world, "alice").await;
+    let relay = std::sync::Arc::clone(&world.relay);
+    liar.rewrite(move |frame| {
+        if let ServerFrame::CaughtUp { .. } = frame {
+            relay.cut_streams();
+        }
+        frame
+    });
+    let (device, began) = (alice.device_id(), tokio::time::Instant::now());
+    let before = world.relay.streams_opened(&device);
+    world.relay.cut_streams();
+    wait_until("five more streams", async || (world.relay.streams_opened(&device) >= before + 5).then_some(())).await;
+    // The pauses are at least half of 250, 500, 1000, 2000 and 4000 ms; without growing they are at most 250 each.
+    assert!(began.elapsed() > Duration::from_millis(1_800), "{:?}", began.elapsed());
 }

@@ -7,15 +7,17 @@ use std::sync::{
 
 use tokio::sync::Notify;
 use undertone::{
-    GroupId, Username,
+    Client, Clock, GroupId, SystemClock, Username,
     api::{Answer, ApiError, FrameStream, RelayApi},
 };
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
     CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupList, GroupMembers, KeyCounts,
-    LeaveRequest, LoginRequest, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
+    LeaveRequest, LoginRequest, MessageId, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
     ServerFrame, Session,
 };
+
+use crate::world::{World, key, online};
 
 /// A request about to be made, with how many of its kind were made before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,7 @@ pub(crate) enum Call {
     Open(usize),
     Account,
     Ack(usize),
+    Publish(MessageId, usize),
 }
 
 /// What to answer in place of the relay.
@@ -53,6 +56,7 @@ struct Script {
     logins: AtomicUsize,
     opens: AtomicUsize,
     acks: AtomicUsize,
+    publications: AtomicUsize,
 }
 
 /// A way to the relay that lies.
@@ -75,6 +79,7 @@ impl Liar {
             &self.script.logins,
             &self.script.opens,
             &self.script.acks,
+            &self.script.publications,
         ] {
             count.store(0, SeqCst);
         }
@@ -103,8 +108,31 @@ impl Liar {
     }
 }
 
+/// A problem that a later version knows.
+pub(crate) fn unknown(status: u16) -> ApiError {
+    ApiError::Refused(Box::new(Problem { status, ..Problem::new(ErrorCode::Unknown("of_a_later_version".into())) }))
+}
+
 pub(crate) fn refused(code: ErrorCode) -> ApiError {
     ApiError::Refused(Box::new(Problem::new(code)))
+}
+
+pub(crate) async fn register_at(world: &World, liar: &Arc<Liar>, clock: Arc<dyn Clock>, name: &str) -> Client {
+    let builder = Client::builder("http://fake").api(Arc::<Liar>::clone(liar)).clock(clock);
+    let client = builder.store(world.store(name), key()).register(name).await.unwrap();
+    online(&client).await;
+    client
+}
+
+/// Somebody who is told what a test makes up.
+pub(crate) async fn lied_to(world: &World, name: &str) -> (Arc<Liar>, Client) {
+    let liar = Liar::new(world.relay.connect());
+    let client = register_at(world, &liar, Arc::new(SystemClock), name).await;
+    (liar, client)
+}
+
+pub(crate) fn lost() -> ApiError {
+    ApiError::Unreachable("lost".into())
 }
 
 impl Script {
@@ -151,13 +179,17 @@ impl RelayApi for Liar {
         delete_account(token: &'a Bytes) -> ();
         account_by_username(token: &'a Bytes, username: &'a Username) -> Account;
         key_counts(token: &'a Bytes) -> KeyCounts;
-        publish(token: &'a Bytes, request: &'a PublishRequest) -> KeyCounts;
         claim(token: &'a Bytes, request: &'a ClaimRequest) -> ClaimResponse;
         groups(token: &'a Bytes) -> GroupList;
         group_members(token: &'a Bytes, group: GroupId) -> GroupMembers;
         group_commits(token: &'a Bytes, group: GroupId, after: u64) -> GroupCommits;
         leave(token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> SendResponse;
         ack(token: &'a Bytes, request: &'a AckRequest) -> ();
+    }
+
+    fn publish<'a>(&'a self, token: &'a Bytes, request: &'a PublishRequest) -> Answer<'a, KeyCounts> {
+        let call = Call::Publish(request.message_id, self.script.publications.fetch_add(1, SeqCst));
+        self.script.instead(call, self.inner.publish(token, request))
     }
 
     fn login<'a>(&'a self, request: &'a LoginRequest) -> Answer<'a, Session> {

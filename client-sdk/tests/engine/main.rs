@@ -4,7 +4,11 @@
 mod changes;
 mod contradictions;
 mod faults;
+mod keys;
 mod liar;
 mod messages;
+mod nodes;
+mod other_relay;
+mod set_back;
 mod store;
 mod world;

@@ -1,9 +1,40 @@
 //! A fake relay and people with devices at it.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{
+    fmt::Display,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use tempfile::TempDir;
-use undertone::{AccountId, Client, Connection, Event, Group, GroupId, MessageStatus, StoreKey, api::fake::FakeRelay};
+use undertone::{
+    AccountId, Client, Clock, Connection, Event, Group, GroupId, MessageStatus, StoreKey, SystemClock,
+    api::fake::FakeRelay,
+};
+
+/// A clock that stands still unless a test moves it.
+pub(crate) struct Standing(pub(crate) AtomicU64);
+
+impl Clock for Standing {
+    fn now_ms(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+}
+
+impl Standing {
+    /// Time passes, here and at the relay.
+    pub(crate) fn pass(&self, world: &World, ms: u64) {
+        self.0.fetch_add(ms, SeqCst);
+        world.relay.set_time_ms(world.relay.time_ms() + ms);
+    }
+}
+
+pub(crate) fn standing() -> Arc<Standing> {
+    Arc::new(Standing(AtomicU64::new(SystemClock.now_ms())))
+}
 
 /// A fake relay, and a folder for the stores.
 pub(crate) struct World {
@@ -118,6 +149,14 @@ pub(crate) async fn event<T>(client: &Client, mut wanted: impl FnMut(Event) -> O
 pub(crate) async fn has_status(client: &Client, message: undertone::MessageId, status: MessageStatus) {
     wait_until(format!("a message to be {status:?}"), async || {
         (client.message_status(message).await.unwrap() == status).then_some(())
+    })
+    .await;
+}
+
+/// Waits until the relay has so many commits of a group.
+pub(crate) async fn has_commits(world: &World, group: &Group, commits: u64) {
+    wait_until(format!("the relay to have {commits} commits"), async || {
+        (world.relay.group_position(&group.id()).unwrap().commit_seq == commits).then_some(())
     })
     .await;
 }

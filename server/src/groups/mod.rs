@@ -8,16 +8,16 @@
 
 mod post;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::{extract::State, response::Response};
 use serde::Deserialize;
 use undertone_wire::{
-    CreateGroupRequest, DeviceId, ErrorCode, Group, GroupCommits, GroupId, GroupList, GroupMembers, GroupPosition,
-    GroupSummary, Problem, path,
+    AccountId, CreateGroupRequest, DeviceId, ErrorCode, Group, GroupCommits, GroupId, GroupList, GroupMembers,
+    GroupPosition, Problem, StaleGroup, path,
 };
 
-pub(crate) use post::{__path_commit, __path_leave, __path_message, commit, leave, message};
+pub(crate) use post::{__path_commit, __path_leave, commit, leave};
 
 use crate::{
     auth::Caller,
@@ -27,11 +27,14 @@ use crate::{
     limits,
     node::Node,
     store::{
-        Conn, Tx,
+        Conn, Tx, accounts,
         groups::{self, Ending},
         queue::{self, Kind, NewEnvelope},
     },
 };
+
+/// Most commits that a refusal lists; who has more to read asks again after reading those.
+const UNACKED_MAX: u64 = 1_000;
 
 /// Lists the groups in which the caller is a member.
 #[utoipa::path(get, path = path::GROUPS, tag = "groups",
@@ -52,30 +55,51 @@ pub(crate) async fn create(
 ) -> Result<Response, Error> {
     let max = node.limits.group_info_bytes_max;
     limits::bytes("group_info_bytes_max", max, request.sealed_group_info.len())?;
-    let now_ms = node.now_ms();
-    let group = node.db.write(move |tx| {
-        Box::pin(async move {
-            caller.still_holds(tx, now_ms).await?;
-            found(tx, &caller, request).await
-        })
-    });
+    let (now_ms, groups_max) = (node.now_ms(), node.limits.device_groups_max);
+    let group = node.db.write(move |tx| Box::pin(async move { found(tx, &caller, request, now_ms, groups_max).await }));
     Ok(accept.answer(&group.await?))
 }
 
-async fn found(tx: &mut Tx, caller: &Caller, request: CreateGroupRequest) -> Result<Group, Error> {
+async fn found(
+    tx: &mut Tx,
+    caller: &Caller,
+    request: CreateGroupRequest,
+    now_ms: u64,
+    groups_max: u64,
+) -> Result<Group, Error> {
     let CreateGroupRequest { group_id, sealed_group_info } = request;
-    let Some(position) = groups::position(tx, &group_id).await? else {
-        groups::add(tx, &group_id, &caller.account, sealed_group_info.as_slice()).await?;
-        groups::begin_stay(tx, &group_id, &caller.device, 0).await?;
-        return Ok(Group {
-            group_id,
-            position: GroupPosition { epoch: 0, commit_seq: 0, members_version: 0 },
-            sealed_group_info,
-        });
-    };
+    let added = groups::add(tx, &group_id, &caller.account, sealed_group_info.as_slice()).await?;
+    accounts::hold_devices(tx, &BTreeSet::from([caller.device])).await?;
+    caller.still_holds(tx, now_ms).await?;
+    if added {
+        check_group_counts(tx, &BTreeSet::from([caller.device]), groups_max).await?;
+        groups::begin_stays(tx, &group_id, &[caller.device], 0).await?;
+        let position = GroupPosition { epoch: 0, commit_seq: 0, members_version: 0 };
+        return Ok(Group { group_id, position, sealed_group_info });
+    }
+    let position = groups::position(tx, &group_id).await?.ok_or_else(Error::not_found)?;
     match groups::standing(tx, &group_id, &caller.device).await? {
         Some(standing) if standing.founder => with_group_info(tx, group_id, position).await,
         _ => Err(Error::refused(ErrorCode::GroupExists, "choose another random group id")),
+    }
+}
+
+/// Refuses if one of these devices is in as many groups as it may be.
+async fn check_group_counts(tx: &mut Tx, devices: &BTreeSet<DeviceId>, max: u64) -> Result<(), Error> {
+    let counts = groups::group_counts(tx, devices).await?;
+    counts.values().try_for_each(|count| limits::count("device_groups_max", max, count + 1))
+}
+
+/// A refusal, with what it lacks to be repaired: where in the caller's own queue the group's commits are.
+pub(crate) async fn with_unacked(node: &Node, caller: &Caller, group: &GroupId, error: Error) -> Error {
+    let Error::StaleGroup(stale) = error else { return error };
+    let unacked = async {
+        let mut conn = node.db.read().await?;
+        queue::unacked_commits(&mut conn, &caller.device, group, UNACKED_MAX).await
+    };
+    match unacked.await {
+        Ok(unacked) => Error::StaleGroup(StaleGroup { unacked, ..stale }),
+        Err(error) => error.into(),
     }
 }
 
@@ -150,32 +174,71 @@ async fn position_for_member(conn: &mut Conn, caller: &Caller, group: &GroupId) 
     }
 }
 
-/// Takes devices that are no longer listed out of all their groups, and tells those who stay, once for each group. A
-/// group in which nobody stays is deleted.
-pub(crate) async fn remove_devices(tx: &mut Tx, devices: &[DeviceId], now_ms: u64) -> Result<(), Error> {
-    let hour_ms = hour_of(now_ms);
-    let mut left = BTreeSet::new();
-    for device in devices {
-        for GroupSummary { group_id, position } in groups::groups_of(tx, device).await? {
-            let ended = position.commit_seq;
-            groups::end_stay(tx, &group_id, device, ended, hour_ms, Ending::WithoutCommit).await?;
-            left.insert(group_id);
-        }
-        groups::forget_device(tx, device).await?;
+/// Locks what some devices of an account leave when they are unlisted: their groups, with those whose newest commit is the
+/// account's, then these devices and `others` of the account. Whose device was added to a group in between has to begin
+/// again.
+pub(crate) async fn lock_for_departure(
+    tx: &mut Tx,
+    account: &AccountId,
+    devices: &BTreeSet<DeviceId>,
+    others: impl Iterator<Item = DeviceId>,
+) -> Result<Departure, Error> {
+    let mut concerned: BTreeSet<_> = groups::stays_of(tx, devices).await?.into_keys().collect();
+    concerned.extend(groups::committed_by(tx, account).await?);
+    let positions = groups::lock(tx, &concerned).await?;
+    accounts::lock_devices(tx, &others.chain(devices.iter().copied()).collect()).await?;
+    let stays = groups::stays_of(tx, devices).await?;
+    let committed = groups::committed_by(tx, account).await?;
+    if !stays.keys().chain(&committed).all(|group| concerned.contains(group)) {
+        return Err(Error::Again);
     }
-    for group in left {
-        if groups::member_count(tx, &group).await? == 0 {
-            groups::delete(tx, &group).await?;
-        } else {
-            tell_members_gone(tx, group, hour_ms).await?;
-        }
-    }
-    Ok(())
+    Ok(Departure { stays, positions })
 }
 
-async fn tell_members_gone(tx: &mut Tx, group: GroupId, posted_hour_ms: u64) -> Result<(), Error> {
-    let number = groups::bump_members(tx, &group).await?;
-    let gone = NewEnvelope { kind: Kind::MembersGone, group, number, posted_hour_ms, payload: &[] };
-    queue::append_to_members(tx, &gone, false).await?;
-    Ok(())
+/// The groups that devices will leave, and where those stand.
+pub(crate) struct Departure {
+    stays: BTreeMap<GroupId, Vec<DeviceId>>,
+    positions: BTreeMap<GroupId, GroupPosition>,
+}
+
+/// What becomes of groups that devices have left.
+pub(crate) struct Left {
+    /// What those who stay are to be told, once for each group.
+    pub(crate) told: Vec<NewEnvelope<'static>>,
+    /// The groups in which nobody stays. They are to be deleted once queues are locked: their commits hold envelopes.
+    pub(crate) deserted: Vec<GroupId>,
+}
+
+/// Takes devices that are no longer listed out of all their groups.
+pub(crate) async fn remove_devices(
+    tx: &mut Tx,
+    devices: &BTreeSet<DeviceId>,
+    departure: Departure,
+    now_ms: u64,
+    expires_hour_ms: u64,
+) -> Result<Left, Error> {
+    for (group, gone) in &departure.stays {
+        let ended = departure.positions.get(group).map_or(0, |position| position.commit_seq);
+        groups::end_stays(tx, group, gone, ended, hour_of(now_ms), Ending::WithoutCommit).await?;
+    }
+    groups::forget_devices(tx, devices).await?;
+    let all: BTreeSet<_> = departure.stays.into_keys().collect();
+    let mut members = groups::members_of(tx, &all).await?;
+    let mut left = Left { told: Vec::new(), deserted: Vec::new() };
+    for group in all {
+        let Some(members) = members.remove(&group) else {
+            left.deserted.push(group);
+            continue;
+        };
+        left.told.push(NewEnvelope {
+            kind: Kind::MembersGone,
+            group: Some(group),
+            number: groups::bump_members(tx, &group).await?,
+            expires_hour_ms,
+            payload: &[],
+            held_by_commits: false,
+            receivers: members.into_iter().map(Into::into).collect(),
+        });
+    }
+    Ok(left)
 }

@@ -2,12 +2,19 @@
 //!
 //! Invariant: a row of `devices` exists exactly while the newest list of its account names the device.
 
-use undertone_wire::{AccountId, DeviceId, Hash, PublicKey, SignedDeviceList, Username};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Conn, StoreError, Tx, hash_bytes, number, on, parsed, parsed_devices, stored};
+use undertone_wire::{Account, AccountId, DeviceId, Hash, PublicKey, SignedDeviceList, Username};
 
-/// Adds an account.
-const ADD_ACCOUNT: &str = "INSERT INTO accounts (account_id, username) VALUES ($1, $2)";
+use super::{
+    Conn, StoreError, Tx,
+    bulk::{Pair, Rows, pair},
+    execute, hash_bytes, number, on, parsed, parsed_devices, stored,
+};
+
+/// Adds an account. Changes nothing if it is there or its username is another's; one that is just being added is waited
+/// for.
+const ADD_ACCOUNT: &str = "INSERT INTO accounts (account_id, username) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 
 /// Adds an account's first list.
 const ADD_LIST: &str = "INSERT INTO device_lists (account_id, version, list, signature) VALUES ($1, $2, $3, $4)";
@@ -15,6 +22,24 @@ const ADD_LIST: &str = "INSERT INTO device_lists (account_id, version, list, sig
 /// Replaces the list of version `$5` by the next. Changes nothing if the newest is another.
 const REPLACE_LIST: &str = "
     UPDATE device_lists SET version = $2, list = $3, signature = $4 WHERE account_id = $1 AND version = $5";
+
+/// The version of an account's list, which stays the newest while the transaction lasts.
+const LOCK_LIST: Pair = pair!("SELECT version FROM device_lists WHERE account_id = $1" (lock "FOR UPDATE"));
+
+/// Lets nobody replace the lists of these accounts while the transaction lasts; answers which have one.
+const HOLD_LISTS: Pair = pair!("SELECT account_id FROM device_lists WHERE account_id IN " ids " ORDER BY account_id" (lock "FOR NO KEY UPDATE"));
+
+/// The devices of accounts, in ascending order.
+const DEVICES_OF: Pair =
+    pair!("SELECT account_id, device_id FROM devices WHERE account_id IN " ids " ORDER BY device_id");
+
+/// Those of the given devices that are listed. They stay so while the transaction lasts.
+const HOLD_DEVICES: Pair =
+    pair!("SELECT device_id FROM devices WHERE device_id IN " ids " ORDER BY device_id" (lock "FOR NO KEY UPDATE"));
+
+/// Lets nobody rely on these devices while the transaction lasts.
+const LOCK_DEVICES: Pair =
+    pair!("SELECT device_id FROM devices WHERE device_id IN " ids " ORDER BY device_id" (lock "FOR UPDATE"));
 
 /// An account by its id.
 const ACCOUNT: &str = "
@@ -75,23 +100,70 @@ pub(crate) struct StoredDevice {
     pub(crate) certificate_hash: Hash,
 }
 
+impl From<StoredAccount> for Account {
+    fn from(stored: StoredAccount) -> Self {
+        Self { account_id: stored.account, username: stored.username, device_list: stored.list }
+    }
+}
+
 type AccountRow = (Vec<u8>, Option<String>, i64, Vec<u8>, Vec<u8>);
 
-/// Adds an account with its first list; account and username must be free.
+/// Adds an account with its first list; `false` if the account is there, or its username is another's.
 pub(crate) async fn add(
     tx: &mut Tx,
     account: &AccountId,
     username: Option<&Username>,
     version: u64,
     list: &SignedDeviceList,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let (account, username) = (account.as_bytes().as_slice(), username.map(Username::as_str));
     let (bytes, signature) = (list.list.as_slice(), list.signature.as_bytes().as_slice());
-    on!(**tx, db => {
-        sqlx::query(ADD_ACCOUNT).bind(account).bind(username).execute(&mut *db).await?;
-        sqlx::query(ADD_LIST).bind(account).bind(stored(version)).bind(bytes).bind(signature).execute(db).await
-    })?;
+    if execute!(**tx, ADD_ACCOUNT, account, username)? == 0 {
+        return Ok(false);
+    }
+    execute!(**tx, ADD_LIST, account, stored(version), bytes, signature)?;
+    Ok(true)
+}
+
+/// Keeps an account's list the newest until the transaction ends.
+pub(crate) async fn lock_list(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
+    let (statement, account) = (tx.words(&LOCK_LIST), account.as_bytes().as_slice());
+    let _: Option<(i64,)> = on!(**tx, db => sqlx::query_as(statement).bind(account).fetch_optional(db).await)?;
     Ok(())
+}
+
+/// The devices of accounts, which stay as they are until the transaction ends. Accounts that do not exist are left out.
+pub(crate) async fn hold_devices_of(
+    tx: &mut Tx,
+    accounts: &BTreeSet<AccountId>,
+) -> Result<BTreeMap<AccountId, Vec<DeviceId>>, StoreError> {
+    let ids = || Rows::of(accounts.iter().map(|account| account.as_bytes().as_slice()));
+    let held: Vec<(Vec<u8>,)> = tx.select(&HOLD_LISTS, ids()).await?;
+    let mut devices = BTreeMap::new();
+    for (account,) in held {
+        devices.insert(parsed(&account)?, Vec::new());
+    }
+    let rows: Vec<(Vec<u8>, Vec<u8>)> = tx.select(&DEVICES_OF, ids()).await?;
+    for (account, device) in rows {
+        devices.entry(parsed(&account)?).or_default().push(parsed(&device)?);
+    }
+    Ok(devices)
+}
+
+/// Those of the given devices that are listed; they stay so until the transaction ends.
+pub(crate) async fn hold_devices(tx: &mut Tx, devices: &BTreeSet<DeviceId>) -> Result<BTreeSet<DeviceId>, StoreError> {
+    let rows = tx.select(&HOLD_DEVICES, ids(devices)).await?;
+    Ok(parsed_devices(rows)?.into_iter().collect())
+}
+
+/// Keeps others from relying on these devices until the transaction ends.
+pub(crate) async fn lock_devices(tx: &mut Tx, devices: &BTreeSet<DeviceId>) -> Result<(), StoreError> {
+    let _: Vec<(Vec<u8>,)> = tx.select(&LOCK_DEVICES, ids(devices)).await?;
+    Ok(())
+}
+
+fn ids(devices: &BTreeSet<DeviceId>) -> Rows {
+    Rows::of(devices.iter().map(|device| device.as_bytes().as_slice()))
 }
 
 /// Replaces the list of version `next - 1` by `list`; `false` if the newest is another.
@@ -102,9 +174,15 @@ pub(crate) async fn replace_list(
     list: &SignedDeviceList,
 ) -> Result<bool, StoreError> {
     let (bytes, signature) = (list.list.as_slice(), list.signature.as_bytes().as_slice());
-    let replaced = on!(**tx, db => sqlx::query(REPLACE_LIST)
-        .bind(account.as_bytes().as_slice()).bind(stored(next)).bind(bytes).bind(signature)
-        .bind(stored(next.saturating_sub(1))).execute(db).await.map(|done| done.rows_affected()))?;
+    let replaced = execute!(
+        **tx,
+        REPLACE_LIST,
+        account.as_bytes().as_slice(),
+        stored(next),
+        bytes,
+        signature,
+        stored(next.saturating_sub(1))
+    )?;
     Ok(replaced == 1)
 }
 
@@ -158,7 +236,7 @@ pub(crate) async fn put_device(tx: &mut Tx, id: &DeviceId, device: &StoredDevice
     if put.is_none() {
         return Ok(false);
     }
-    on!(**tx, db => sqlx::query(ADD_CURSOR).bind(id).execute(db).await)?;
+    execute!(**tx, ADD_CURSOR, id)?;
     Ok(true)
 }
 
@@ -166,20 +244,20 @@ pub(crate) async fn put_device(tx: &mut Tx, id: &DeviceId, device: &StoredDevice
 pub(crate) async fn delete_device(tx: &mut Tx, device: &DeviceId) -> Result<(), StoreError> {
     let device = device.as_bytes().as_slice();
     for statement in [DELETE_SESSIONS, DELETE_KEY_PACKAGES, DELETE_CURSOR, DELETE_DEVICE] {
-        on!(**tx, db => sqlx::query(statement).bind(device).execute(db).await)?;
+        execute!(**tx, statement, device)?;
     }
     Ok(())
 }
 
 /// Ends all sessions of a device.
 pub(crate) async fn end_sessions(tx: &mut Tx, device: &DeviceId) -> Result<(), StoreError> {
-    on!(**tx, db => sqlx::query(DELETE_SESSIONS).bind(device.as_bytes().as_slice()).execute(db).await)?;
+    execute!(**tx, DELETE_SESSIONS, device.as_bytes().as_slice())?;
     Ok(())
 }
 
 /// Deletes all key packages of a device.
 pub(crate) async fn delete_key_packages(tx: &mut Tx, device: &DeviceId) -> Result<(), StoreError> {
-    on!(**tx, db => sqlx::query(DELETE_KEY_PACKAGES).bind(device.as_bytes().as_slice()).execute(db).await)?;
+    execute!(**tx, DELETE_KEY_PACKAGES, device.as_bytes().as_slice())?;
     Ok(())
 }
 
@@ -187,7 +265,7 @@ pub(crate) async fn delete_key_packages(tx: &mut Tx, device: &DeviceId) -> Resul
 pub(crate) async fn delete(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
     let account = account.as_bytes().as_slice();
     for statement in [DELETE_LIST, DELETE_ACCOUNT] {
-        on!(**tx, db => sqlx::query(statement).bind(account).execute(db).await)?;
+        execute!(**tx, statement, account)?;
     }
     Ok(())
 }

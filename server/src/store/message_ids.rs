@@ -1,56 +1,114 @@
 //! Message-id stubs: what was accepted, for as long as the same message id must get the same answer.
 //!
-//! Invariant: a stub says nothing of who, to whom or where. It points at no envelope, device or account.
+//! An id is claimed before anything else is decided, so that of two requests with the same id one waits for the other.
+//!
+//! Invariant: a stub says nothing of who, to whom or where. It points at no envelope, device or account. Only what was
+//! accepted stays: a transaction that refuses gives its claims back.
+
+use std::collections::HashMap;
 
 use undertone_wire::Hash;
 
-use super::{Conn, StoreError, Tx, hash_bytes, number, on, parsed, stored};
+use super::{
+    Conn, StoreError, Tx,
+    bulk::{Pair, Rows, pair},
+    execute, hash_bytes, number, parsed, stored,
+};
 
-/// What was accepted under an id, if anything was.
-const STUB: &str = "SELECT body_hash, status, commit_seq FROM message_ids WHERE id_hash = $1";
+/// Claims ids, ascending, and answers those that were free. One that another transaction has just claimed is waited for.
+const CLAIM: Pair = pair!(
+    "INSERT INTO message_ids (id_hash, body_hash, expires_hour_ms, status)
+     SELECT id_hash, body_hash, expires_hour_ms, 200 FROM "
+    (rows id_hash bytes, body_hash bytes, expires_hour_ms number)
+    " WHERE true ORDER BY id_hash ON CONFLICT DO NOTHING RETURNING id_hash"
+);
 
-/// Remembers an acceptance. Its id must be new.
-const REMEMBER: &str = "
-    INSERT INTO message_ids (id_hash, body_hash, expires_hour_ms, status, commit_seq) VALUES ($1, $2, $3, $4, $5)";
+/// What was accepted under ids.
+const STUBS: Pair = pair!("SELECT id_hash, body_hash, status, commit_seq FROM message_ids WHERE id_hash IN " ids);
 
-/// Deletes up to `$2` stubs that expired by `$1`.
-const EXPIRE: &str = "
-    DELETE FROM message_ids WHERE id_hash IN (
-        SELECT id_hash FROM message_ids WHERE expires_hour_ms <= $1 ORDER BY expires_hour_ms LIMIT $2
-    )";
+/// Gives claims back.
+const GIVE_BACK: Pair = pair!("DELETE FROM message_ids WHERE id_hash IN " ids);
+
+/// Notes the number of a commit that was accepted.
+const NUMBER: &str = "UPDATE message_ids SET commit_seq = $2 WHERE id_hash = $1";
+
+/// Deletes up to `$2` stubs that expired by `$1`. One that another node is just deleting is passed over.
+const EXPIRE: Pair = pair!(
+    "WITH expired AS MATERIALIZED (
+         SELECT id_hash FROM message_ids WHERE expires_hour_ms <= $1 ORDER BY expires_hour_ms LIMIT $2"
+    (lock "FOR UPDATE SKIP LOCKED")
+    ") DELETE FROM message_ids WHERE id_hash IN (SELECT id_hash FROM expired)"
+);
 
 /// The status of everything that is remembered: only acceptances are.
 const ACCEPTED: i64 = 200;
 
+/// An id that somebody wants to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NewStub {
+    pub(crate) id_hash: Hash,
+    pub(crate) body_hash: Hash,
+    pub(crate) expires_hour_ms: u64,
+}
+
 /// What was accepted under a message id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stub {
     pub(crate) body_hash: Hash,
     pub(crate) commit_seq: Option<u64>,
 }
 
-/// What was accepted under the id with this hash.
-pub(crate) async fn find(conn: &mut Conn, id_hash: &Hash) -> Result<Option<Stub>, StoreError> {
-    let row: Option<(Vec<u8>, i64, Option<i64>)> =
-        on!(*conn, db => sqlx::query_as(STUB).bind(hash_bytes(id_hash)).fetch_optional(db).await)?;
-    let Some((body_hash, status, commit_seq)) = row else { return Ok(None) };
-    if status != ACCEPTED {
-        return Err(StoreError::Corrupt("a remembered refusal"));
+/// Claims ids, each of which is wanted once. Answers what was accepted before under those that were not free.
+pub(crate) async fn claim(tx: &mut Tx, wanted: &[NewStub]) -> Result<HashMap<Hash, Stub>, StoreError> {
+    let mut wanted: Vec<&NewStub> = wanted.iter().collect();
+    wanted.sort_unstable_by_key(|stub| stub.id_hash);
+    let rows = Rows::of(wanted.iter().map(|stub| hash_bytes(&stub.id_hash)))
+        .bytes(wanted.iter().map(|stub| hash_bytes(&stub.body_hash)))
+        .numbers(wanted.iter().map(|stub| stored(stub.expires_hour_ms)));
+    let free: Vec<(Vec<u8>,)> = tx.select(&CLAIM, rows).await?;
+    if free.len() == wanted.len() {
+        return Ok(HashMap::new());
     }
-    Ok(Some(Stub { body_hash: parsed(&body_hash)?, commit_seq: commit_seq.map(number).transpose()? }))
+    let mut taken = find(tx, wanted.iter().map(|stub| &stub.id_hash)).await?;
+    for (id,) in free {
+        taken.remove(&parsed::<Hash>(&id)?);
+    }
+    Ok(taken)
 }
 
-/// Remembers what was accepted until a full hour.
-pub(crate) async fn remember(tx: &mut Tx, id_hash: &Hash, stub: &Stub, expires_hour_ms: u64) -> Result<(), StoreError> {
-    let (id, body) = (hash_bytes(id_hash), hash_bytes(&stub.body_hash));
-    let (expires, commit_seq) = (stored(expires_hour_ms), stub.commit_seq.map(stored));
-    on!(**tx, db => sqlx::query(REMEMBER)
-        .bind(id).bind(body).bind(expires).bind(ACCEPTED).bind(commit_seq).execute(db).await)?;
+/// Hash of the id, hash of the body, status, number of a commit.
+type StubRow = (Vec<u8>, Vec<u8>, i64, Option<i64>);
+
+/// What was accepted under ids.
+pub(crate) async fn find<'a>(
+    conn: &mut Conn,
+    ids: impl Iterator<Item = &'a Hash>,
+) -> Result<HashMap<Hash, Stub>, StoreError> {
+    let rows: Vec<StubRow> = conn.select(&STUBS, Rows::of(ids.map(hash_bytes))).await?;
+    let stub = |(id, body_hash, status, commit_seq): StubRow| {
+        if status != ACCEPTED {
+            return Err(StoreError::Corrupt("a remembered refusal"));
+        }
+        let commit_seq = commit_seq.map(number).transpose()?;
+        Ok((parsed(&id)?, Stub { body_hash: parsed(&body_hash)?, commit_seq }))
+    };
+    rows.into_iter().map(stub).collect()
+}
+
+/// Gives claims back: what they were for was refused.
+pub(crate) async fn give_back(tx: &mut Tx, ids: &[Hash]) -> Result<(), StoreError> {
+    tx.execute(&GIVE_BACK, Rows::of(ids.iter().map(hash_bytes))).await?;
+    Ok(())
+}
+
+/// Notes the number of a commit that was accepted under a claimed id.
+pub(crate) async fn note_commit(tx: &mut Tx, id_hash: &Hash, commit_seq: u64) -> Result<(), StoreError> {
+    execute!(**tx, NUMBER, hash_bytes(id_hash), stored(commit_seq))?;
     Ok(())
 }
 
 /// Deletes up to `batch` stubs that have expired; answers how many went.
 pub(crate) async fn expire(tx: &mut Tx, now_ms: u64, batch: u64) -> Result<u64, StoreError> {
-    let (now, batch) = (stored(now_ms), stored(batch));
-    let done = on!(**tx, db => sqlx::query(EXPIRE).bind(now).bind(batch).execute(db).await.map(|d| d.rows_affected()));
-    Ok(done?)
+    let (statement, now, batch) = (tx.words(&EXPIRE), stored(now_ms), stored(batch));
+    Ok(execute!(**tx, statement, now, batch)?)
 }

@@ -20,7 +20,7 @@ use axum::{
 use futures_util::SinkExt as _;
 use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior};
-use undertone_wire::{ByeReason, Encoding, ErrorCode, Problem, ServerFrame, path, subprotocol};
+use undertone_wire::{ByeReason, Encoding, ErrorCode, Limits, Problem, ServerFrame, path, subprotocol};
 
 use self::session::{Action, Input, Session};
 use crate::{
@@ -28,20 +28,19 @@ use crate::{
     connections::Slot,
     encoding::{Parameters, malformed},
     error::Error,
+    kill,
     node::{Node, Stopping},
     queue::{self, PageSize},
     store::{
-        Tx,
+        StoreError, Tx,
         queue::{self as stored_queue, Cursor},
+        relay::{self, Identity},
     },
     wake::Interest,
 };
 
-/// How often the relay pings, and looks at the queue without having been woken.
+/// How often the relay pings.
 const TICK: Duration = Duration::from_secs(20);
-
-/// How long a reader may take for a page.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the device may take to close its side after a bye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -74,27 +73,41 @@ pub(crate) async fn stream(
 ) -> Result<Response, Error> {
     let upgrade = upgrade.map_err(|_| malformed("this path is a WebSocket"))?;
     let (upgrade, encoding) = agree_on_encoding(upgrade)?;
-    let interest = node.wake.register(caller.device);
     let stopping = node.stopping();
+    if stopping.has_begun() {
+        return Err(Error::refused(
+            ErrorCode::Unavailable,
+            "this node is stopping; connect again, to another if you can",
+        ));
+    }
+    let interest = node.wake.register(caller.device);
     let now_ms = node.now_ms();
-    let cursor = node.db.write(move |tx| Box::pin(async move { open(tx, &caller, query.after, now_ms).await })).await?;
+    let opened = node.db.write(move |tx| Box::pin(async move { open(tx, &caller, query.after, now_ms).await }));
+    let (cursor, identity) = opened.await?;
 
     let (session, actions) = Session::open(&cursor, query.after, now_ms);
-    let hello = hello(&node, &cursor);
-    let largest = node.limits.commit_bytes_max.saturating_add(node.limits.welcome_bytes_max).saturating_mul(2);
+    let hello = hello(&node, &cursor, &identity);
     let frame_max = usize::try_from(node.limits.client_frame_bytes_max).unwrap_or(usize::MAX);
     let upgrade = upgrade
         .max_frame_size(frame_max)
         .max_message_size(frame_max)
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
-        .max_write_buffer_size(usize::try_from(largest).unwrap_or(usize::MAX));
+        .max_write_buffer_size(write_bytes_max(&node.limits));
     Ok(upgrade.on_upgrade(move |socket| async move {
         let mut actions = VecDeque::from(actions);
         actions.push_front(Action::Send(hello));
-        Stream { node, caller, socket, encoding, session }.run(actions, interest, stopping).await;
+        Stream { node, caller, socket, encoding, session, owed_ack: None }.run(actions, interest, stopping).await;
         drop(slot);
     }))
+}
+
+/// What a socket may have in its buffer: the buffer, and the largest frame in the larger encoding.
+fn write_bytes_max(limits: &Limits) -> usize {
+    let Limits { envelope_bytes_max, commit_bytes_max, welcome_bytes_max, welcome_secrets_bytes_max, .. } = *limits;
+    let largest = [envelope_bytes_max, commit_bytes_max, welcome_bytes_max.saturating_add(welcome_secrets_bytes_max)];
+    let largest = largest.into_iter().max().unwrap_or_default().saturating_mul(2);
+    usize::try_from(largest).unwrap_or(usize::MAX).saturating_add(2 * BUFFER_BYTES)
 }
 
 /// The encoding of the first subprotocol that both speak; JSON if the device names none.
@@ -109,20 +122,18 @@ fn agree_on_encoding(upgrade: WebSocketUpgrade) -> Result<(WebSocketUpgrade, Enc
     encoding.map(|encoding| (upgrade, encoding)).ok_or_else(refused)
 }
 
-async fn open(tx: &mut Tx, caller: &Caller, after: u64, now_ms: u64) -> Result<Cursor, Error> {
+async fn open(tx: &mut Tx, caller: &Caller, after: u64, now_ms: u64) -> Result<(Cursor, Identity), Error> {
     caller.still_holds(tx, now_ms).await?;
+    queue::catch_up_with(tx, &caller.device, after).await?;
     stored_queue::next_stream(tx, &caller.device).await?;
     let cursor = stored_queue::cursor(tx, &caller.device).await?.ok_or_else(Error::unauthenticated)?;
-    if after >= cursor.next_seq {
-        return Err(malformed("`after` is ahead of the queue"));
-    }
-    Ok(cursor)
+    Ok((cursor, relay::identity(tx).await?))
 }
 
-fn hello(node: &Node, cursor: &Cursor) -> ServerFrame {
+fn hello(node: &Node, cursor: &Cursor, identity: &Identity) -> ServerFrame {
     ServerFrame::Hello {
-        relay_id: node.identity.relay_id,
-        incarnation: node.identity.incarnation,
+        relay_id: identity.relay_id,
+        incarnation: identity.incarnation,
         stream: cursor.stream,
         next_seq: cursor.next_seq,
         oldest_available: cursor.oldest.unwrap_or(cursor.next_seq),
@@ -137,6 +148,8 @@ struct Stream {
     socket: WebSocket,
     encoding: Encoding,
     session: Session,
+    /// An ack that the store was too busy to take; it is tried again with the next tick.
+    owed_ack: Option<u64>,
 }
 
 /// The socket is closed, or of no use any more.
@@ -159,8 +172,14 @@ impl Stream {
                     Err(Closed) => return,
                 },
                 () = std::future::ready(()), if !actions.is_empty() => continue,
-                () = interest.woken() => Input::Woken,
-                _ = ticks.tick() => Input::Tick,
+                told = interest.woken_or_told() => match told {
+                    None => Input::Woken,
+                    Some(frame) => Input::Ephemeral(ServerFrame::clone(&frame)),
+                },
+                _ = ticks.tick() => {
+                    actions.extend(self.owed_ack.take().map(|up_to| Action::Ack { up_to }));
+                    Input::Tick
+                }
             };
             actions.extend(self.session.step(input, self.node.now_ms()));
         }
@@ -170,7 +189,7 @@ impl Stream {
     async fn perform(&mut self, actions: &mut VecDeque<Action>) -> Result<(), Closed> {
         let mut fetched = false;
         // For what is said at a time: a reader who takes frame after frame just in time is too slow as well.
-        let mut due = Instant::now() + WRITE_TIMEOUT;
+        let mut due = self.due();
         while let Some(action) = actions.pop_front() {
             let input = match action {
                 Action::Fetch { .. } if fetched => {
@@ -180,12 +199,16 @@ impl Stream {
                 Action::Fetch { after } => {
                     fetched = true;
                     let page = queue::page(&self.node, &self.caller, after, PAGE).await;
-                    due = Instant::now() + WRITE_TIMEOUT;
+                    due = self.due();
                     page.map_or_else(|error| Input::Ended(bye_for(&error)), Input::Page)
                 }
                 Action::Ack { up_to } => {
                     match queue::take_ack(&self.node, self.caller, up_to, Some(self.session.stream())).await {
                         Ok(()) => continue,
+                        Err(Error::Store(StoreError::Busy)) => {
+                            self.owed_ack = self.owed_ack.max(Some(up_to));
+                            continue;
+                        }
                         Err(error) => Input::Ended(bye_for(&error)),
                     }
                 }
@@ -206,7 +229,16 @@ impl Stream {
             };
             actions.extend(self.session.step(input, self.node.now_ms()));
         }
-        self.flush(due).await
+        self.flush(due).await?;
+        if fetched {
+            kill::point("push", kill::BEFORE_ACK);
+        }
+        Ok(())
+    }
+
+    /// By when a reader must have taken what is said now.
+    fn due(&self) -> Instant {
+        Instant::now() + self.node.write_timeout
     }
 
     /// What a message from the device means.
@@ -247,7 +279,7 @@ impl Stream {
     async fn bye(&mut self, reason: ByeReason) {
         let bye = self.message(&ServerFrame::Bye { reason });
         let said = async {
-            let due = Instant::now() + WRITE_TIMEOUT;
+            let due = self.due();
             self.feed(bye, due).await?;
             self.feed(ws::Message::Close(None), due).await?;
             self.flush(due).await

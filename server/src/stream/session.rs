@@ -26,6 +26,8 @@ pub(crate) enum Input {
     Frame(ClientFrame),
     /// Some time has passed.
     Tick,
+    /// Something ephemeral for the device.
+    Ephemeral(ServerFrame),
     /// The session cannot go on.
     Ended(ByeReason),
 }
@@ -85,8 +87,10 @@ impl Session {
             Input::Frame(ClientFrame::Ack { up_to }) => vec![Action::Ack { up_to }],
             Input::Frame(_) => vec![Action::Bye(ByeReason::Malformed)],
             Input::Tick if now_ms.saturating_sub(self.heard_ms) > SILENCE_MS_MAX => vec![Action::Cut],
-            // The fetch heals a wake that was lost, and finds out that the session has ended by age.
-            Input::Tick => [vec![Action::Ping], self.ask()].concat(),
+            Input::Tick => vec![Action::Ping],
+            // Who has not read all that came before could not make anything of it.
+            Input::Ephemeral(_) if self.asked || self.behind => vec![],
+            Input::Ephemeral(frame) => vec![Action::Send(frame)],
             Input::Ended(reason) => vec![Action::Bye(reason)],
         }
     }
@@ -227,10 +231,21 @@ mod tests {
     fn silence_is_cut_and_any_sound_is_life() {
         let (mut session, _) = opened(0, 0);
         session.step(Input::Page(page(1, &[], None)), 0);
-        assert_eq!(session.step(Input::Tick, SILENCE_MS_MAX), [Action::Ping, Action::Fetch { after: 0 }]);
+        assert_eq!(session.step(Input::Tick, SILENCE_MS_MAX), [Action::Ping]);
         assert_eq!(session.step(Input::Heard, SILENCE_MS_MAX), []);
-        assert_eq!(session.step(Input::Tick, 2 * SILENCE_MS_MAX), [Action::Ping], "a page is on its way");
+        assert_eq!(session.step(Input::Tick, 2 * SILENCE_MS_MAX), [Action::Ping]);
         assert_eq!(session.step(Input::Tick, 2 * SILENCE_MS_MAX + 1), [Action::Cut]);
+    }
+
+    #[test]
+    fn ephemeral_content_reaches_only_who_has_caught_up() {
+        let typing = || ServerFrame::DirectEphemeral { ciphertext: b"typing".as_slice().into() };
+        let (mut session, _) = opened(0, 0);
+        assert_eq!(session.step(Input::Ephemeral(typing()), 0), [], "not yet caught up");
+        session.step(Input::Page(page(1, &[], None)), 0);
+        assert_eq!(session.step(Input::Ephemeral(typing()), 0), [Action::Send(typing())]);
+        session.step(Input::Woken, 0);
+        assert_eq!(session.step(Input::Ephemeral(typing()), 0), [], "something is about to come");
     }
 
     #[test]

@@ -7,11 +7,24 @@ use undertone_wire::{
     RegisterRequest, Relay, RelayId, SignedDeviceList, UpdateDeviceListRequest, path,
 };
 
-use crate::support::{Account, Keys, Message, TestRelay, log_in, random};
+use crate::support::{Account, Backend, Keys, Message, TestRelay, both, log_in, random};
 
-#[tokio::test]
-async fn registering_twice_is_registering_once() {
-    let relay = TestRelay::start().await;
+both! {
+    registering_twice_is_registering_once,
+    accounts_are_found_by_id_and_by_username,
+    a_username_belongs_to_one_account_and_an_account_has_one_first_list,
+    a_registration_is_signed_for_this_relay_by_the_identity_key,
+    lists_have_limits,
+    a_list_is_counted_before_its_signatures_are_verified,
+    a_device_belongs_to_one_account,
+    lists_move_forward_one_version_at_a_time,
+    a_device_that_leaves_the_list_loses_everything_at_once,
+    a_device_that_enters_the_list_begins_with_an_empty_queue,
+    deleting_an_account_leaves_nothing_of_it,
+}
+
+async fn registering_twice_is_registering_once(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let account = Account::new(2).named("alice");
     let first: WireAccount = account.try_register(&relay.api()).await.yes();
     let second: WireAccount = account.try_register(&relay.api()).await.yes();
@@ -20,9 +33,8 @@ async fn registering_twice_is_registering_once() {
     assert_eq!((relay.rows("accounts").await, relay.rows("devices").await), (1, 2));
 }
 
-#[tokio::test]
-async fn accounts_are_found_by_id_and_by_username() {
-    let relay = TestRelay::start().await;
+async fn accounts_are_found_by_id_and_by_username(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = Account::new(1).named("alice").register(&relay.api()).await.remove(0);
     let bob = relay.device().await;
     let by_name: WireAccount = bob.get(&path::fill(path::USERNAME, "ALICE")).await.yes();
@@ -34,9 +46,8 @@ async fn accounts_are_found_by_id_and_by_username() {
     relay.api().get(&path::fill(path::USERNAME, "alice")).await.no(ErrorCode::Unauthenticated);
 }
 
-#[tokio::test]
-async fn a_username_belongs_to_one_account_and_an_account_has_one_first_list() {
-    let relay = TestRelay::start().await;
+async fn a_username_belongs_to_one_account_and_an_account_has_one_first_list(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = Account::new(1).named("alice");
     alice.try_register(&relay.api()).await.yes::<WireAccount>();
     Account::new(1).named("alice").try_register(&relay.api()).await.no(ErrorCode::UsernameTaken);
@@ -46,9 +57,8 @@ async fn a_username_belongs_to_one_account_and_an_account_has_one_first_list() {
     other_list.try_register(&relay.api()).await.no(ErrorCode::AccountExists);
 }
 
-#[tokio::test]
-async fn a_registration_is_signed_for_this_relay_by_the_identity_key() {
-    let relay = TestRelay::start().await;
+async fn a_registration_is_signed_for_this_relay_by_the_identity_key(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let api = relay.api();
     let described: Relay = api.get(path::RELAY).await.yes();
     let account = Account::new(1).named("alice");
@@ -67,19 +77,17 @@ async fn a_registration_is_signed_for_this_relay_by_the_identity_key() {
     assert_eq!(relay.rows("accounts").await, 0);
 }
 
-#[tokio::test]
-async fn lists_have_limits() {
+async fn lists_have_limits(on: Backend) {
     let limits = Limits { account_devices_max: 2, device_list_bytes_max: 2_000, ..Limits::default() };
-    let relay = TestRelay::with_limits(limits).await;
+    let relay = TestRelay::with_limits(on, limits).await;
     let problem = Account::new(3).try_register(&relay.api()).await.no(ErrorCode::LimitReached);
     assert_eq!(problem.limit.map(|limit| (limit.name, limit.value)), Some(("account_devices_max".into(), 2)));
     let problem = Account::new(9).try_register(&relay.api()).await.no(ErrorCode::TooLarge);
     assert_eq!(problem.limit.map(|limit| limit.name), Some("device_list_bytes_max".into()));
 }
 
-#[tokio::test]
-async fn a_list_is_counted_before_its_signatures_are_verified() {
-    let relay = TestRelay::with_limits(Limits { account_devices_max: 2, ..Limits::default() }).await;
+async fn a_list_is_counted_before_its_signatures_are_verified(on: Backend) {
+    let relay = TestRelay::with_limits(on, Limits { account_devices_max: 2, ..Limits::default() }).await;
     let described: Relay = relay.api().get(path::RELAY).await.yes();
     let account = Account::new(3);
     let badly_signed = SignedDeviceList::sign(&account.list(), &random());
@@ -87,9 +95,8 @@ async fn a_list_is_counted_before_its_signatures_are_verified() {
     relay.api().post(path::ACCOUNTS, &request).await.no(ErrorCode::LimitReached);
 }
 
-#[tokio::test]
-async fn a_device_belongs_to_one_account() {
-    let relay = TestRelay::start().await;
+async fn a_device_belongs_to_one_account(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = Account::new(1);
     alice.try_register(&relay.api()).await.yes::<WireAccount>();
     let thief = Account { keys: alice.keys.clone(), ..Account::new(1) };
@@ -97,9 +104,8 @@ async fn a_device_belongs_to_one_account() {
     assert_eq!(relay.rows("accounts").await, 1);
 }
 
-#[tokio::test]
-async fn lists_move_forward_one_version_at_a_time() {
-    let relay = TestRelay::start().await;
+async fn lists_move_forward_one_version_at_a_time(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.account(2).await.remove(0);
     let next = alice.account.next(alice.account.keys.clone());
     let put: WireAccount = alice.put_list(&next).await.yes();
@@ -116,9 +122,8 @@ async fn lists_move_forward_one_version_at_a_time() {
     alice.put(path::OWN_DEVICES, &UpdateDeviceListRequest { device_list: empty }).await.no(ErrorCode::BadDeviceList);
 }
 
-#[tokio::test]
-async fn a_device_that_leaves_the_list_loses_everything_at_once() {
-    let relay = TestRelay::start().await;
+async fn a_device_that_leaves_the_list_loses_everything_at_once(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let mut devices = relay.account(2).await;
     let (lost, kept) = (devices.remove(1), devices.remove(0));
     let bob = relay.device().await;
@@ -147,9 +152,8 @@ async fn a_device_that_leaves_the_list_loses_everything_at_once() {
     bob.commit(&again).await.no(ErrorCode::BadMessage);
 }
 
-#[tokio::test]
-async fn a_device_that_enters_the_list_begins_with_an_empty_queue() {
-    let relay = TestRelay::start().await;
+async fn a_device_that_enters_the_list_begins_with_an_empty_queue(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let mut keys = alice.account.keys.clone();
     keys.push(Keys::new());
@@ -164,28 +168,17 @@ async fn a_device_that_enters_the_list_begins_with_an_empty_queue() {
 
 /// Where in the store some bytes are, as `table.column`.
 async fn found_in(relay: &TestRelay, bytes: &[u8]) -> BTreeSet<String> {
-    let mut db = relay.look().await;
-    let columns: Vec<(String, String)> = sqlx::query_as(
-        "SELECT m.name, c.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'",
-    )
-    .fetch_all(&mut db)
-    .await
-    .unwrap();
     let mut found = BTreeSet::new();
-    for (table, column) in columns {
-        let statement = format!("SELECT COUNT(*) FROM \"{table}\" WHERE instr(\"{column}\", $1) > 0");
-        let statement = sqlx::AssertSqlSafe(statement);
-        let count: i64 = sqlx::query_scalar(statement).bind(bytes).fetch_one(&mut db).await.unwrap();
-        if count > 0 {
+    for (table, column, of) in relay.store.columns().await {
+        if ["blob", "bytea"].contains(&of.as_str()) && relay.store.rows_with(&table, &column, bytes).await > 0 {
             found.insert(format!("{table}.{column}"));
         }
     }
     found
 }
 
-#[tokio::test]
-async fn deleting_an_account_leaves_nothing_of_it() {
-    let relay = TestRelay::start().await;
+async fn deleting_an_account_leaves_nothing_of_it(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let devices = Account::new(2).named("alice").register(&relay.api()).await;
     let (alice, sibling) = (&devices[0], &devices[1]);
     alice.stock(3).await;

@@ -4,11 +4,19 @@ use std::time::Duration;
 
 use undertone_wire::{Challenge, ErrorCode, FetchResponse, Limits, Relay, Session, path};
 
-use crate::support::{Account, Keys, TestRelay, log_in, login_request};
+use crate::support::{Account, Backend, Keys, TestRelay, both, log_in, login_request};
 
-#[tokio::test]
-async fn a_challenge_is_used_up_by_its_first_use() {
-    let relay = TestRelay::start().await;
+both! {
+    a_challenge_is_used_up_by_its_first_use,
+    challenges_and_sessions_end,
+    only_a_listed_device_with_its_key_gets_a_session,
+    logging_out_ends_one_session,
+    a_new_session_beyond_the_limit_ends_the_oldest,
+    a_token_is_not_stored,
+}
+
+async fn a_challenge_is_used_up_by_its_first_use(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (api, alice) = (relay.api(), relay.device().await);
     let described: Relay = api.get(path::RELAY).await.yes();
     let challenge: Challenge = api.post(path::CHALLENGE, &()).await.yes();
@@ -25,10 +33,9 @@ async fn a_challenge_is_used_up_by_its_first_use() {
     api.post(path::LOGIN, &right).await.no(ErrorCode::Unauthenticated);
 }
 
-#[tokio::test]
-async fn challenges_and_sessions_end() {
+async fn challenges_and_sessions_end(on: Backend) {
     let limits = Limits::default();
-    let relay = TestRelay::start().await;
+    let relay = TestRelay::start(on).await;
     let (api, alice) = (relay.api(), relay.device().await);
     let described: Relay = api.get(path::RELAY).await.yes();
     let challenge: Challenge = api.post(path::CHALLENGE, &()).await.yes();
@@ -41,16 +48,14 @@ async fn challenges_and_sessions_end() {
     alice.get(path::QUEUE).await.no(ErrorCode::Unauthenticated);
 }
 
-#[tokio::test]
-async fn only_a_listed_device_with_its_key_gets_a_session() {
-    let relay = TestRelay::start().await;
+async fn only_a_listed_device_with_its_key_gets_a_session(on: Backend) {
+    let relay = TestRelay::start(on).await;
     log_in(&relay.api(), &Account::new(1).keys[0]).await.no(ErrorCode::BadSignature);
     assert_eq!(relay.rows("sessions").await, 0);
 }
 
-#[tokio::test]
-async fn logging_out_ends_one_session() {
-    let relay = TestRelay::start().await;
+async fn logging_out_ends_one_session(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let one = relay.device().await;
     let two = one.account.log_in_all(&relay.api()).await.remove(0);
     one.post(path::LOGOUT, &()).await.done();
@@ -58,9 +63,8 @@ async fn logging_out_ends_one_session() {
     two.get(path::QUEUE).await.yes::<FetchResponse>();
 }
 
-#[tokio::test]
-async fn a_new_session_beyond_the_limit_ends_the_oldest() {
-    let relay = TestRelay::with_limits(Limits { device_sessions_max: 2, ..Limits::default() }).await;
+async fn a_new_session_beyond_the_limit_ends_the_oldest(on: Backend) {
+    let relay = TestRelay::with_limits(on, Limits { device_sessions_max: 2, ..Limits::default() }).await;
     let first = relay.device().await;
     relay.clock.advance(Duration::from_millis(1));
     let second = first.account.log_in_all(&relay.api()).await.remove(0);
@@ -71,12 +75,10 @@ async fn a_new_session_beyond_the_limit_ends_the_oldest() {
     third.get(path::QUEUE).await.yes::<FetchResponse>();
 }
 
-#[tokio::test]
-async fn a_token_is_not_stored() {
-    let relay = TestRelay::start().await;
+async fn a_token_is_not_stored(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let token = alice.token.clone().unwrap();
-    let stored: Vec<Vec<u8>> =
-        sqlx::query_scalar("SELECT token_hash FROM sessions").fetch_all(&mut relay.look().await).await.unwrap();
-    assert_eq!(stored, [undertone_wire::Hash::of(token.as_slice()).as_bytes().to_vec()]);
+    let stored: Vec<(Vec<u8>,)> = relay.select("SELECT token_hash FROM sessions").await;
+    assert_eq!(stored, [(undertone_wire::Hash::of(token.as_slice()).as_bytes().to_vec(),)]);
 }

@@ -6,11 +6,17 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use undertone_wire::Limits;
 
-use crate::support::{SOON, TestRelay};
+use crate::support::{Backend, SOON, TestRelay, both};
 
-const SHORT: Option<Duration> = Some(Duration::from_millis(250));
+both! {
+    those_that_do_not_say_what_they_want_are_closed,
+    one_too_many_waits_for_a_place_and_streams_take_places,
+    a_body_that_breaks_off_is_malformed_and_not_too_large,
+    a_body_without_a_length_is_measured_as_it_comes,
+}
+
+const SHORT: Duration = Duration::from_millis(250);
 
 /// What comes until the relay closes the connection.
 async fn rest(connection: &mut TcpStream) -> String {
@@ -19,9 +25,8 @@ async fn rest(connection: &mut TcpStream) -> String {
     String::from_utf8(rest).unwrap()
 }
 
-#[tokio::test]
-async fn those_that_do_not_say_what_they_want_are_closed() {
-    let relay = TestRelay::start().await.restart_with(Limits::default(), SHORT).await;
+async fn those_that_do_not_say_what_they_want_are_closed(on: Backend) {
+    let relay = TestRelay::with(on, |config| config.header_timeout = SHORT).await;
     let mut idle = relay.connection().await;
     idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: relay\r\n\r\n").await.unwrap();
     let mut half = relay.connection().await;
@@ -33,12 +38,11 @@ async fn those_that_do_not_say_what_they_want_are_closed() {
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok\n"), "{answer}");
 }
 
-#[tokio::test]
-async fn one_too_many_waits_for_a_place_and_streams_take_places() {
-    let relay = TestRelay::start().await;
+async fn one_too_many_waits_for_a_place_and_streams_take_places(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let mut devices = [relay.device().await, relay.device().await];
-    let relay = relay.restart_with(Limits { connections_max: 2, ..Limits::default() }, None).await;
-    devices.iter_mut().for_each(|device| device.api.url.clone_from(&relay.url));
+    let relay = relay.restart_with(|config| config.limits.connections_max = 2).await;
+    devices.iter_mut().for_each(|device| *device = device.at(&relay));
     let streams = [devices[0].stream(0).await, devices[1].stream(0).await];
     let mut third = relay.connection().await;
     third.write_all(b"GET /healthz HTTP/1.1\r\nhost: relay\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -48,9 +52,8 @@ async fn one_too_many_waits_for_a_place_and_streams_take_places() {
     assert!(rest(&mut third).await.starts_with("HTTP/1.1 200 "));
 }
 
-#[tokio::test]
-async fn a_body_that_breaks_off_is_malformed_and_not_too_large() {
-    let relay = TestRelay::start().await;
+async fn a_body_that_breaks_off_is_malformed_and_not_too_large(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let mut connection = relay.connection().await;
     let request = "POST /v1/auth/login HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n\
                    transfer-encoding: chunked\r\n\r\n2\r\n{}\r\nno length\r\n";
@@ -59,9 +62,8 @@ async fn a_body_that_breaks_off_is_malformed_and_not_too_large() {
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("the body broke off"), "{answer}");
 }
 
-#[tokio::test]
-async fn a_body_without_a_length_is_measured_as_it_comes() {
-    let relay = TestRelay::start().await;
+async fn a_body_without_a_length_is_measured_as_it_comes(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let mut connection = relay.connection().await;
     let head = "POST /v1/auth/login HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n\
                 transfer-encoding: chunked\r\n\r\n4001\r\n";

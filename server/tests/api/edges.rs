@@ -6,16 +6,25 @@ use undertone_wire::{
     SendResponse, path,
 };
 
-use crate::support::{Account, Device, Message, Reply, TestRelay};
+use crate::support::{Account, Backend, Device, Message, Reply, TestRelay, both};
 
-#[tokio::test]
-async fn both_encodings_say_the_same() {
-    let relay = TestRelay::start().await;
+both! {
+    both_encodings_say_the_same,
+    json_is_spoken_to_those_who_ask_for_nothing,
+    requests_that_cannot_be_understood_are_told_why,
+    bodies_are_measured_before_they_are_read,
+    tokens_that_are_none_are_refused,
+    it_tells_that_it_lives,
+}
+
+async fn both_encodings_say_the_same(on: Backend) {
+    // No notices about keys, so that queues hold what is sent and no more.
+    let relay = TestRelay::with_limits(on, Limits { keys_low_at: 0, ..Limits::default() }).await;
     for encoding in [Encoding::Json, Encoding::Cbor] {
         let api = relay.api().speaking(encoding);
         let alice = Account::new(1).register(&api).await.remove(0);
         let bob = Account::new(1).register(&api).await.remove(0);
-        bob.publish(vec![bob.key_package(false)], None).await.yes::<KeyCounts>();
+        bob.publish(vec![bob.key_package(false), bob.key_package(false)], None).await.yes::<KeyCounts>();
         assert!(alice.claim(bob.account_id()).await.key_packages[0].key_package.is_some());
         let group = alice.create_group_with(&[&bob]).await;
         alice.says(group, 1).await;
@@ -28,19 +37,17 @@ async fn both_encodings_say_the_same() {
     }
 }
 
-#[tokio::test]
-async fn json_is_spoken_to_those_who_ask_for_nothing() {
-    let relay = TestRelay::start().await;
+async fn json_is_spoken_to_those_who_ask_for_nothing(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let answer = reqwest::get(format!("{}{}", relay.url, path::RELAY)).await.unwrap();
     assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/json");
-    let described: Relay = Reply::read(answer).await.yes();
+    let described: Relay = Reply::read(answer).await.unwrap().yes();
     assert_eq!(described.limits, Limits::default());
     assert_eq!(described.suites, [3]);
 }
 
-#[tokio::test]
-async fn requests_that_cannot_be_understood_are_told_why() {
-    let relay = TestRelay::start().await;
+async fn requests_that_cannot_be_understood_are_told_why(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let http = reqwest::Client::new();
     let login = format!("{}{}", relay.url, path::LOGIN);
@@ -56,17 +63,16 @@ async fn requests_that_cannot_be_understood_are_told_why() {
     alice.send(Method::POST, path::ACK, Some(trailing)).await.no(ErrorCode::Malformed);
 
     let text = http.post(&login).header(header::CONTENT_TYPE, "text/plain").body("{}").send().await.unwrap();
-    Reply::read(text).await.no(ErrorCode::UnsupportedMediaType);
+    Reply::read(text).await.unwrap().no(ErrorCode::UnsupportedMediaType);
     let none = http.post(&login).body("{}").send().await.unwrap();
-    Reply::read(none).await.no(ErrorCode::UnsupportedMediaType);
+    Reply::read(none).await.unwrap().no(ErrorCode::UnsupportedMediaType);
     let html = http.get(format!("{}{}", relay.url, path::RELAY)).header(header::ACCEPT, "text/html").send().await;
-    Reply::read(html.unwrap()).await.no(ErrorCode::NotAcceptable);
+    Reply::read(html.unwrap()).await.unwrap().no(ErrorCode::NotAcceptable);
 }
 
-#[tokio::test]
-async fn bodies_are_measured_before_they_are_read() {
+async fn bodies_are_measured_before_they_are_read(on: Backend) {
     let limits = Limits { body_bytes_max: 20_000, commit_body_bytes_max: 40_000, ..Limits::default() };
-    let relay = TestRelay::with_limits(limits).await;
+    let relay = TestRelay::with_limits(on, limits).await;
     let alice = relay.device().await;
     let group = alice.create_group().await;
     let of = |bytes: usize| Message::at(group, 0).saying(&vec![0; bytes]);
@@ -80,15 +86,14 @@ async fn bodies_are_measured_before_they_are_read() {
     alice.commit(&of(39_000)).await.yes::<CommitResponse>();
 }
 
-#[tokio::test]
-async fn tokens_that_are_none_are_refused() {
-    let relay = TestRelay::start().await;
+async fn tokens_that_are_none_are_refused(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let http = reqwest::Client::new();
     let queue = format!("{}{}", relay.url, path::QUEUE);
     for value in ["", "Bearer", "Bearer ", "Bearer !!!", "Basic YWxpY2U6eA", "Bearer \"\""] {
         let answer = http.get(&queue).header(header::AUTHORIZATION, value).send().await.unwrap();
-        Reply::read(answer).await.no(ErrorCode::Unauthenticated);
+        Reply::read(answer).await.unwrap().no(ErrorCode::Unauthenticated);
     }
     let other = Device { api: alice.api.with_token(&vec![7; 32].into()), ..alice };
     other.get(path::QUEUE).await.no(ErrorCode::Unauthenticated);
@@ -98,9 +103,8 @@ async fn tokens_that_are_none_are_refused() {
         .no(ErrorCode::Unauthenticated);
 }
 
-#[tokio::test]
-async fn it_tells_that_it_lives() {
-    let relay = TestRelay::start().await;
+async fn it_tells_that_it_lives(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let answer = relay.api().get(path::HEALTH).await;
     assert_eq!((answer.status, answer.body), (StatusCode::OK, b"ok\n".to_vec()));
     relay.api().post(path::CHALLENGE, &()).await.yes::<Challenge>();

@@ -5,7 +5,24 @@ use undertone_wire::{
     GroupMembers, GroupPosition, Limits, SendResponse, StaleGroup, UnackedCommit, WelcomeParts, path,
 };
 
-use crate::support::{Account, Device, Message, TestRelay, bytes_of, private_message, random};
+use crate::support::{Account, Backend, Device, Message, TestRelay, both, bytes_of, private_message, random};
+
+both! {
+    a_group_is_created_once_and_by_one_device,
+    a_commit_goes_to_those_who_were_members_and_a_welcome_to_those_it_adds,
+    whoever_stands_elsewhere_is_told_where_to_find_what_it_lacks,
+    of_two_commits_at_once_one_is_accepted,
+    outsiders_cannot_tell_a_group_from_none,
+    a_removed_device_is_told_that_it_is_no_member,
+    added_devices_are_listed_and_outside_and_removed_ones_inside,
+    a_welcome_has_one_entry_for_each_added_device,
+    only_private_messages_of_the_right_group_and_kind_are_taken,
+    groups_have_limits,
+    an_account_leaves_with_all_its_devices_after_a_last_notice,
+    members_read_the_commits_they_missed_page_by_page,
+    the_newest_group_info_is_for_the_accounts_inside,
+    a_group_above_a_lowered_limit_can_shrink_and_swap_but_not_grow,
+}
 
 fn position(epoch: u64, commit_seq: u64, members_version: u64) -> GroupPosition {
     GroupPosition { epoch, commit_seq, members_version }
@@ -15,9 +32,8 @@ async fn members(device: &Device, group: GroupId) -> GroupMembers {
     device.get(&path::fill(path::GROUP_MEMBERS, group)).await.yes()
 }
 
-#[tokio::test]
-async fn a_group_is_created_once_and_by_one_device() {
-    let relay = TestRelay::start().await;
+async fn a_group_is_created_once_and_by_one_device(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let request =
         CreateGroupRequest { group_id: GroupId::from_random(random()), sealed_group_info: b"info"[..].into() };
@@ -32,9 +48,8 @@ async fn a_group_is_created_once_and_by_one_device() {
     assert_eq!(list.groups.iter().map(|group| group.group_id).collect::<Vec<_>>(), [request.group_id]);
 }
 
-#[tokio::test]
-async fn a_commit_goes_to_those_who_were_members_and_a_welcome_to_those_it_adds() {
-    let relay = TestRelay::start().await;
+async fn a_commit_goes_to_those_who_were_members_and_a_welcome_to_those_it_adds(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob, carol) = (relay.device().await, relay.device().await, relay.device().await);
     let group = alice.create_group().await;
     let adds = Message::at(group, 0).adding(&[&bob, &carol]);
@@ -66,9 +81,8 @@ async fn a_commit_goes_to_those_who_were_members_and_a_welcome_to_those_it_adds(
     assert_eq!(members(&alice, group).await.members.len(), 2);
 }
 
-#[tokio::test]
-async fn whoever_stands_elsewhere_is_told_where_to_find_what_it_lacks() {
-    let relay = TestRelay::start().await;
+async fn whoever_stands_elsewhere_is_told_where_to_find_what_it_lacks(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     alice.says(group, 1).await;
@@ -99,9 +113,8 @@ async fn whoever_stands_elsewhere_is_told_where_to_find_what_it_lacks() {
     bob.says(group, 3).await;
 }
 
-#[tokio::test]
-async fn of_two_commits_at_once_one_is_accepted() {
-    let relay = TestRelay::start().await;
+async fn of_two_commits_at_once_one_is_accepted(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     for at in 1..=10 {
@@ -115,9 +128,8 @@ async fn of_two_commits_at_once_one_is_accepted() {
     assert_eq!(members(&bob, group).await.position, position(11, 11, 11));
 }
 
-#[tokio::test]
-async fn outsiders_cannot_tell_a_group_from_none() {
-    let relay = TestRelay::start().await;
+async fn outsiders_cannot_tell_a_group_from_none(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, eve) = (relay.device().await, relay.device().await);
     let group = alice.create_group().await;
     for group in [group, GroupId::from_random(random())] {
@@ -130,9 +142,8 @@ async fn outsiders_cannot_tell_a_group_from_none() {
     }
 }
 
-#[tokio::test]
-async fn a_removed_device_is_told_that_it_is_no_member() {
-    let relay = TestRelay::start().await;
+async fn a_removed_device_is_told_that_it_is_no_member(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     alice.commit(&Message::at(group, 1).removing(&[&bob])).await.yes::<CommitResponse>();
@@ -146,9 +157,8 @@ async fn a_removed_device_is_told_that_it_is_no_member() {
     bob.says(group, 3).await;
 }
 
-#[tokio::test]
-async fn added_devices_are_listed_and_outside_and_removed_ones_inside() {
-    let relay = TestRelay::start().await;
+async fn added_devices_are_listed_and_outside_and_removed_ones_inside(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob, carol) = (relay.device().await, relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     let unlisted = Device { keys: Account::new(1).keys.remove(0), ..bob.clone() };
@@ -163,9 +173,8 @@ async fn added_devices_are_listed_and_outside_and_removed_ones_inside() {
     bob.says(group, 2).await;
 }
 
-#[tokio::test]
-async fn a_welcome_has_one_entry_for_each_added_device() {
-    let relay = TestRelay::start().await;
+async fn a_welcome_has_one_entry_for_each_added_device(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group().await;
     let commits = path::fill(path::GROUP_COMMITS, group);
@@ -182,9 +191,8 @@ async fn a_welcome_has_one_entry_for_each_added_device() {
     alice.post(&commits, &good).await.yes::<CommitResponse>();
 }
 
-#[tokio::test]
-async fn only_private_messages_of_the_right_group_and_kind_are_taken() {
-    let relay = TestRelay::start().await;
+async fn only_private_messages_of_the_right_group_and_kind_are_taken(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let group = alice.create_group().await;
     let good = Message::at(group, 0);
@@ -206,7 +214,7 @@ async fn only_private_messages_of_the_right_group_and_kind_are_taken() {
         b"nothing like it"[..].into(),
     ];
     for (at, message) in bad.into_iter().enumerate() {
-        let request = undertone_wire::SendRequest { message_id: good.id, message };
+        let request = undertone_wire::SendRequest { message_id: good.id, ttl_s: None, message };
         let reply = alice.post(&path::fill(path::GROUP_MESSAGES, group), &request).await;
         let problem = reply.no(ErrorCode::BadMessage);
         assert!(problem.detail.is_some(), "number {at} says which rule");
@@ -218,8 +226,7 @@ async fn only_private_messages_of_the_right_group_and_kind_are_taken() {
     assert_eq!(alice.fetch(0).await.next_seq, 2);
 }
 
-#[tokio::test]
-async fn groups_have_limits() {
+async fn groups_have_limits(on: Backend) {
     let limits = Limits {
         group_devices_max: 3,
         commit_added_max: 2,
@@ -230,7 +237,7 @@ async fn groups_have_limits() {
         welcome_secrets_bytes_max: 20,
         ..Limits::default()
     };
-    let relay = TestRelay::with_limits(limits).await;
+    let relay = TestRelay::with_limits(on, limits).await;
     let (alice, others) = (relay.device().await, relay.account(3).await);
     let group = alice.create_group().await;
     let commits = path::fill(path::GROUP_COMMITS, group);
@@ -261,9 +268,8 @@ async fn groups_have_limits() {
     assert_eq!(limit_of(alice.post(&commits, &secrets).await.no(ErrorCode::TooLarge)), "welcome_secrets_bytes_max");
 }
 
-#[tokio::test]
-async fn an_account_leaves_with_all_its_devices_after_a_last_notice() {
-    let relay = TestRelay::start().await;
+async fn an_account_leaves_with_all_its_devices_after_a_last_notice(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.account(2).await);
     let group = alice.create_group_with(&[&bob[0], &bob[1]]).await;
     let notice = Message::at(group, 1);
@@ -286,9 +292,8 @@ async fn an_account_leaves_with_all_its_devices_after_a_last_notice() {
     bob[0].says(group, 3).await;
 }
 
-#[tokio::test]
-async fn members_read_the_commits_they_missed_page_by_page() {
-    let relay = TestRelay::with_limits(Limits { fetch_entries_max: 2, ..Limits::default() }).await;
+async fn members_read_the_commits_they_missed_page_by_page(on: Backend) {
+    let relay = TestRelay::with_limits(on, Limits { fetch_entries_max: 2, ..Limits::default() }).await;
     let alice = relay.device().await;
     let group = alice.create_group().await;
     let mut sent = Vec::new();
@@ -315,9 +320,8 @@ async fn members_read_the_commits_they_missed_page_by_page() {
     assert_eq!(read, sent);
 }
 
-#[tokio::test]
-async fn the_newest_group_info_is_for_the_accounts_inside() {
-    let relay = TestRelay::start().await;
+async fn the_newest_group_info_is_for_the_accounts_inside(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob, eve) = (relay.account(2).await, relay.device().await, relay.device().await);
     let group = alice[0].create_group_with(&[&bob]).await;
     for device in [&alice[0], &alice[1], &bob] {
@@ -328,13 +332,12 @@ async fn the_newest_group_info_is_for_the_accounts_inside() {
     eve.get(&path::fill(path::GROUP, group)).await.no(ErrorCode::NotFound);
 }
 
-#[tokio::test]
-async fn a_group_above_a_lowered_limit_can_shrink_and_swap_but_not_grow() {
-    let relay = TestRelay::start().await;
+async fn a_group_above_a_lowered_limit_can_shrink_and_swap_but_not_grow(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (others, mut alice) = (relay.account(4).await, relay.device().await);
     let group = alice.create_group_with(&[&others[0], &others[1], &others[2]]).await;
-    let relay = relay.restart_with(Limits { group_devices_max: 2, ..Limits::default() }, None).await;
-    alice.api.url.clone_from(&relay.url);
+    let relay = relay.restart_with(|config| config.limits.group_devices_max = 2).await;
+    alice = alice.at(&relay);
     let growing = Message::at(group, 1).adding(&[&others[3]]);
     let problem = alice.commit(&growing).await.no(ErrorCode::LimitReached);
     assert_eq!(problem.limit.map(|limit| limit.name), Some("group_devices_max".into()));

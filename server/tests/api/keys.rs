@@ -10,7 +10,20 @@ use undertone_wire::{
     PublishRequest, ServerFrame, path, suite,
 };
 
-use crate::support::{Account, Device, Keys, Message, TestRelay};
+use crate::support::{Account, Backend, Device, Keys, Message, TestRelay, both};
+
+both! {
+    what_is_published_is_counted_and_handed_out_once_then_the_last_resort_again_and_again,
+    a_claim_answers_for_each_listed_device_in_order,
+    thirty_two_at_once_get_twenty_different_ones_and_twelve_times_the_last_resort,
+    publishing_again_does_not_bring_a_claimed_key_back,
+    a_new_last_resort_replaces_the_old_one,
+    each_broken_rule_has_its_code_and_nothing_is_stored,
+    the_certificate_must_be_the_listed_one,
+    what_hangs_on_a_replaced_certificate_goes_with_it,
+    a_one_time_key_package_is_handed_out_once_even_if_it_is_published_anew,
+    what_does_not_live_long_enough_is_not_handed_out,
+}
 
 const DAY_S: u64 = 24 * 60 * 60;
 
@@ -22,9 +35,8 @@ fn counted(one_time: u64, last_resort: bool) -> KeyCounts {
     KeyCounts { key_packages: vec![KeyPackageCount { suite: suite::DEFAULT, one_time, last_resort }] }
 }
 
-#[tokio::test]
-async fn what_is_published_is_counted_and_handed_out_once_then_the_last_resort_again_and_again() {
-    let relay = TestRelay::start().await;
+async fn what_is_published_is_counted_and_handed_out_once_then_the_last_resort_again_and_again(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     assert_eq!(alice.get(path::KEYS).await.yes::<KeyCounts>(), KeyCounts { key_packages: vec![] });
     let one_time = [alice.key_package(false), alice.key_package(false)];
@@ -46,9 +58,8 @@ async fn what_is_published_is_counted_and_handed_out_once_then_the_last_resort_a
     }
 }
 
-#[tokio::test]
-async fn a_claim_answers_for_each_listed_device_in_order() {
-    let relay = TestRelay::start().await;
+async fn a_claim_answers_for_each_listed_device_in_order(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.account(3).await, relay.device().await);
     alice[0].stock(1).await;
     alice[2].publish(vec![], Some(alice[2].key_package(true))).await.yes::<KeyCounts>();
@@ -64,9 +75,9 @@ async fn a_claim_answers_for_each_listed_device_in_order() {
     bob.post(path::CLAIM, &hybrid).await.no(ErrorCode::UnsupportedSuite);
 }
 
-#[tokio::test]
-async fn thirty_two_at_once_get_twenty_different_ones_and_twelve_times_the_last_resort() {
-    let relay = TestRelay::start().await;
+async fn thirty_two_at_once_get_twenty_different_ones_and_twelve_times_the_last_resort(on: Backend) {
+    let limits = Limits { claims_per_pair_hour_max: 100, session_requests_max: 32, ..Limits::default() };
+    let relay = TestRelay::with_limits(on, limits).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     alice.stock(20).await;
     let claims = (0..32).map(|_| {
@@ -85,9 +96,8 @@ async fn thirty_two_at_once_get_twenty_different_ones_and_twelve_times_the_last_
     assert_eq!(last_resort.into_iter().collect::<HashSet<_>>().len(), 1);
 }
 
-#[tokio::test]
-async fn publishing_again_does_not_bring_a_claimed_key_back() {
-    let relay = TestRelay::start().await;
+async fn publishing_again_does_not_bring_a_claimed_key_back(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let mut request = PublishRequest {
         message_id: Message::id(SystemClock.now_ms()),
@@ -101,9 +111,8 @@ async fn publishing_again_does_not_bring_a_claimed_key_back() {
     alice.post(path::KEY_PACKAGES, &request).await.no(ErrorCode::MessageIdReused);
 }
 
-#[tokio::test]
-async fn a_new_last_resort_replaces_the_old_one() {
-    let relay = TestRelay::start().await;
+async fn a_new_last_resort_replaces_the_old_one(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     alice.publish(vec![], Some(alice.key_package(true))).await.yes::<KeyCounts>();
     let newer = alice.key_package(true);
@@ -112,10 +121,9 @@ async fn a_new_last_resort_replaces_the_old_one() {
     assert_eq!(relay.rows("key_packages").await, 1);
 }
 
-#[tokio::test]
-async fn each_broken_rule_has_its_code_and_nothing_is_stored() {
+async fn each_broken_rule_has_its_code_and_nothing_is_stored(on: Backend) {
     let limits = Limits { key_package_bytes_max: 2_000, one_time_keys_max: 3, ..Limits::default() };
-    let relay = TestRelay::with_limits(limits.clone()).await;
+    let relay = TestRelay::with_limits(on, limits.clone()).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let good = alice.key_package(false);
     let publish = |key_package| alice.publish(vec![good.clone(), key_package], None);
@@ -152,9 +160,8 @@ async fn each_broken_rule_has_its_code_and_nothing_is_stored() {
     assert_eq!(relay.rows("key_packages").await, 2);
 }
 
-#[tokio::test]
-async fn the_certificate_must_be_the_listed_one() {
-    let relay = TestRelay::start().await;
+async fn the_certificate_must_be_the_listed_one(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let next = alice.account.next(vec![Keys::renewed(&alice.keys)]);
     alice.put_list(&next).await.yes::<WireAccount>();
@@ -163,9 +170,8 @@ async fn the_certificate_must_be_the_listed_one() {
     renewed.publish(vec![renewed.key_package(false)], None).await.yes::<KeyCounts>();
 }
 
-#[tokio::test]
-async fn what_hangs_on_a_replaced_certificate_goes_with_it() {
-    let relay = TestRelay::start().await;
+async fn what_hangs_on_a_replaced_certificate_goes_with_it(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.account(2).await, relay.device().await);
     alice[0].stock(2).await;
     alice[1].stock(2).await;
@@ -182,9 +188,8 @@ async fn what_hangs_on_a_replaced_certificate_goes_with_it() {
     alice[1].get(path::QUEUE).await.yes::<FetchResponse>();
 }
 
-#[tokio::test]
-async fn a_one_time_key_package_is_handed_out_once_even_if_it_is_published_anew() {
-    let relay = TestRelay::start().await;
+async fn a_one_time_key_package_is_handed_out_once_even_if_it_is_published_anew(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let only = alice.key_package(false);
     assert_eq!(alice.publish(vec![only.clone()], None).await.yes::<KeyCounts>(), counted(1, false));
@@ -194,9 +199,8 @@ async fn a_one_time_key_package_is_handed_out_once_even_if_it_is_published_anew(
     assert_eq!(bob.claim(alice.account_id()).await.key_packages[0].key_package, None);
 }
 
-#[tokio::test]
-async fn what_does_not_live_long_enough_is_not_handed_out() {
-    let relay = TestRelay::start().await;
+async fn what_does_not_live_long_enough_is_not_handed_out(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let min = Limits::default().key_package_remaining_s_min;
     let short = alice.key_package_living(now_s() - 60, now_s() + min + DAY_S, false);

@@ -2,10 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::SqliteConnection;
 use undertone_wire::{DeviceId, SendResponse};
 
-use crate::support::{Message, TestRelay};
+use crate::support::{Backend, Message, TestRelay, both};
+
+both! {
+    every_column_is_explained_and_every_explanation_has_a_column,
+    no_column_is_named_after_a_sender,
+    the_rows_of_a_message_are_those_of_all_members_whoever_sent_it,
+    times_on_messages_are_whole_hours,
+}
 
 const PAGE: &str = include_str!("../../../spec/what-the-relay-knows.md");
 
@@ -20,17 +26,13 @@ fn explained() -> BTreeMap<String, String> {
     PAGE.lines().filter_map(row).collect()
 }
 
-async fn columns(db: &mut SqliteConnection) -> BTreeSet<String> {
-    let statement = "
-        SELECT m.name || '.' || c.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c
-        WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite_%' AND m.name NOT LIKE '\\_sqlx%' ESCAPE '\\'";
-    sqlx::query_scalar(statement).fetch_all(db).await.unwrap().into_iter().collect()
+async fn columns(relay: &TestRelay) -> BTreeSet<String> {
+    relay.store.columns().await.into_iter().map(|(table, column, _)| format!("{table}.{column}")).collect()
 }
 
-#[tokio::test]
-async fn every_column_is_explained_and_every_explanation_has_a_column() {
-    let relay = TestRelay::start().await;
-    let columns = columns(&mut relay.look().await).await;
+async fn every_column_is_explained_and_every_explanation_has_a_column(on: Backend) {
+    let relay = TestRelay::start(on).await;
+    let columns = columns(&relay).await;
     assert!(columns.contains("queue.envelope_id"), "the schema is read");
     let explained = explained();
     let listed: BTreeSet<_> = explained.keys().cloned().collect();
@@ -40,19 +42,17 @@ async fn every_column_is_explained_and_every_explanation_has_a_column() {
     }
 }
 
-#[tokio::test]
-async fn no_column_is_named_after_a_sender() {
-    let relay = TestRelay::start().await;
-    for column in columns(&mut relay.look().await).await {
+async fn no_column_is_named_after_a_sender(on: Backend) {
+    let relay = TestRelay::start(on).await;
+    for column in columns(&relay).await {
         for word in ["sender", "author", "from", "posted_by", "source"] {
             assert!(!column.contains(word), "{column}");
         }
     }
 }
 
-#[tokio::test]
-async fn the_rows_of_a_message_are_those_of_all_members_whoever_sent_it() {
-    let relay = TestRelay::start().await;
+async fn the_rows_of_a_message_are_those_of_all_members_whoever_sent_it(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let devices = [relay.device().await, relay.device().await, relay.device().await];
     let everyone: BTreeSet<_> = devices.iter().map(crate::support::Device::id).collect();
     let group = devices[0].create_group_with(&[&devices[1], &devices[2]]).await;
@@ -61,12 +61,12 @@ async fn the_rows_of_a_message_are_those_of_all_members_whoever_sent_it() {
         device.send_message(&Message::at(group, 1)).await.yes::<SendResponse>();
         accepted += 1;
     }
-    let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-        "SELECT e.envelope_id, q.device_id FROM envelopes e JOIN queue q ON q.envelope_id = e.envelope_id WHERE e.kind = 1",
-    )
-    .fetch_all(&mut relay.look().await)
-    .await
-    .unwrap();
+    let rows: Vec<(i64, Vec<u8>)> = relay
+        .select(
+            "SELECT e.envelope_id, q.device_id FROM envelopes e JOIN queue q ON q.envelope_id = e.envelope_id
+             WHERE e.kind = 1",
+        )
+        .await;
     let mut holders = BTreeMap::<i64, BTreeSet<DeviceId>>::new();
     for (envelope, device) in rows {
         holders.entry(envelope).or_default().insert(DeviceId::try_from(device.as_slice()).unwrap());
@@ -76,27 +76,22 @@ async fn the_rows_of_a_message_are_those_of_all_members_whoever_sent_it() {
 
     // The numbers under which they stand are the same for all too, so that order tells nothing either.
     let stubs: Vec<(i64, Option<i64>)> =
-        sqlx::query_as("SELECT status, commit_seq FROM message_ids WHERE commit_seq IS NULL")
-            .fetch_all(&mut relay.look().await)
-            .await
-            .unwrap();
+        relay.select("SELECT status, commit_seq FROM message_ids WHERE commit_seq IS NULL").await;
     assert_eq!(stubs, [(200, None), (200, None), (200, None)]);
 }
 
-#[tokio::test]
-async fn times_on_messages_are_whole_hours() {
-    let relay = TestRelay::start().await;
+async fn times_on_messages_are_whole_hours(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let group = alice.create_group().await;
     alice.commit(&Message::at(group, 0)).await.yes::<undertone_wire::CommitResponse>();
     alice.says(group, 1).await;
-    let times: Vec<i64> = sqlx::query_scalar(
-        "SELECT posted_hour_ms FROM envelopes UNION ALL SELECT posted_hour_ms FROM commits
-         UNION ALL SELECT expires_hour_ms FROM message_ids",
-    )
-    .fetch_all(&mut relay.look().await)
-    .await
-    .unwrap();
+    let times: Vec<(i64,)> = relay
+        .select(
+            "SELECT expires_hour_ms FROM envelopes UNION ALL SELECT posted_hour_ms FROM commits
+             UNION ALL SELECT expires_hour_ms FROM message_ids",
+        )
+        .await;
     assert_eq!(times.len(), 5);
-    assert!(times.iter().all(|time| time % 3_600_000 == 0));
+    assert!(times.iter().all(|(time,)| time % 3_600_000 == 0));
 }

@@ -8,18 +8,17 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
 use undertone_server::{Config, Place, Relay as TheRelay, SystemClock, SystemRandom};
 use undertone_wire::{ByeReason, ErrorCode, GroupMembers, KeyCounts, Relay, SendResponse, ServerFrame, path};
 
-use crate::support::{Account, Api, Message, TestRelay};
+use crate::support::{Account, Api, Backend, Message, TestRelay, both};
 
-#[tokio::test]
-async fn a_restart_keeps_everything() {
-    let relay = TestRelay::start().await;
+both! {
+    a_restart_keeps_everything,
+}
+
+async fn a_restart_keeps_everything(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (mut alice, mut bob) = (relay.device().await, relay.device().await);
     alice.stock(2).await;
     let group = alice.create_group_with(&[&bob]).await;
@@ -29,7 +28,7 @@ async fn a_restart_keeps_everything() {
 
     let relay = relay.restart().await;
     for device in [&mut alice, &mut bob] {
-        device.api.url.clone_from(&relay.url);
+        *device = device.at(&relay);
     }
     let after = (bob.fetch(0).await, relay.api().get(path::RELAY).await.yes::<Relay>());
     assert_eq!((&before.0, before.1.relay_id, before.1.incarnation), (&after.0, after.1.relay_id, after.1.incarnation));
@@ -44,7 +43,7 @@ async fn a_restart_keeps_everything() {
 
 #[tokio::test]
 async fn stopping_says_bye_to_streams_and_leaves_no_log() {
-    let relay = TestRelay::start().await;
+    let relay = TestRelay::start(Backend::Sqlite).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let mut streams = [alice.stream(0).await, bob.stream(0).await];
     for stream in &mut streams {
@@ -52,42 +51,19 @@ async fn stopping_says_bye_to_streams_and_leaves_no_log() {
     }
     let [mut one, mut two] = streams;
     let said = tokio::spawn(async move { [one.next().await, two.next().await] });
-    let folder = relay.stop().await;
+    let stopped = relay.stop().await;
     let bye = Some(ServerFrame::Bye { reason: ByeReason::Shutdown });
     assert_eq!(said.await.unwrap(), [bye.clone(), bye]);
-    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(stopped.store.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().any(|name| name == "undertone.db"));
     assert!(!left.iter().any(|name| name == "undertone.db-wal"), "the last checkpoint leaves no log: {left:?}");
 }
 
 #[tokio::test]
-async fn a_request_in_flight_is_answered_when_the_relay_stops() {
-    let relay = TestRelay::start().await;
-    let mut connection = TcpStream::connect(relay.url.trim_start_matches("http://")).await.unwrap();
-    let head = "POST /v1/auth/login HTTP/1.1\r\nhost: relay\r\ncontent-type: application/json\r\n\
-                content-length: 2\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n";
-    connection.write_all(head.as_bytes()).await.unwrap();
-    let mut interim = [0; 25];
-    connection.read_exact(&mut interim).await.unwrap();
-    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n", "the handler waits for the body");
-
-    let url = relay.url.clone();
-    let stopping = tokio::spawn(relay.stop());
-    // It stops listening at once.
-    while TcpStream::connect(url.trim_start_matches("http://")).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
-    connection.write_all(b"{}").await.unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("malformed"), "{answer}");
-    stopping.await.unwrap();
-}
-
-#[tokio::test]
 async fn a_store_is_open_once_at_a_time() {
-    let relay = TestRelay::start().await;
-    let config = Config::new(Place::Sqlite(relay.database()), "127.0.0.1:0".parse().unwrap());
+    let relay = TestRelay::start(Backend::Sqlite).await;
+    let config = Config::new(relay.store.place(), "127.0.0.1:0".parse().unwrap());
     let second = TheRelay::bind(config, Arc::new(SystemClock), Arc::new(SystemRandom)).await;
     let error = second.err().expect("a second relay is refused").to_string();
     assert!(error.contains("another relay is running"), "{error}");
@@ -133,7 +109,7 @@ fn the_binary_says_in_one_line_why_it_does_not_start() {
     let taken = taken.local_addr().unwrap().to_string();
 
     refused(&["--data", &data, "--listen", "0.0.0.0:0"], 2, "--insecure-plain-http");
-    refused(&["--data", &data, "--database", "postgres://u@h/d"], 2, "later");
+    refused(&["--data", &data, "--database", "mysql://h/d"], 2, "postgres://");
     refused(&["--data", &data, "--log", "=="], 2, "--log");
     assert!(!folder.path().join("data").exists(), "nothing is made before the arguments hold");
     refused(&["--data", &data, "--listen", &taken], 1, "cannot listen on");

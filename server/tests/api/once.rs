@@ -5,11 +5,18 @@ use std::time::Duration;
 use undertone_server::Clock as _;
 use undertone_wire::{CommitResponse, ErrorCode, Limits, SendResponse, path};
 
-use crate::support::{Message, TestRelay};
+use crate::support::{Backend, Message, TestRelay, both};
 
-#[tokio::test]
-async fn the_same_request_has_one_effect_and_one_answer() {
-    let relay = TestRelay::start().await;
+both! {
+    the_same_request_has_one_effect_and_one_answer,
+    another_body_group_or_path_under_the_same_id_is_refused,
+    refusals_are_not_remembered,
+    ids_from_the_future_and_from_before_the_window_are_told_the_time,
+    a_stub_outlives_the_window_and_then_goes,
+}
+
+async fn the_same_request_has_one_effect_and_one_answer(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let group = alice.create_group().await;
     let commit = Message::at(group, 0);
@@ -25,9 +32,8 @@ async fn the_same_request_has_one_effect_and_one_answer() {
     assert_eq!(relay.rows("message_ids").await, 3);
 }
 
-#[tokio::test]
-async fn another_body_group_or_path_under_the_same_id_is_refused() {
-    let relay = TestRelay::start().await;
+async fn another_body_group_or_path_under_the_same_id_is_refused(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let (group, other) = (alice.create_group().await, alice.create_group().await);
     let message = Message::at(group, 0);
@@ -39,9 +45,8 @@ async fn another_body_group_or_path_under_the_same_id_is_refused() {
     assert_eq!(alice.fetch(0).await.next_seq, 2);
 }
 
-#[tokio::test]
-async fn refusals_are_not_remembered() {
-    let relay = TestRelay::start().await;
+async fn refusals_are_not_remembered(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let group = alice.create_group().await;
     let early = Message::at(group, 1);
@@ -51,9 +56,8 @@ async fn refusals_are_not_remembered() {
     alice.send_message(&early).await.yes::<SendResponse>();
 }
 
-#[tokio::test]
-async fn ids_from_the_future_and_from_before_the_window_are_told_the_time() {
-    let relay = TestRelay::start().await;
+async fn ids_from_the_future_and_from_before_the_window_are_told_the_time(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let limits = Limits::default();
     let alice = relay.device().await;
     let group = alice.create_group().await;
@@ -71,9 +75,8 @@ async fn ids_from_the_future_and_from_before_the_window_are_told_the_time() {
     assert_eq!(lost.time_ms, Some(now_ms));
 }
 
-#[tokio::test]
-async fn a_stub_outlives_the_window_and_then_goes() {
-    let relay = TestRelay::start().await;
+async fn a_stub_outlives_the_window_and_then_goes(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let group = alice.create_group().await;
     let message = Message::at(group, 0);

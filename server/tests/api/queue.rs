@@ -4,11 +4,21 @@ use std::time::Duration;
 
 use undertone_wire::{CommitResponse, Envelope, ErrorCode, FetchResponse, Limits, SendResponse, Span, path};
 
-use crate::support::{Message, SOON, TestRelay, bytes_of};
+use crate::support::{Backend, Message, SOON, TestRelay, both, bytes_of};
 
-#[tokio::test]
-async fn what_is_sent_comes_in_order_with_consecutive_numbers() {
-    let relay = TestRelay::start().await;
+both! {
+    what_is_sent_comes_in_order_with_consecutive_numbers,
+    many_senders_at_once_leave_no_gap_and_keep_their_own_order,
+    pages_are_bounded_by_entries_and_by_bytes_but_hold_one_entry,
+    an_ack_deletes_up_to_it_and_the_last_ack_the_payload,
+    numbers_go_on_beyond_what_a_device_says_it_has,
+    a_long_poll_is_woken_by_mail,
+    a_long_poll_of_an_empty_queue_ends_empty,
+    what_retention_takes_is_told_as_missed,
+}
+
+async fn what_is_sent_comes_in_order_with_consecutive_numbers(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     let mut sent = Vec::new();
@@ -24,9 +34,8 @@ async fn what_is_sent_comes_in_order_with_consecutive_numbers() {
     }
 }
 
-#[tokio::test]
-async fn many_senders_at_once_leave_no_gap_and_keep_their_own_order() {
-    let relay = TestRelay::start().await;
+async fn many_senders_at_once_leave_no_gap_and_keep_their_own_order(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let devices = relay.account(4).await;
     let group = devices[0].create_group_with(&[&devices[1], &devices[2], &devices[3]]).await;
     let senders = devices.iter().cloned().map(|device| {
@@ -55,9 +64,8 @@ async fn many_senders_at_once_leave_no_gap_and_keep_their_own_order() {
     }
 }
 
-#[tokio::test]
-async fn pages_are_bounded_by_entries_and_by_bytes_but_hold_one_entry() {
-    let relay = TestRelay::with_limits(Limits { fetch_bytes_max: 1_000, ..Limits::default() }).await;
+async fn pages_are_bounded_by_entries_and_by_bytes_but_hold_one_entry(on: Backend) {
+    let relay = TestRelay::with_limits(on, Limits { fetch_bytes_max: 1_000, ..Limits::default() }).await;
     let alice = relay.device().await;
     let group = alice.create_group().await;
     for bytes in [300, 300, 2_000, 10, 10, 10] {
@@ -76,9 +84,8 @@ async fn pages_are_bounded_by_entries_and_by_bytes_but_hold_one_entry() {
     assert_eq!(seqs("after=3&limit=0").await, [4]);
 }
 
-#[tokio::test]
-async fn an_ack_deletes_up_to_it_and_the_last_ack_the_payload() {
-    let relay = TestRelay::start().await;
+async fn an_ack_deletes_up_to_it_and_the_last_ack_the_payload(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     for _ in 0..3 {
@@ -93,9 +100,8 @@ async fn an_ack_deletes_up_to_it_and_the_last_ack_the_payload() {
     assert_eq!((relay.rows("envelopes").await, relay.rows("queue").await), (2, 1));
     bob.ack(4).await.done();
     assert_eq!((relay.rows("envelopes").await, relay.rows("queue").await), (1, 0));
-    let (kind, pointers): (i64, i64) =
-        sqlx::query_as("SELECT kind, pointers FROM envelopes").fetch_one(&mut relay.look().await).await.unwrap();
-    assert_eq!((kind, pointers), (2, 1), "the commit is kept for those who may have missed it");
+    let left: Vec<(i64, i64)> = relay.select("SELECT kind, pointers FROM envelopes").await;
+    assert_eq!(left, [(2, 1)], "the commit is kept for those who may have missed it");
 
     bob.ack(4).await.done();
     bob.ack(2).await.done();
@@ -106,22 +112,35 @@ async fn an_ack_deletes_up_to_it_and_the_last_ack_the_payload() {
     );
 }
 
-#[tokio::test]
-async fn numbers_not_given_out_can_be_neither_acked_nor_had() {
-    let relay = TestRelay::start().await;
-    let alice = relay.device().await;
-    alice.ack(0).await.done();
-    alice.ack(1).await.no(ErrorCode::Malformed);
-    alice.get(&format!("{}?after=1", path::QUEUE)).await.no(ErrorCode::Malformed);
-    let group = alice.create_group().await;
-    alice.says(group, 0).await;
-    alice.ack(2).await.no(ErrorCode::Malformed);
-    alice.ack(1).await.done();
+async fn numbers_go_on_beyond_what_a_device_says_it_has(on: Backend) {
+    let relay = TestRelay::start(on).await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    let group = alice.create_group_with(&[&bob]).await;
+    alice.says(group, 1).await;
+    // The relay has numbered 1 and 2; the device took 9 from it before it lost them.
+    let fetched = alice.fetch(9).await;
+    let seqs: Vec<_> = fetched.deliveries.iter().map(|entry| entry.seq).collect();
+    assert!(seqs.len() == 2 && seqs[0] > 9 && seqs[1] == seqs[0] + 1, "what waits comes under new numbers: {seqs:?}");
+    assert_eq!(fetched.missed, [Span { from: 10, to: seqs[0] - 1 }]);
+    assert_eq!((fetched.next_seq, fetched.oldest_available), (seqs[1] + 1, seqs[0]));
+    assert_eq!(alice.fetch(seqs[0]).await.deliveries.len(), 1);
+
+    bob.ack(7).await.done();
+    let fetched = bob.fetch(7).await;
+    assert_eq!(fetched.deliveries.len(), 2, "an ack of what the relay does not know deletes nothing");
+    assert!(fetched.deliveries[0].seq > 7);
+    let largest = 1 << 51;
+    bob.get(&format!("{}?after={}", path::QUEUE, largest + 1)).await.no(ErrorCode::Malformed);
+    bob.ack(largest + 1).await.no(ErrorCode::Malformed);
+    assert_eq!(bob.fetch(7).await, fetched, "a refusal changes nothing");
+    let fetched = bob.fetch(largest).await;
+    assert_eq!(fetched.deliveries.len(), 2);
+    bob.ack(fetched.next_seq - 1).await.done();
+    assert_eq!(bob.fetch(0).await.oldest_available, fetched.next_seq, "its new numbers can be acked");
 }
 
-#[tokio::test]
-async fn a_long_poll_is_woken_by_mail() {
-    let relay = TestRelay::start().await;
+async fn a_long_poll_is_woken_by_mail(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     let polling = tokio::spawn({
@@ -133,18 +152,16 @@ async fn a_long_poll_is_woken_by_mail() {
     assert_eq!(bytes_of(&fetched.deliveries[0].envelope), sent.as_slice());
 }
 
-#[tokio::test]
-async fn a_long_poll_of_an_empty_queue_ends_empty() {
-    let relay = TestRelay::start().await;
+async fn a_long_poll_of_an_empty_queue_ends_empty(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
     let fetched: FetchResponse = alice.get(&format!("{}?wait=1", path::QUEUE)).await.yes();
     assert_eq!((fetched.deliveries, fetched.missed), (vec![], vec![]));
 }
 
-#[tokio::test]
-async fn what_retention_takes_is_told_as_missed() {
+async fn what_retention_takes_is_told_as_missed(on: Backend) {
     let retention = Duration::from_secs(Limits::default().retention_s);
-    let relay = TestRelay::start().await;
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     alice.says(group, 1).await;
@@ -176,7 +193,7 @@ async fn what_retention_takes_is_told_as_missed() {
 
 #[tokio::test]
 async fn acked_ciphertext_leaves_the_files() {
-    let relay = TestRelay::start().await;
+    let relay = TestRelay::start(Backend::Sqlite).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     let needle = b"ciphertext to look for, long enough to be found";
@@ -184,7 +201,7 @@ async fn acked_ciphertext_leaves_the_files() {
     alice.send_message(&message).await.yes::<SendResponse>();
     let in_files = || {
         ["undertone.db", "undertone.db-wal"].iter().any(|name| {
-            let bytes = std::fs::read(relay.database().with_file_name(name)).unwrap_or_default();
+            let bytes = std::fs::read(relay.store.file().with_file_name(name)).unwrap_or_default();
             bytes.windows(needle.len()).any(|window| window == needle)
         })
     };

@@ -3,18 +3,30 @@
 use http::StatusCode;
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use undertone_wire::{
-    Account as WireAccount, ByeReason, Encoding, ErrorCode, Limits, PROBLEM_MEDIA_TYPE, Problem, ServerFrame, path,
+    Account as WireAccount, ByeReason, Encoding, ErrorCode, Limits, PROBLEM_MEDIA_TYPE, Problem, SendResponse,
+    ServerFrame, path,
 };
 
-use crate::support::{Device, TestRelay, bytes_of};
+use crate::support::{Backend, Device, Message, TestRelay, both, bytes_of};
 
-fn bye(reason: ByeReason) -> Option<ServerFrame> {
+both! {
+    it_says_hello_then_what_is_there_then_caught_up_then_what_comes,
+    a_long_queue_comes_whole_and_a_broken_stream_goes_on_where_it_broke,
+    acks_on_the_stream_delete,
+    a_newer_stream_replaces_the_older,
+    a_session_that_ends_ends_its_stream,
+    what_is_no_frame_ends_the_stream,
+    a_frame_beyond_the_limit_ends_the_stream_unread,
+    a_stream_is_refused_like_any_request,
+    the_largest_message_passes_however_small_other_limits_are,
+}
+
+pub(crate) fn bye(reason: ByeReason) -> Option<ServerFrame> {
     Some(ServerFrame::Bye { reason })
 }
 
-#[tokio::test]
-async fn it_says_hello_then_what_is_there_then_caught_up_then_what_comes() {
-    let relay = TestRelay::start().await;
+async fn it_says_hello_then_what_is_there_then_caught_up_then_what_comes(on: Backend) {
+    let relay = TestRelay::start(on).await;
     for encoding in [Some(Encoding::Cbor), Some(Encoding::Json), None] {
         let (alice, bob) = (relay.device().await, relay.device().await);
         let group = alice.create_group_with(&[&bob]).await;
@@ -40,9 +52,8 @@ async fn it_says_hello_then_what_is_there_then_caught_up_then_what_comes() {
     }
 }
 
-#[tokio::test]
-async fn a_long_queue_comes_whole_and_a_broken_stream_goes_on_where_it_broke() {
-    let relay = TestRelay::start().await;
+async fn a_long_queue_comes_whole_and_a_broken_stream_goes_on_where_it_broke(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     for _ in 0..149 {
@@ -57,9 +68,8 @@ async fn a_long_queue_comes_whole_and_a_broken_stream_goes_on_where_it_broke() {
     assert!(bob.stream(70).await.catches_up_to(151).await.into_iter().eq(71..=150));
 }
 
-#[tokio::test]
-async fn acks_on_the_stream_delete() {
-    let relay = TestRelay::start().await;
+async fn acks_on_the_stream_delete(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     let mut socket = bob.stream(0).await;
@@ -68,14 +78,13 @@ async fn acks_on_the_stream_delete() {
     alice.says(group, 1).await;
     assert_eq!(socket.catches_up_to(3).await, [2]);
     // The frame that acked stood before the one that answers this, so it has been dealt with.
-    socket.ack(9).await;
+    socket.ack((1 << 51) + 1).await;
     assert_eq!(socket.next().await, bye(ByeReason::Malformed));
     assert_eq!(bob.fetch(0).await.oldest_available, 2);
 }
 
-#[tokio::test]
-async fn a_newer_stream_replaces_the_older() {
-    let relay = TestRelay::start().await;
+async fn a_newer_stream_replaces_the_older(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let bob = relay.device().await;
     let mut older = bob.stream(0).await;
     older.catches_up_to(1).await;
@@ -88,9 +97,8 @@ async fn a_newer_stream_replaces_the_older() {
     assert_eq!(newer.catches_up_to(2).await, [1]);
 }
 
-#[tokio::test]
-async fn a_session_that_ends_ends_its_stream() {
-    let relay = TestRelay::start().await;
+async fn a_session_that_ends_ends_its_stream(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let mut devices = relay.account(3).await;
     let (kept, unlinked, logged_out) = (devices.remove(0), devices.remove(0), devices.remove(0));
     let mut streams = [unlinked.stream(0).await, logged_out.stream(0).await];
@@ -104,9 +112,8 @@ async fn a_session_that_ends_ends_its_stream() {
     assert_eq!(streams[0].next().await, bye(ByeReason::Unauthenticated));
 }
 
-#[tokio::test]
-async fn what_is_no_frame_ends_the_stream() {
-    let relay = TestRelay::start().await;
+async fn what_is_no_frame_ends_the_stream(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let bob = relay.device().await;
     for nonsense in [Frame::Binary(b"nonsense"[..].into()), Frame::Text("{}".into())] {
         let mut socket = bob.stream(0).await;
@@ -116,9 +123,8 @@ async fn what_is_no_frame_ends_the_stream() {
     }
 }
 
-#[tokio::test]
-async fn a_frame_beyond_the_limit_ends_the_stream_unread() {
-    let relay = TestRelay::start().await;
+async fn a_frame_beyond_the_limit_ends_the_stream_unread(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let bob = relay.device().await;
     let max = usize::try_from(Limits::default().client_frame_bytes_max).unwrap();
     // Spaces around a frame are part of its size and change nothing else.
@@ -134,15 +140,37 @@ async fn a_frame_beyond_the_limit_ends_the_stream_unread() {
     assert_eq!(socket.next().await, None);
 }
 
-#[tokio::test]
-async fn a_stream_is_refused_like_any_request() {
-    let relay = TestRelay::start().await;
+async fn a_stream_is_refused_like_any_request(on: Backend) {
+    let relay = TestRelay::start(on).await;
     let bob = relay.device().await;
     let nobody = Device { api: relay.api(), ..bob.clone() };
     assert_eq!(refusal(nobody.try_stream(0, None).await), ErrorCode::Unauthenticated);
-    assert_eq!(refusal(bob.try_stream(7, None).await), ErrorCode::Malformed);
+    assert_eq!(refusal(bob.try_stream((1 << 51) + 1, None).await), ErrorCode::Malformed);
     bob.get(path::STREAM).await.no(ErrorCode::Malformed);
-    assert_eq!(relay.look_stream(&bob).await, 0, "a refused stream replaces none");
+    assert_eq!(newest_stream(&relay, &bob).await, 0, "a refused stream replaces none");
+}
+
+async fn the_largest_message_passes_however_small_other_limits_are(on: Backend) {
+    const BYTES: usize = 600_000;
+    let limits = Limits {
+        envelope_bytes_max: BYTES as u64 + 200,
+        commit_bytes_max: 200,
+        welcome_bytes_max: 20,
+        welcome_secrets_bytes_max: 20,
+        ..Limits::default()
+    };
+    let relay = TestRelay::with_limits(on, limits).await;
+    let bob = relay.device().await;
+    let group = bob.create_group().await;
+    for _ in 0..3 {
+        let message = Message::at(group, 0).saying(&[7; BYTES]);
+        bob.send_message(&message).await.yes::<SendResponse>();
+    }
+    for encoding in [Encoding::Json, Encoding::Cbor] {
+        let mut socket = bob.try_stream(0, Some(encoding)).await.unwrap();
+        socket.next().await;
+        assert_eq!(socket.catches_up_to(4).await, [1, 2, 3]);
+    }
 }
 
 fn refusal(opened: Result<crate::support::Socket, tungstenite::Error>) -> ErrorCode {
@@ -153,12 +181,9 @@ fn refusal(opened: Result<crate::support::Socket, tungstenite::Error>) -> ErrorC
     problem.code
 }
 
-impl TestRelay {
-    async fn look_stream(&self, device: &Device) -> i64 {
-        sqlx::query_scalar("SELECT stream FROM cursors WHERE device_id = $1")
-            .bind(device.id().as_bytes().to_vec())
-            .fetch_one(&mut self.look().await)
-            .await
-            .unwrap()
-    }
+/// The number of a device's newest stream.
+pub(crate) async fn newest_stream(relay: &TestRelay, device: &Device) -> i64 {
+    let cursors: Vec<(Vec<u8>, i64)> = relay.select("SELECT device_id, stream FROM cursors").await;
+    let own = cursors.into_iter().find(|(id, _)| id == device.id().as_bytes());
+    own.expect("a cursor").1
 }

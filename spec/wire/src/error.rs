@@ -1,13 +1,13 @@
 //! Errors: RFC 9457 problems with a stable `code`.
 //!
 //! Codes are closed on write and open on read: an unknown one is kept as text. A refusal that the protocol foresees
-//! carries what the caller needs to go on ([`StaleGroup`]).
+//! carries what the caller needs to go on ([`StaleGroup`], the accounts of `stale_devices`).
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::StaleGroup;
+use crate::{Account, StaleGroup};
 
 /// The body of every answer with a status of 400 or above.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct Problem {
     /// With `stale_group`: where the group stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_group: Option<StaleGroup>,
+    /// With `stale_devices`: the accounts concerned, and no others, with their newest device lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stale_devices: Vec<Account>,
     /// With `clock_skew` and `outcome_unknown`: the relay's time, in milliseconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_ms: Option<u64>,
@@ -58,6 +61,7 @@ impl Problem {
             detail: None,
             limit: None,
             stale_group: None,
+            stale_devices: Vec::new(),
             time_ms: None,
         }
     }
@@ -127,6 +131,10 @@ codes! {
     GroupExists = "group_exists", 409;
     /// The group has moved on, or the caller is no longer a member; `stale_group` has the rest.
     StaleGroup = "stale_group", 409;
+    /// The ciphertexts are not for exactly the listed devices; `stale_devices` has the current lists.
+    StaleDevices = "stale_devices", 409;
+    /// The queue of a receiving device takes no more direct messages until the device has taken some. Try later.
+    QueueFull = "queue_full", 409;
     /// The message id was used for another body.
     MessageIdReused = "message_id_reused", 409;
     /// A device to be added is not registered at this relay.
@@ -173,6 +181,8 @@ impl ErrorCode {
             Self::StaleDeviceList => "The device list is not the next one",
             Self::GroupExists => "The group exists already",
             Self::StaleGroup => "The group has moved on",
+            Self::StaleDevices => "The ciphertexts are not for exactly the listed devices",
+            Self::QueueFull => "A receiving device's queue is full",
             Self::MessageIdReused => "The message id was used for another body",
             Self::UnknownDevice => "A device is not registered here",
             Self::Replaced => "A newer stream has replaced this one",

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Delivery, Encoding, Incarnation, RelayId, Span};
+use crate::{Bytes, Delivery, Encoding, GroupId, Incarnation, RelayId, Span};
 
 /// The WebSocket subprotocol for an encoding.
 pub fn subprotocol(encoding: Encoding) -> &'static str {
@@ -50,6 +50,20 @@ pub enum ServerFrame {
     CaughtUp {
         /// The number that the next entry will get.
         next_seq: u64,
+    },
+    /// Ephemeral content of a group. It has no number, is not acked and does not come again.
+    GroupEphemeral {
+        /// The group.
+        group_id: GroupId,
+        /// The MLS epoch under whose key it is sealed.
+        epoch: u64,
+        /// The bytes that were posted.
+        ciphertext: Bytes,
+    },
+    /// Ephemeral content for this device. It has no number, is not acked and does not come again.
+    DirectEphemeral {
+        /// The bytes that were posted for this device, sealed to it.
+        ciphertext: Bytes,
     },
     /// The relay closes the stream.
     Bye {

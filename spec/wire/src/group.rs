@@ -81,6 +81,10 @@ pub struct SendRequest {
     pub message_id: MessageId,
     /// An `MLSMessage` with a `PrivateMessage` of content type application.
     pub message: Bytes,
+    /// For how many seconds it is kept for those who have not taken it. The relay counts whole hours, rounded up, and
+    /// keeps nothing longer than its retention; absent means that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
 }
 
 /// `POST /v1/groups/{group}/leave`: the calling device's account leaves with all its devices.

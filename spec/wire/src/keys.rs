@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AccountId, Bytes, DeviceId, MessageId};
+use crate::{AccountId, Bytes, DeviceId, Hash, MessageId};
 
 /// MLS cipher suites (RFC 9420, section 17.1) that Undertone uses.
 pub mod suite {
@@ -41,6 +41,27 @@ pub struct KeyPackageCount {
     pub one_time: u64,
     /// Whether there is a last-resort key package that can be handed out.
     pub last_resort: bool,
+}
+
+/// `POST /v1/keys/reconcile`: makes the calling device and the relay agree on which key packages there are. The relay
+/// forgets all of the device's that are not named. Repeating it changes nothing more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReconcileRequest {
+    /// The `KeyPackageRef` (RFC 9420, section 5.2) of every key package whose private keys the device still holds,
+    /// one-time and last-resort, of any suite.
+    pub hash_refs: Vec<Hash>,
+}
+
+/// What the relay can still hand out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReconcileResponse {
+    /// Those of the request that the relay can still hand out, in ascending order. The others were handed out, have
+    /// expired or never arrived.
+    pub available: Vec<Hash>,
+    /// The counts since; one entry per suite that has any.
+    pub key_packages: Vec<KeyPackageCount>,
 }
 
 /// `POST /v1/keys/claim`: takes one key package for each device of an account.

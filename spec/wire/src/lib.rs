@@ -23,7 +23,9 @@ mod account;
 mod bytes;
 mod credential;
 mod device_list;
+mod direct;
 mod encoding;
+mod ephemeral;
 mod error;
 mod frame;
 mod group;
@@ -43,7 +45,9 @@ pub use device_list::{
     Certificate, DeviceEntry, DeviceList, DeviceListError, KeySet, ROTATIONS_MAX, RecoveryKey, Rotation,
     RotationAuthority, SignedCertificate, SignedDeviceList, chain_continues, verify_rotations,
 };
+pub use direct::{DirectCiphertext, DirectRecipient, SendDirectRequest};
 pub use encoding::{DecodeError, Encoding};
+pub use ephemeral::{DirectEphemeralRequest, GroupEphemeralRequest};
 pub use error::{ErrorCode, LimitReached, Problem};
 pub use frame::{ByeReason, ClientFrame, ServerFrame, subprotocol};
 pub use group::{
@@ -52,7 +56,10 @@ pub use group::{
     UnackedCommit, WelcomeParts, WelcomeSecrets,
 };
 pub use ids::{AccountId, DeviceId, GroupId, IdError, Incarnation, MessageId, RelayId};
-pub use keys::{ClaimRequest, ClaimResponse, ClaimedKeyPackage, KeyCounts, KeyPackageCount, PublishRequest, suite};
+pub use keys::{
+    ClaimRequest, ClaimResponse, ClaimedKeyPackage, KeyCounts, KeyPackageCount, PublishRequest, ReconcileRequest,
+    ReconcileResponse, suite,
+};
 pub use limits::Limits;
 pub use queue::{AckRequest, Delivery, Envelope, FetchResponse, Span};
 pub use signing::{Domain, public_key, sign, verify};

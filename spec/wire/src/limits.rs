@@ -49,8 +49,12 @@ limits! {
     client_frame_bytes_max = 4 * KIB;
     /// Connections at a time; more wait to be taken.
     connections_max = 10_000;
+    /// Requests that a session has open at a time. More are refused with `unavailable`.
+    session_requests_max = 16;
     /// Member devices of a group.
     group_devices_max = 1_000;
+    /// Groups of which a device is a member.
+    device_groups_max = 1_000;
     /// Devices that one commit adds.
     commit_added_max = 100;
     /// Devices of an account.
@@ -61,6 +65,34 @@ limits! {
     device_sessions_max = 8;
     /// One-time keys of a device, for each kind and suite.
     one_time_keys_max = 200;
+    /// One-time key packages left at which a device is told `keys_low`, for each kind and suite.
+    keys_low_at = 20;
+    /// Key packages of one account that another account is handed in an hour before it gets last-resort ones. Each node
+    /// counts for itself.
+    claims_per_pair_hour_max = 20;
+    /// Key packages of one account that all others together are handed in an hour before they get last-resort ones.
+    /// Each node counts for itself.
+    claims_per_account_hour_max = 200;
+    /// Entries that may wait for a device, of direct messages and of groups together.
+    queue_entries_max = 10_000;
+    /// Bytes of ciphertext that may wait for a device, of direct messages and of groups together.
+    queue_bytes_max = 64 * MIB;
+    /// Entries of direct messages among those that wait for a device. The rest is for groups. A direct message beyond is
+    /// refused with `queue_full`.
+    queue_direct_entries_max = 2_500;
+    /// Bytes of direct messages among those that wait for a device. The rest is for groups. A direct message beyond is
+    /// refused with `queue_full`.
+    queue_direct_bytes_max = 16 * MIB;
+    /// Entries that each group may always have waiting for a device, even when the groups' part of its queue is full.
+    /// Beyond, a new entry displaces the oldest of the same group, and the device is told what it missed.
+    queue_group_entries_min = 100;
+    /// Bytes that each group may always have waiting for a device, even when the groups' part of its queue is full.
+    /// Beyond, a new entry displaces the oldest of the same group, and the device is told what it missed.
+    queue_group_bytes_min = MIB;
+    /// Accounts that one direct message is for.
+    direct_accounts_max = 16;
+    /// A ciphertext of ephemeral content.
+    ephemeral_bytes_max = 4 * KIB;
     /// Entries in one answer to a fetch.
     fetch_entries_max = 256;
     /// Bytes of ciphertext in one answer to a fetch; one entry always fits.

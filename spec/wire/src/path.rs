@@ -24,6 +24,12 @@ pub const KEYS: &str = "/v1/keys";
 pub const KEY_PACKAGES: &str = "/v1/keys/key-packages";
 /// `POST`: claim key packages.
 pub const CLAIM: &str = "/v1/keys/claim";
+/// `POST`: make the relay's key packages those that the calling device still holds.
+pub const RECONCILE: &str = "/v1/keys/reconcile";
+/// `POST`: a direct message.
+pub const MESSAGES: &str = "/v1/messages";
+/// `POST`: ephemeral content for single devices.
+pub const EPHEMERAL: &str = "/v1/ephemeral";
 /// `GET`: own groups; `POST`: create one.
 pub const GROUPS: &str = "/v1/groups";
 /// `GET`: a group.
@@ -36,6 +42,8 @@ pub const GROUP_COMMITS: &str = "/v1/groups/{group}/commits";
 pub const GROUP_MESSAGES: &str = "/v1/groups/{group}/messages";
 /// `POST`: leave a group.
 pub const GROUP_LEAVE: &str = "/v1/groups/{group}/leave";
+/// `POST`: ephemeral content for a group's member devices.
+pub const GROUP_EPHEMERAL: &str = "/v1/groups/{group}/ephemeral";
 /// `GET`: fetch from the calling device's queue.
 pub const QUEUE: &str = "/v1/queue";
 /// `POST`: ack.
@@ -44,6 +52,8 @@ pub const ACK: &str = "/v1/queue/ack";
 pub const STREAM: &str = "/v1/stream";
 /// `GET`: whether the relay is alive.
 pub const HEALTH: &str = "/healthz";
+/// `GET`: whether the relay can take requests: it reaches its store and is not stopping.
+pub const READY: &str = "/readyz";
 
 /// A path with its `{..}` replaced by `id`, whose text needs no escaping.
 pub fn fill(path: &str, id: impl std::fmt::Display) -> String {

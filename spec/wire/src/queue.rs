@@ -57,6 +57,24 @@ pub enum Envelope {
         /// The group's `members_version` since.
         members_version: u64,
     },
+    /// A direct message. Nothing outside of the ciphertext says who sent it.
+    DirectMessage {
+        /// The bytes that were posted for the receiving device, sealed to it.
+        ciphertext: Bytes,
+    },
+    /// Few one-time key packages of the receiver are left: it should publish more.
+    KeysLow {
+        /// The MLS cipher suite.
+        suite: u16,
+        /// One-time key packages that could still be handed out when this was written.
+        one_time: u64,
+    },
+    /// The receiver's last-resort key package was handed out, because no one-time one was left or a claim limit was
+    /// reached. The receiver should publish one-time key packages and replace the last-resort one.
+    LastResortUsed {
+        /// The MLS cipher suite.
+        suite: u16,
+    },
     /// An envelope of a kind that this version does not know. It is acked like any other.
     #[serde(other)]
     Unknown,

@@ -129,7 +129,7 @@ async fn change(client: &Client, change: impl Future<Output = Result<(), Error>>
     tokio::select! {
         done = change => Ok(done?),
         () = given_up(client) => {
-            Err(unreachable().about("the change is not made yet; it is queued and goes out with the next command"))
+            Err(unreachable(client).about("the change is not made yet; it is queued and goes out with the next command"))
         }
     }
 }

@@ -71,12 +71,17 @@ async fn catch_up(client: &Client, patience: Duration) -> Result<Connection, Fai
 async fn connect(client: &Client) -> Result<(), Failure> {
     match catch_up(client, CATCH_UP).await? {
         Connection::Online | Connection::CatchingUp => Ok(()),
-        _ => Err(unreachable()),
+        _ => Err(unreachable(client)),
     }
 }
 
-fn unreachable() -> Failure {
-    Failure::Unreachable("the relay cannot be reached".into())
+fn unreachable(client: &Client) -> Failure {
+    Failure::Unreachable(match client.meets_other_relay() {
+        true => {
+            "what answers at the relay's address is another relay than the one where this account is registered".into()
+        }
+        false => "the relay cannot be reached".into(),
+    })
 }
 
 /// Why a connection will not come back while this process runs, if so.
@@ -85,9 +90,9 @@ fn lost_for_good(state: Connection) -> Option<Failure> {
         Connection::Replaced => Some(Failure::Refused(
             "another process with a copy of this store has taken over the connection; use one copy only".into(),
         )),
-        Connection::SignedOut => Some(Failure::Refused(
-            "the relay does not know this device: its account was deleted, or another relay has this address".into(),
-        )),
+        Connection::SignedOut => {
+            Some(Failure::Refused("the relay does not know this device: its account was deleted".into()))
+        }
         _ => None,
     }
 }

@@ -37,7 +37,7 @@ async fn caught_up(client: &Client) -> Result<(), Failure> {
         match super::catch_up(client, CATCH_UP_STEP).await? {
             Online => return Ok(()),
             CatchingUp if client.counts() != before => {}
-            _ => return Err(unreachable()),
+            _ => return Err(unreachable(client)),
         }
     }
 }

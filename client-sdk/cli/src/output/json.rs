@@ -89,6 +89,9 @@ pub(crate) enum EventObject {
         account_id: Text<AccountId>,
         username: Option<String>,
     },
+    OtherRelay {
+        url: String,
+    },
     Connection {
         state: &'static str,
     },
@@ -193,6 +196,7 @@ impl Object {
                 account_id: Text(account.account_id),
                 username: username(account),
             },
+            Event::OtherRelay { url } => EventObject::OtherRelay { url: url.clone() },
             Event::Connection(state) => EventObject::Connection { state: connection(*state) },
             _ => return None,
         }))
@@ -325,6 +329,10 @@ mod tests {
         assert_eq!(
             event(&Event::UnlistedDevice { group_id: group(), account: nameless() }),
             format!(r#"{{"event":"unlisted_device","group_id":"{GROUP}","account_id":"{ACCOUNT}","username":null}}"#)
+        );
+        assert_eq!(
+            event(&Event::OtherRelay { url: "http://relay.example".into() }),
+            r#"{"event":"other_relay","url":"http://relay.example"}"#
         );
         assert_eq!(
             event(&Event::Connection(Connection::CatchingUp)),

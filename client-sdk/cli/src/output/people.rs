@@ -82,10 +82,11 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
         Event::Removed { by: Some(by), .. } => format!("{} removed you", by.name()),
         Event::Removed { by: None, .. } => "you were removed".to_owned(),
         Event::Left { .. } => "you have left".to_owned(),
-        Event::GroupStuck { .. } => "a change came that cannot be applied; the group cannot go on here".to_owned(),
-        Event::Missed { from, to } => {
-            format!("{} messages were not fetched in time and are lost", to.saturating_sub(*from).saturating_add(1))
+        Event::GroupStuck { .. } => {
+            "the group cannot go on here: a change of it cannot be applied, or the relay has lost one".to_owned()
         }
+        Event::Missed { from, to } => missed(to.saturating_sub(*from).saturating_add(1)),
+        Event::OtherRelay { url } => format!("{} is another relay's address now; it is passed over", clean_line(url)),
         Event::IdentityChanged { account } => {
             format!("{} has a new identity key: ask them whether that is right", account.name())
         }
@@ -99,6 +100,18 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
         _ => return None,
     };
     Some(format!("* {place}{news}"))
+}
+
+/// Numbers jump by 2^32 when a relay is set back to an earlier state. The device may be somewhat ahead of that state, or
+/// behind it; no queue ever holds as much as half of that.
+fn missed(numbers: u64) -> String {
+    match numbers {
+        1 => "1 message was not fetched in time and is lost".to_owned(),
+        numbers if numbers <= 1 << 31 => format!("{numbers} messages were not fetched in time and are lost"),
+        _ => {
+            "the relay was set back to an earlier state; what was waiting there for this device may be lost".to_owned()
+        }
+    }
 }
 
 fn members_changed(by: &Contact, added: &[Contact], removed: &[Contact]) -> String {
@@ -193,6 +206,14 @@ mod tests {
         assert_eq!(event(&Event::Connection(Connection::CatchingUp), None, &now()), None);
         assert_eq!(event(&Event::Connection(Connection::Online), None, &now()).unwrap(), "* online");
         let group_id = "01020304-0506-4708-890a-0b0c0d0e0f10".parse().unwrap();
+        let missed = |from, to| event(&Event::Missed { from, to }, None, &now()).unwrap();
+        assert_eq!(missed(3, 5), "* 3 messages were not fetched in time and are lost");
+        assert_eq!(missed(3, 3), "* 1 message was not fetched in time and is lost");
+        let set_back =
+            "* the relay was set back to an earlier state; what was waiting there for this device may be lost";
+        for numbers in [(1 << 31) + 1, (1 << 32) - 2, 1 << 32, (1 << 32) + 7] {
+            assert_eq!(missed(3, 2 + numbers), set_back, "{numbers}");
+        }
         let removed = Event::Removed { group_id, by: Some(contact("alice")) };
         assert_eq!(event(&removed, Some("te\nam"), &now()).unwrap(), "* [te\u{fffd}am] alice removed you");
     }

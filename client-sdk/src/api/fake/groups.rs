@@ -15,6 +15,7 @@ use undertone_wire::{
 
 use super::state::{Caller, Outcome, State, check_bytes, check_count, not_found, refused};
 
+#[derive(Clone)]
 pub(super) struct GroupState {
     pub(super) position: GroupPosition,
     sealed_group_info: Bytes,

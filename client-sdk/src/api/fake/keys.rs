@@ -10,16 +10,18 @@ use openmls::prelude::{
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use undertone_wire::{
     Bytes, Certificate, ClaimRequest, ClaimResponse, ClaimedKeyPackage, CredentialError, DeviceId, DeviceListError,
-    ErrorCode, KeyCounts, KeyPackageCount, LeafCredential, Problem, PublishRequest, SignedCertificate, suite,
+    Envelope, ErrorCode, KeyCounts, KeyPackageCount, LeafCredential, Problem, PublishRequest, SignedCertificate, suite,
 };
 
 use super::state::{Caller, Device, Outcome, State, check_bytes, check_count, not_found, refused};
 
 /// A device's key packages.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct StoredKeys {
     one_time: VecDeque<StoredKey>,
     last_resort: Option<StoredKey>,
+    /// Whether the device was told that the last-resort one was handed out.
+    told: bool,
 }
 
 #[derive(Clone)]
@@ -40,7 +42,9 @@ impl State {
             if let Some(device) = self.devices.get_mut(&caller.device) {
                 check_count("one_time_keys_max", max, device.keys.one_time.len() + one_time.len())?;
                 device.keys.one_time.extend(one_time);
-                device.keys.last_resort = last_resort.or_else(|| device.keys.last_resort.take());
+                if last_resort.is_some() {
+                    (device.keys.last_resort, device.keys.told) = (last_resort, false);
+                }
             }
             self.remember(&once, 0);
         }
@@ -79,9 +83,27 @@ impl State {
             return Err(not_found());
         }
         let until_s = self.must_live_until_s();
-        let of_account = |(_, device): &(&DeviceId, &mut Device)| device.account == request.account_id;
-        let claimed = self.devices.iter_mut().filter(of_account).map(|(id, device)| device.keys.take(*id, until_s));
-        Ok(ClaimResponse { key_packages: claimed.collect() })
+        let of_account = self.devices.iter_mut().filter(|(_, device)| device.account == request.account_id);
+        let claimed: Vec<_> = of_account.map(|(id, device)| device.keys.take(*id, until_s)).collect();
+        for claim in &claimed {
+            if let Some(told) = self.what_to_tell(claim) {
+                self.deliver(&[claim.device_id], &told);
+            }
+        }
+        Ok(ClaimResponse { key_packages: claimed })
+    }
+
+    /// What the owner is told of a claim: that few one-time key packages are left, when their number comes to that; and
+    /// that the last-resort one was handed out, once for each.
+    fn what_to_tell(&mut self, claim: &ClaimedKeyPackage) -> Option<Envelope> {
+        let (suite, low_at) = (suite::DEFAULT, self.limits.keys_low_at);
+        if claim.last_resort {
+            let keys = &mut self.devices.get_mut(&claim.device_id)?.keys;
+            return (!std::mem::replace(&mut keys.told, true)).then_some(Envelope::LastResortUsed { suite });
+        }
+        claim.key_package.as_ref()?;
+        let (one_time, _) = self.key_packages(&claim.device_id);
+        (one_time == low_at).then_some(Envelope::KeysLow { suite, one_time })
     }
 
     pub(super) fn key_counts(&self, device: &DeviceId) -> KeyCounts {
@@ -104,6 +126,15 @@ impl State {
 }
 
 impl StoredKeys {
+    /// What is handed out once is not handed out by a store that may have forgotten having done so.
+    pub(super) fn forget_one_time(&mut self) {
+        self.one_time.clear();
+    }
+
+    pub(super) fn last_resort(&self) -> Option<Bytes> {
+        self.last_resort.as_ref().map(|key| key.bytes.clone())
+    }
+
     fn take(&mut self, device_id: DeviceId, until_s: u64) -> ClaimedKeyPackage {
         let one_time = self.one_time.iter().position(|key| key.lives_until(until_s));
         if let Some(key) = one_time.and_then(|at| self.one_time.remove(at)) {

@@ -1,7 +1,8 @@
 //! A relay in memory, for tests of the SDK and of apps built on it: the rules of the real one, and faults on request.
 //!
 //! [`FakeRelay`] owns the faults and what tests may look at; [`FakeRelay::connect`] gives a device's way to it. The
-//! rules are in the rooms below: `state` (sessions, queues, message ids), `accounts`, `keys`, `groups` and `stream`.
+//! rules are in the rooms below: `state` (sessions, queues, message ids), `accounts`, `keys`, `groups` and `stream`;
+//! `swap` puts an earlier state or another relay in its place.
 //!
 //! Invariant: a request acts as a whole, under one lock, or not at all. Time stands still unless a test moves it, and
 //! nothing here sleeps.
@@ -23,20 +24,24 @@ mod groups;
 mod keys;
 mod state;
 mod stream;
+mod swap;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicI64, Ordering::Relaxed},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
 };
 
 use tokio::sync::Notify;
 use undertone_wire::{
-    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
-    CommitResponse, CreateGroupRequest, Delivery, DeviceId, Group, GroupCommits, GroupId, GroupList, GroupMembers,
-    GroupPosition, KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest, Relay, SendRequest,
-    SendResponse, ServerFrame, Session, Username,
+    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClaimedKeyPackage, ClientFrame,
+    CommitRequest, CommitResponse, CreateGroupRequest, Delivery, DeviceId, Group, GroupCommits, GroupId, GroupList,
+    GroupMembers, GroupPosition, KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest, Relay,
+    SendRequest, SendResponse, ServerFrame, Session, Username, suite,
 };
 
 use self::{
@@ -53,10 +58,14 @@ pub type DeviceClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 pub struct FakeRelay {
     state: Mutex<State>,
     changed: Notify,
+    /// Who answers at its addresses instead.
+    in_its_place: Mutex<Option<Arc<Self>>>,
 }
 
+pub use swap::Backup;
+
 /// What goes wrong. Separate from what the relay holds, which no fault loses.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Faults {
     offline: bool,
     connections_to_refuse: u32,
@@ -65,6 +74,10 @@ struct Faults {
     deliveries_held: bool,
     /// How often all streams were cut; a stream from before the newest cut is dead.
     cuts: u64,
+    /// Nodes that were stopped, having said bye.
+    stopped: BTreeSet<usize>,
+    /// Nodes that are gone without a word.
+    killed: BTreeSet<usize>,
 }
 
 /// What becomes of a request.
@@ -75,8 +88,8 @@ enum Fate {
 }
 
 impl Faults {
-    fn fate_of_next_request(&mut self) -> Fate {
-        if self.offline {
+    fn fate_of_next_request(&mut self, node: usize) -> Fate {
+        if self.offline || self.stopped.contains(&node) || self.killed.contains(&node) {
             Fate::Lost
         } else if let Some(left) = self.connections_to_refuse.checked_sub(1) {
             self.connections_to_refuse = left;
@@ -100,17 +113,28 @@ impl FakeRelay {
     pub fn new() -> Arc<Self> {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let now_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-        Arc::new(Self { state: Mutex::new(State::new(now_ms)), changed: Notify::new() })
+        let state = Mutex::new(State::new(now_ms));
+        Arc::new(Self { state, changed: Notify::new(), in_its_place: Mutex::default() })
     }
 
     /// A way to the relay for a device whose clock agrees with it.
     pub fn connect(self: &Arc<Self>) -> Arc<dyn RelayApi> {
-        Arc::new(Connection { relay: Arc::clone(self), clock: None, clock_offset_ms: AtomicI64::new(0) })
+        self.connect_to(0)
+    }
+
+    /// The same, to one of the relay's nodes, of which there are as many as are asked for. [`Self::connect`] goes to
+    /// node 0.
+    pub fn connect_to(self: &Arc<Self>, node: usize) -> Arc<dyn RelayApi> {
+        self.connection(node, None)
     }
 
     /// A way to the relay for a device with a clock of its own, whose offset each answer tells.
     pub fn connect_with_clock(self: &Arc<Self>, clock: DeviceClock) -> Arc<dyn RelayApi> {
-        Arc::new(Connection { relay: Arc::clone(self), clock: Some(clock), clock_offset_ms: AtomicI64::new(0) })
+        self.connection(0, Some(clock))
+    }
+
+    fn connection(self: &Arc<Self>, node: usize, clock: Option<DeviceClock>) -> Arc<dyn RelayApi> {
+        Arc::new(Connection { relay: Arc::clone(self), node, clock, clock_offset_ms: AtomicI64::new(0) })
     }
 
     /// The relay's time, in milliseconds since the Unix epoch.
@@ -158,6 +182,47 @@ impl FakeRelay {
     /// Every open stream finds the relay unreachable. Requests and new streams work.
     pub fn cut_streams(&self) {
         self.change(|state| state.faults.cuts += 1);
+    }
+
+    /// A node stops in order: its streams say bye, and requests there find nobody.
+    pub fn stop_node(&self, node: usize) {
+        self.change(|state| state.faults.stopped.insert(node));
+    }
+
+    /// A node is gone without a word: its streams break, and requests there find nobody.
+    pub fn kill_node(&self, node: usize) {
+        self.change(|state| state.faults.killed.insert(node));
+    }
+
+    /// Ends [`Self::stop_node`] and [`Self::kill_node`].
+    pub fn start_node(&self, node: usize) {
+        self.change(|state| (state.faults.stopped.remove(&node), state.faults.killed.remove(&node)));
+    }
+
+    /// The relay goes on from a copy of its store, as good as new: another incarnation. Sessions and streams end, every
+    /// device's numbers jump by 2^32, and one-time key packages are no longer handed out.
+    pub fn restore(&self) {
+        self.change(|state| {
+            state.faults.cuts += 1;
+            state.begin_incarnation();
+        });
+    }
+
+    /// Somebody claims key packages of an account so many times, and adds nobody. Gives what they were handed.
+    pub fn hand_out(&self, account: AccountId, times: usize) -> Vec<ClaimedKeyPackage> {
+        let request = ClaimRequest { account_id: account, suite: suite::DEFAULT };
+        let claimed = (0..times).filter_map(|_| self.change(|state| state.claim(&request)).ok());
+        claimed.flat_map(|answer| answer.key_packages).collect()
+    }
+
+    /// The relay forgets that it has given a device any numbers, as one does that was restored without knowing it.
+    pub fn forget_numbers(&self, device: &DeviceId) {
+        self.change(|state| {
+            if let Some(device) = state.devices.get_mut(device) {
+                device.queue.clear();
+                (device.next_seq, device.acked_seq) = (1, 0);
+            }
+        });
     }
 
     /// From now on streams say nothing but hello and bye, while requests work: the stream is late.
@@ -208,9 +273,19 @@ impl FakeRelay {
         self.look(|state| state.devices.get(device).map_or(0, |device| device.stream))
     }
 
+    /// The node at which a device has opened its newest stream; `None` before the first.
+    pub fn node_of_stream(&self, device: &DeviceId) -> Option<usize> {
+        self.look(|state| state.devices.get(device).filter(|device| device.stream > 0).map(|device| device.node))
+    }
+
     /// A device's key packages that can still be handed out: one-time ones, and whether there is a last-resort one.
     pub fn key_packages(&self, device: &DeviceId) -> (u64, bool) {
         self.look(|state| state.key_packages(device))
+    }
+
+    /// A device's last-resort key package.
+    pub fn last_resort(&self, device: &DeviceId) -> Option<Bytes> {
+        self.look(|state| state.devices.get(device)?.keys.last_resort())
     }
 
     /// Where a group stands; `None` if there is none.
@@ -258,6 +333,7 @@ impl FakeRelay {
 /// One device's way to the relay.
 struct Connection {
     relay: Arc<FakeRelay>,
+    node: usize,
     clock: Option<DeviceClock>,
     clock_offset_ms: AtomicI64,
 }
@@ -265,8 +341,8 @@ struct Connection {
 impl Connection {
     fn request<'a, T: Send + 'a>(&'a self, act: impl FnOnce(&mut State) -> Outcome<T> + Send + 'a) -> Answer<'a, T> {
         Box::pin(async move {
-            self.relay.change(|state| {
-                let fate = state.faults.fate_of_next_request();
+            self.who_answers().change(|state| {
+                let fate = state.faults.fate_of_next_request(self.node);
                 let outcome = if let Fate::Lost = fate { None } else { Some(act(state)) };
                 match (fate, outcome) {
                     (Fate::Answered, Some(outcome)) => {
@@ -277,6 +353,11 @@ impl Connection {
                 }
             })
         })
+    }
+
+    fn who_answers(&self) -> Arc<FakeRelay> {
+        let other = self.relay.in_its_place.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        other.unwrap_or_else(|| Arc::clone(&self.relay))
     }
 
     fn note_time(&self, relay_ms: u64) {
@@ -355,8 +436,8 @@ impl RelayApi for Connection {
     }
     fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>> {
         self.request(move |state| {
-            let stream = Stream::open(state, token, after)?;
-            let relay = Arc::clone(&self.relay);
+            let stream = Stream::open(state, token, after, self.node)?;
+            let relay = self.who_answers();
             Ok(Box::new(OpenStream { relay, stream }) as Box<dyn FrameStream>)
         })
     }

@@ -4,7 +4,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use serde::Serialize;
@@ -18,9 +21,13 @@ use super::{Faults, groups::GroupState, keys::StoredKeys};
 /// An answer, or the refusal of it.
 pub(super) type Outcome<T> = Result<T, Box<Problem>>;
 
+/// How far a device's numbers jump when the relay may have given out more than it knows of.
+const JUMP: u64 = 1 << 32;
+
 /// How many relays there have been in this process: what makes the ids of one different from another's.
 static RELAYS: AtomicU64 = AtomicU64::new(0);
 
+#[derive(Clone)]
 pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) now_ms: u64,
@@ -37,8 +44,13 @@ pub(super) struct State {
     answered: BTreeMap<MessageId, Answered>,
     relay_number: u64,
     draws: u64,
+    /// How many requests with a token there were.
+    pub(super) tokens_heard: Arc<AtomicU64>,
+    /// How often somebody asked who it is.
+    pub(super) descriptions_given: Arc<AtomicU64>,
 }
 
+#[derive(Clone)]
 pub(super) struct Device {
     pub(super) account: AccountId,
     pub(super) device_key: PublicKey,
@@ -49,8 +61,11 @@ pub(super) struct Device {
     pub(super) acked_seq: u64,
     /// The number of its newest stream.
     pub(super) stream: u64,
+    /// The node at which that was opened.
+    pub(super) node: usize,
 }
 
+#[derive(Clone)]
 pub(super) struct OpenSession {
     pub(super) token: Bytes,
     pub(super) device: DeviceId,
@@ -65,6 +80,7 @@ pub(super) struct Caller {
 }
 
 /// A request that was accepted: the hash of its body, and the number of the commit if it was one.
+#[derive(Clone)]
 struct Answered {
     body: Hash,
     commit_seq: u64,
@@ -94,10 +110,13 @@ impl State {
             answered: BTreeMap::new(),
             relay_number,
             draws: 0,
+            tokens_heard: Arc::default(),
+            descriptions_given: Arc::default(),
         }
     }
 
     pub(super) fn description(&self) -> Relay {
+        self.descriptions_given.fetch_add(1, Relaxed);
         Relay {
             relay_id: self.relay_id,
             incarnation: self.incarnation,
@@ -119,6 +138,7 @@ impl State {
     }
 
     pub(super) fn caller(&self, token: &Bytes) -> Outcome<Caller> {
+        self.tokens_heard.fetch_add(1, Relaxed);
         let session =
             self.sessions.iter().find(|session| session.token == *token && session.expires_at_ms > self.now_ms);
         let caller = session.and_then(|session| {
@@ -171,11 +191,26 @@ impl State {
         }
     }
 
+    /// A copy takes the place of the state `now`: what no store forgets, and what is no store's, goes on.
+    pub(super) fn go_on_after(&mut self, now: &Self) {
+        (self.faults, self.now_ms, self.draws) = (now.faults.clone(), now.now_ms, now.draws);
+        self.tokens_heard = Arc::clone(&now.tokens_heard);
+        self.descriptions_given = Arc::clone(&now.descriptions_given);
+    }
+
+    /// The store is another one than before, for all that devices know.
+    pub(super) fn begin_incarnation(&mut self) {
+        self.incarnation = Incarnation::from_random(first_16(&self.draw()));
+        self.sessions.clear();
+        for device in self.devices.values_mut() {
+            device.next_seq = device.next_seq.saturating_add(JUMP);
+            device.keys.forget_one_time();
+        }
+    }
+
     pub(super) fn ack(&mut self, device: &DeviceId, up_to: u64) -> Outcome<()> {
         let Some(device) = self.devices.get_mut(device) else { return Ok(()) };
-        if up_to >= device.next_seq {
-            return Err(refused(ErrorCode::Malformed, "`up_to` is a number that was not given out yet"));
-        }
+        device.jump_over(up_to);
         device.acked_seq = device.acked_seq.max(up_to);
         device.queue.retain(|&seq, _| seq > up_to);
         Ok(())
@@ -185,7 +220,15 @@ impl State {
 impl Device {
     pub(super) fn new(account: AccountId, device_key: PublicKey, certificate: SignedCertificate) -> Self {
         let (keys, queue) = (StoredKeys::default(), BTreeMap::new());
-        Self { account, device_key, certificate, keys, queue, next_seq: 1, acked_seq: 0, stream: 0 }
+        Self { account, device_key, certificate, keys, queue, next_seq: 1, acked_seq: 0, stream: 0, node: 0 }
+    }
+
+    /// A device names a number as taken. One that was not given out was given out before the store was restored: its
+    /// numbers go on far above it.
+    pub(super) fn jump_over(&mut self, taken: u64) {
+        if taken >= self.next_seq {
+            self.next_seq = taken.saturating_add(1).saturating_add(JUMP);
+        }
     }
 
     pub(super) fn deliveries(&self) -> Vec<Delivery> {

@@ -21,6 +21,7 @@ pub(super) struct Stream {
     greeted: bool,
     /// The `next_seq` at which it last said that it had caught up.
     caught_up_at: Option<u64>,
+    node: usize,
     /// How many cuts there had been when it was opened.
     cuts: u64,
     misunderstood: bool,
@@ -29,14 +30,13 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Opens a device's newest stream, which replaces the one before.
-    pub(super) fn open(state: &mut State, token: &Bytes, after: u64) -> Outcome<Self> {
+    pub(super) fn open(state: &mut State, token: &Bytes, after: u64, node: usize) -> Outcome<Self> {
         let caller = state.caller(token)?;
         let unauthenticated = || refused(ErrorCode::Unauthenticated, "log in");
         let device = state.devices.get_mut(&caller.device).ok_or_else(unauthenticated)?;
-        if after >= device.next_seq {
-            return Err(refused(ErrorCode::Malformed, "`after` is ahead of the queue"));
-        }
+        device.jump_over(after);
         device.stream += 1;
+        device.node = node;
         Ok(Self {
             device: caller.device,
             token: token.clone(),
@@ -44,6 +44,7 @@ impl Stream {
             after,
             greeted: false,
             caught_up_at: None,
+            node,
             cuts: state.faults.cuts,
             misunderstood: false,
             over: false,
@@ -55,6 +56,9 @@ impl Stream {
         if self.dead(state) {
             self.over = true;
             return Some(Err(closed()));
+        }
+        if state.faults.stopped.contains(&self.node) {
+            return self.bye(ByeReason::Shutdown);
         }
         let device = state.devices.get(&self.device).filter(|_| state.caller(&self.token).is_ok());
         let Some(device) = device else { return self.bye(ByeReason::Unauthenticated) };
@@ -87,7 +91,7 @@ impl Stream {
     }
 
     fn dead(&self, state: &State) -> bool {
-        self.over || self.cuts != state.faults.cuts
+        self.over || self.cuts != state.faults.cuts || state.faults.killed.contains(&self.node)
     }
 
     fn bye(&mut self, reason: ByeReason) -> Option<Result<ServerFrame, ApiError>> {

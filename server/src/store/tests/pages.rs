@@ -1,21 +1,16 @@
 //! What a page of a queue promises.
 
-use std::sync::Arc;
-
 use super::*;
-use crate::{
-    queue::missed,
-    store::{
-        queue::{Page, PageRequest, page},
-        sessions,
-    },
+use crate::store::{
+    queue::{Page, PageRequest, page},
+    sessions,
 };
 
-fn token() -> Hash {
+pub(super) fn token() -> Hash {
     Hash::of(b"token")
 }
 
-async fn read(db: &Db, after: u64, entries_max: u64, bytes_max: u64) -> Page {
+pub(super) async fn read(db: &Db, after: u64, entries_max: u64, bytes_max: u64) -> Page {
     let request = PageRequest { device: device_id(1), token_hash: token(), after, entries_max, bytes_max };
     page(&mut db.read().await.unwrap(), &request, 0).await.unwrap().unwrap()
 }
@@ -24,20 +19,20 @@ fn seqs(page: &Page) -> Vec<u64> {
     page.deliveries.iter().map(|delivery| delivery.seq).collect()
 }
 
-pub(super) async fn numbers_are_consecutive_from_1(fresh: Fresh) {
-    let db = fresh.db;
+pub(super) async fn numbers_are_consecutive_from_1(fresh: &Fresh) {
+    let db = &fresh.db;
     db.write(|tx| Box::pin(async move { add_group(tx, &[1, 2]).await })).await.unwrap();
-    let empty = read(&db, 0, 10, 100).await;
+    let empty = read(db, 0, 10, 100).await;
     assert_eq!((seqs(&empty), empty.next_seq, empty.oldest, empty.newest), (vec![], 1, None, None));
     for _ in 0..3 {
         db.write(|tx| Box::pin(async move { append(tx, b"x").await })).await.unwrap();
     }
-    let full = read(&db, 0, 10, 100).await;
+    let full = read(db, 0, 10, 100).await;
     assert_eq!((seqs(&full), full.next_seq, full.oldest, full.newest), (vec![1, 2, 3], 4, Some(1), Some(3)));
 }
 
-pub(super) async fn a_page_ends_by_entries_or_bytes(fresh: Fresh) {
-    let db = fresh.db;
+pub(super) async fn a_page_ends_by_entries_or_bytes(fresh: &Fresh) {
+    let db = &fresh.db;
     db.write(|tx| {
         Box::pin(async move {
             add_group(tx, &[1]).await?;
@@ -49,43 +44,15 @@ pub(super) async fn a_page_ends_by_entries_or_bytes(fresh: Fresh) {
     })
     .await
     .unwrap();
-    assert_eq!(seqs(&read(&db, 0, 3, 100).await), [1, 2, 3]);
-    assert_eq!(seqs(&read(&db, 0, 9, 8).await), [1, 2]);
-    assert_eq!(seqs(&read(&db, 0, 9, 7).await), [1]);
-    assert_eq!(seqs(&read(&db, 2, 9, 7).await), [3], "one entry always fits");
-    assert!(seqs(&read(&db, 4, 9, 7).await).is_empty());
+    assert_eq!(seqs(&read(db, 0, 3, 100).await), [1, 2, 3]);
+    assert_eq!(seqs(&read(db, 0, 9, 8).await), [1, 2]);
+    assert_eq!(seqs(&read(db, 0, 9, 7).await), [1]);
+    assert_eq!(seqs(&read(db, 2, 9, 7).await), [3], "one entry always fits");
+    assert!(seqs(&read(db, 4, 9, 7).await).is_empty());
 }
 
-pub(super) async fn no_page_shows_a_hole_that_is_none(fresh: Fresh) {
-    let db = Arc::new(fresh.db);
-    db.write(|tx| Box::pin(async move { add_group(tx, &[1]).await })).await.unwrap();
-    let writing = tokio::spawn({
-        let db = Arc::clone(&db);
-        async move {
-            for up_to in 0..200_u64 {
-                db.write(move |tx| {
-                    Box::pin(async move {
-                        append(tx, b"x").await?;
-                        queue::ack(tx, &device_id(1), up_to / 2).await
-                    })
-                })
-                .await
-                .unwrap();
-            }
-        }
-    });
-    let mut pages = 0;
-    while !writing.is_finished() {
-        let page = read(&db, 0, 20, 1_000).await;
-        assert_eq!(missed(&page, 0), [], "{page:?}");
-        pages += 1;
-    }
-    writing.await.unwrap();
-    assert!(pages > 1, "there were pages to look at");
-}
-
-pub(super) async fn a_page_tells_whether_the_session_holds(fresh: Fresh) {
-    let db = fresh.db;
+pub(super) async fn a_page_tells_whether_the_session_holds(fresh: &Fresh) {
+    let db = &fresh.db;
     db.write(|tx| {
         Box::pin(async move {
             add_account(tx, &[1]).await?;
@@ -94,7 +61,7 @@ pub(super) async fn a_page_tells_whether_the_session_holds(fresh: Fresh) {
     })
     .await
     .unwrap();
-    assert!(!read(&db, 0, 1, 1).await.authenticated);
+    assert!(!read(db, 0, 1, 1).await.authenticated);
     let add = |device: u8, expires: u64| {
         db.write(move |tx| {
             Box::pin(async move {
@@ -104,29 +71,22 @@ pub(super) async fn a_page_tells_whether_the_session_holds(fresh: Fresh) {
         })
     };
     add(2, 10).await.unwrap();
-    assert!(!read(&db, 0, 1, 1).await.authenticated, "it is another device's");
+    assert!(!read(db, 0, 1, 1).await.authenticated, "it is another device's");
     add(1, 0).await.unwrap();
-    assert!(!read(&db, 0, 1, 1).await.authenticated, "its time is over");
+    assert!(!read(db, 0, 1, 1).await.authenticated, "its time is over");
     add(1, 10).await.unwrap();
-    assert!(read(&db, 0, 1, 1).await.authenticated);
+    assert!(read(db, 0, 1, 1).await.authenticated);
     let nobody = PageRequest { device: device_id(9), token_hash: token(), after: 0, entries_max: 1, bytes_max: 1 };
     assert_eq!(page(&mut db.read().await.unwrap(), &nobody, 0).await.unwrap(), None);
 }
 
-pub(super) async fn a_page_of_commits_ends_by_entries_or_bytes(fresh: Fresh) {
-    let db = fresh.db;
+pub(super) async fn a_page_of_commits_ends_by_entries_or_bytes(fresh: &Fresh) {
+    let db = &fresh.db;
     db.write(|tx| {
         Box::pin(async move {
             add_group(tx, &[1]).await?;
             for (commit_seq, bytes) in (1..).zip([4, 4, 20, 4]) {
-                let payload = vec![0; bytes];
-                let kind = Kind::Commit;
-                let envelope = NewEnvelope { kind, number: commit_seq, ..message(&payload, 0) };
-                let envelope = queue::append_to_members(tx, &envelope, true).await?.unwrap();
-                let group = group_id();
-                let commit =
-                    groups::NewCommit { group, commit_seq, envelope, added: &[], removed: &[], posted_hour_ms: 0 };
-                groups::add_commit(tx, &commit).await?;
+                append_commit(tx, commit_seq, &vec![0; bytes], 0).await?;
             }
             Ok::<_, StoreError>(())
         })

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use proptest::prelude::*;
 use undertone_wire::{
-    AccountId, AuthenticatedData, Bytes, ClientFrame, CommitRequest, DeviceId, DeviceList, Encoding, Envelope,
-    ErrorCode, LeafCredential, MessageId, PublicKey, RegisterRequest, ServerFrame,
+    AccountId, AuthenticatedData, Bytes, ClientFrame, CommitRequest, DeviceId, DeviceList, DirectCiphertext,
+    DirectEphemeralRequest, DirectRecipient, Encoding, Envelope, ErrorCode, GroupEphemeralRequest, Hash,
+    LeafCredential, MessageId, Problem, PublicKey, ReconcileRequest, RegisterRequest, SendDirectRequest, ServerFrame,
 };
 
 const BOTH: [Encoding; 2] = [Encoding::Json, Encoding::Cbor];
@@ -51,10 +52,37 @@ proptest! {
     }
 
     #[test]
+    fn direct_messages_survive(ttl_s: Option<u64>, key: [u8; 32], sealed: Vec<([u8; 16], Vec<u8>)>) {
+        let ciphertexts = sealed.into_iter().map(|(device, ciphertext)| DirectCiphertext {
+            device_id: DeviceId::from_random(device),
+            ciphertext: ciphertext.into(),
+        });
+        let account_id = AccountId::from_identity_key(&PublicKey::from(key));
+        let accounts = vec![DirectRecipient { account_id, ciphertexts: ciphertexts.collect() }];
+        let request = SendDirectRequest { message_id: MessageId::from_parts(1, [7; 10]), ttl_s, accounts };
+        for encoding in BOTH {
+            prop_assert_eq!(&encoding.decode::<SendDirectRequest>(&encoding.encode(&request)).unwrap(), &request);
+        }
+    }
+
+    #[test]
+    fn key_package_references_survive(refs: Vec<[u8; 32]>) {
+        let request = ReconcileRequest { hash_refs: refs.into_iter().map(Hash::from).collect() };
+        for encoding in BOTH {
+            prop_assert_eq!(&encoding.decode::<ReconcileRequest>(&encoding.encode(&request)).unwrap(), &request);
+        }
+    }
+
+    #[test]
     fn decoders_survive_anything(bytes: Vec<u8>) {
         for encoding in BOTH {
             let _ = encoding.decode::<RegisterRequest>(&bytes);
             let _ = encoding.decode::<CommitRequest>(&bytes);
+            let _ = encoding.decode::<SendDirectRequest>(&bytes);
+            let _ = encoding.decode::<GroupEphemeralRequest>(&bytes);
+            let _ = encoding.decode::<DirectEphemeralRequest>(&bytes);
+            let _ = encoding.decode::<ReconcileRequest>(&bytes);
+            let _ = encoding.decode::<Problem>(&bytes);
             let _ = encoding.decode::<DeviceList>(&bytes);
             let _ = encoding.decode::<Envelope>(&bytes);
             let _ = encoding.decode::<ServerFrame>(&bytes);

@@ -25,7 +25,7 @@ where
 }
 
 pub(crate) fn all() -> Vec<Sample> {
-    [accounts(), keys(), groups(), queues(), frames(), problems()].into_iter().flatten().collect()
+    [accounts(), keys(), groups(), direct(), queues(), frames(), problems()].into_iter().flatten().collect()
 }
 
 const IDENTITY: [u8; 32] = [1; 32];
@@ -141,9 +141,15 @@ fn keys() -> Vec<Sample> {
         ClaimedKeyPackage { device_id: device_id(1), key_package: Some(vec![1, 2].into()), last_resort: false },
         ClaimedKeyPackage { device_id: device_id(2), key_package: None, last_resort: false },
     ];
+    let reconciled = ReconcileResponse { available: vec![Hash::of(b"two")], key_packages: vec![count.clone()] };
     vec![
         sample("publish_request", &publish),
         sample("key_counts", &KeyCounts { key_packages: vec![count] }),
+        sample(
+            "reconcile_request",
+            &ReconcileRequest { hash_refs: vec![Hash::of(b"two"), Hash::of(b"last"), Hash::of(b"gone")] },
+        ),
+        sample("reconcile_response", &reconciled),
         sample("claim_request", &ClaimRequest { account_id: account_id(), suite: suite::DEFAULT }),
         sample("claim_response", &ClaimResponse { key_packages: claimed }),
     ]
@@ -169,6 +175,7 @@ fn groups() -> Vec<Sample> {
     let member = GroupMember { device_id: device_id(1), account_id: account_id() };
     let missed = GroupCommit { commit_seq: 4, commit: b"commit".as_slice().into() };
     let message: Bytes = b"message".as_slice().into();
+    let send = SendRequest { message_id: message_id(), message: message.clone(), ttl_s: None };
     vec![
         sample("authenticated_data", &data),
         sample("authenticated_data.at_only", &AuthenticatedData { at: 4, ..AuthenticatedData::default() }),
@@ -176,7 +183,8 @@ fn groups() -> Vec<Sample> {
         sample("commit_request", &commit),
         sample("commit_request.without_welcome", &CommitRequest { welcome: None, ..commit.clone() }),
         sample("commit_response", &CommitResponse { commit_seq: 4 }),
-        sample("send_request", &SendRequest { message_id: message_id(), message: message.clone() }),
+        sample("send_request", &send),
+        sample("send_request.ttl", &SendRequest { ttl_s: Some(7_200), ..send.clone() }),
         sample("send_response", &SendResponse {}),
         sample("leave_request", &LeaveRequest { message_id: message_id(), notice: message }),
         sample("group", &group),
@@ -186,7 +194,23 @@ fn groups() -> Vec<Sample> {
     ]
 }
 
-fn envelopes() -> [(&'static str, Envelope); 4] {
+fn direct() -> Vec<Sample> {
+    let ciphertexts: Vec<_> = [1, 2]
+        .map(|device| DirectCiphertext { device_id: device_id(device), ciphertext: vec![device; 2].into() })
+        .into_iter()
+        .collect();
+    let accounts = vec![DirectRecipient { account_id: account_id(), ciphertexts: ciphertexts.clone() }];
+    let send = SendDirectRequest { message_id: message_id(), ttl_s: None, accounts };
+    let group = GroupEphemeralRequest { at: 4, epoch: 3, ciphertext: b"typing".as_slice().into() };
+    vec![
+        sample("send_direct_request", &send),
+        sample("send_direct_request.ttl", &SendDirectRequest { ttl_s: Some(7_200), ..send.clone() }),
+        sample("group_ephemeral_request", &group),
+        sample("direct_ephemeral_request", &DirectEphemeralRequest { ciphertexts }),
+    ]
+}
+
+fn envelopes() -> [(&'static str, Envelope); 7] {
     let group_id = group_id();
     let bytes = |text: &str| Bytes::from(text.as_bytes());
     [
@@ -197,13 +221,16 @@ fn envelopes() -> [(&'static str, Envelope); 4] {
             Envelope::Welcome { group_id, commit_seq: 4, group_info: bytes("info"), secrets: bytes("secrets") },
         ),
         ("members_gone", Envelope::MembersGone { group_id, members_version: 5 }),
+        ("direct_message", Envelope::DirectMessage { ciphertext: bytes("sealed") }),
+        ("keys_low", Envelope::KeysLow { suite: suite::DEFAULT, one_time: 19 }),
+        ("last_resort_used", Envelope::LastResortUsed { suite: suite::DEFAULT }),
     ]
 }
 
 fn queues() -> Vec<Sample> {
     let deliveries: Vec<_> = (7..).zip(envelopes()).map(|(seq, (_, envelope))| Delivery { seq, envelope }).collect();
     let fetched =
-        FetchResponse { deliveries, missed: vec![Span { from: 5, to: 6 }], next_seq: 11, oldest_available: 7 };
+        FetchResponse { deliveries, missed: vec![Span { from: 5, to: 6 }], next_seq: 14, oldest_available: 7 };
     let mut samples = vec![sample("fetch_response", &fetched), sample("ack_request", &AckRequest { up_to: 10 })];
     samples.extend(envelopes().map(|(name, envelope)| sample(name, &envelope)));
     samples
@@ -218,12 +245,16 @@ fn frames() -> Vec<Sample> {
         oldest_available: 7,
         time_ms: NOW_MS,
     };
-    let [.., (_, welcome), _] = envelopes();
+    let [_, _, (_, welcome), ..] = envelopes();
     let delivery = Delivery { seq: 9, envelope: welcome };
+    let ciphertext: Bytes = b"typing".as_slice().into();
+    let group_ephemeral = ServerFrame::GroupEphemeral { group_id: group_id(), epoch: 3, ciphertext };
     let mut samples = vec![
         sample("frame.hello", &hello),
         sample("frame.delivery", &ServerFrame::Delivery { delivery }),
         sample("frame.missed", &ServerFrame::Missed { span: Span { from: 5, to: 6 } }),
+        sample("frame.group_ephemeral", &group_ephemeral),
+        sample("frame.direct_ephemeral", &ServerFrame::DirectEphemeral { ciphertext: b"typing".as_slice().into() }),
         sample("frame.caught_up", &ServerFrame::CaughtUp { next_seq: 11 }),
         sample("frame.ack", &ClientFrame::Ack { up_to: 10 }),
     ];
@@ -243,10 +274,14 @@ fn problems() -> Vec<Sample> {
     let stale =
         StaleGroup { position: position(), member: true, unacked: vec![UnackedCommit { commit_seq: 4, seq: 9 }] };
     let limit = LimitReached { name: "envelope_bytes_max".into(), value: 262_144 };
+    let device_list = SignedDeviceList::sign(&device_list(), &IDENTITY);
+    let account = Account { account_id: account_id(), username: None, device_list };
+    let stale_devices = Problem { stale_devices: vec![account], ..Problem::new(ErrorCode::StaleDevices) };
     vec![
         sample("problem", &Problem::new(ErrorCode::NotFound)),
         sample("problem.limit", &Problem { limit: Some(limit), ..Problem::new(ErrorCode::TooLarge) }),
         sample("problem.stale_group", &Problem { stale_group: Some(stale), ..Problem::new(ErrorCode::StaleGroup) }),
+        sample("problem.stale_devices", &stale_devices),
         sample("problem.time", &Problem { time_ms: Some(NOW_MS), ..Problem::new(ErrorCode::ClockSkew) }),
         sample("problem.detail", &Problem { detail: Some("why".into()), ..Problem::new(ErrorCode::Malformed) }),
     ]

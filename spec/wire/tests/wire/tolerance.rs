@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use undertone_wire::{
     AckRequest, AuthenticatedData, ByeReason, ClientFrame, DecodeError, Encoding, Envelope, ErrorCode, FetchResponse,
-    Limits, Problem, ServerFrame,
+    Limits, Problem, SendDirectRequest, SendRequest, ServerFrame,
 };
 
 /// Decodes what somebody else encoded, from both encodings, which must agree.
@@ -45,10 +45,21 @@ fn unknown_fields_are_passed_over_and_optional_ones_may_be_absent() {
 }
 
 #[test]
+fn a_message_without_a_time_to_live_is_understood() {
+    let id = "01a1fa42-2000-7d6d-ad6d-6d6d6d6d6d6d";
+    let json = |value: &Value| Encoding::Json.encode(value);
+    let send = Encoding::Json.decode::<SendRequest>(&json(&json!({"message_id": id, "message": "AQ"})));
+    assert_eq!(send.unwrap().ttl_s, None);
+    let direct = Encoding::Json.decode::<SendDirectRequest>(&json(&json!({"message_id": id, "accounts": [], "x": 1})));
+    assert_eq!(direct.unwrap().ttl_s, None);
+}
+
+#[test]
 fn an_unknown_code_is_kept_as_text() {
     let problem = json!({"type": "urn:undertone:problem:teapot", "status": 418, "code": "teapot", "title": "Teapot"});
     let problem: Problem = read(&problem).unwrap();
     assert_eq!((problem.status, problem.code), (418, ErrorCode::Unknown("teapot".into())));
+    assert_eq!(problem.stale_devices, [], "what a problem does not carry is empty");
 }
 
 #[test]
@@ -59,6 +70,12 @@ fn wrong_shapes_are_refused() {
     assert!(Encoding::Json.decode::<AckRequest>(br#"{"up_to":1} x"#).is_err(), "trailing bytes");
     let cbor = [Encoding::Cbor.encode(&AckRequest { up_to: 1 }), vec![0]].concat();
     assert!(Encoding::Cbor.decode::<AckRequest>(&cbor).is_err(), "trailing bytes");
+}
+
+#[test]
+fn a_limit_that_a_relay_does_not_tell_has_its_default() {
+    let told: Limits = read(&json!({"ephemeral_bytes_max": 1})).unwrap();
+    assert_eq!((told.ephemeral_bytes_max, told.queue_entries_max), (1, Limits::default().queue_entries_max));
 }
 
 #[test]

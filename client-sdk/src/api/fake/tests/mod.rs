@@ -91,6 +91,9 @@ async fn each_key_package_is_claimed_once_and_then_the_last_resort() {
         claimed.push((answer[0].key_package.clone().unwrap(), answer[0].last_resort));
     }
     assert_eq!(claimed, [(one, false), (two, false), (last.clone(), true), (last, true)]);
+    let told = scene.relay.queue(&alice.device(0));
+    let told: Vec<_> = told.into_iter().map(|delivery| delivery.envelope).collect();
+    assert_eq!(told, [Envelope::LastResortUsed { suite: suite::DEFAULT }], "once");
     scene.api.publish(&alices[0], &request).await.unwrap();
     assert_eq!(scene.relay.key_packages(&alice.device(0)), (0, true), "a claimed key does not come back");
 
@@ -144,7 +147,7 @@ async fn a_stale_post_is_told_where_its_commits_are() {
     let (mut scene, alice, alices, bob, bobs) = scene().await;
     scene.commit(&alices[0], &[bob.device(0)], &[]).await.unwrap();
     scene.send(&bobs).await.unwrap();
-    let late = SendRequest { message_id: scene.id(), message: scene.pen.message() };
+    let late = SendRequest { message_id: scene.id(), message: scene.pen.message(), ttl_s: None };
     scene.commit(&alices[0], &[], &[]).await.unwrap();
     let refused = stale(scene.api.send(&bobs, scene.pen.group_id, &late).await);
     assert!(refused.member);
@@ -190,7 +193,7 @@ async fn commits_and_messages_that_break_a_rule_change_nothing() {
     let refused = api.commit(&alices[0], group_id, &CommitRequest { commit: large, ..request }).await;
     assert_eq!(problem(refused).limit.unwrap().name, "commit_bytes_max");
     let other = Pen::new(&alice, 51).message();
-    let request = SendRequest { message_id: scene.id(), message: other };
+    let request = SendRequest { message_id: scene.id(), message: other, ttl_s: None };
     assert_eq!(code(api.send(&alices[0], group_id, &request).await), bad, "another group's");
     assert_eq!(scene.relay.queue_len(&a0), 0);
     assert_eq!(scene.relay.group_position(&group_id).unwrap().members_version, 0);
@@ -218,7 +221,7 @@ async fn the_same_request_has_one_effect_and_one_answer() {
     assert_eq!(scene.relay.queue_len(&alice.device(0)), 1);
 
     scene.pen.turn_page();
-    let message = SendRequest { message_id: scene.id(), message: scene.pen.message() };
+    let message = SendRequest { message_id: scene.id(), message: scene.pen.message(), ttl_s: None };
     let other = SendRequest { message: scene.pen.message(), ..message.clone() };
     api.send(&alices[0], group, &message).await.unwrap();
     api.send(&alices[0], group, &message).await.unwrap();
@@ -292,11 +295,48 @@ async fn a_stream_greets_delivers_and_says_when_it_has_caught_up() {
     stream.send(ClientFrame::Ack { up_to: 1 }).await.unwrap();
     assert_eq!((scene.relay.queue_len(&alice.device(0)), scene.relay.acked_seq(&alice.device(0))), (1, Some(1)));
     scene.api.ack(&alices[0], &AckRequest { up_to: 1 }).await.unwrap();
-    assert_eq!(code(scene.api.ack(&alices[0], &AckRequest { up_to: 3 }).await), ErrorCode::Malformed);
-    assert_eq!(code(scene.api.open_stream(&alices[0], 3).await), ErrorCode::Malformed);
-    stream.send(ClientFrame::Ack { up_to: 3 }).await.unwrap();
-    assert_eq!(stream.next().await.unwrap(), ServerFrame::Bye { reason: ByeReason::Malformed });
+}
+
+#[tokio::test]
+async fn numbers_go_on_far_above_what_a_restored_relay_or_its_devices_know() {
+    const JUMP: u64 = 1 << 32;
+    let (mut scene, alice, alices, ..) = scene().await;
+    let a0 = alice.device(0);
+    scene.send(&alices[0]).await.unwrap();
+    let mut stream = scene.api.open_stream(&alices[0], 7).await.unwrap();
+    stream.next().await.unwrap();
+    let missed = |from, to| ServerFrame::Missed { span: Span { from, to } };
+    assert_eq!(stream.next().await.unwrap(), missed(8, 7 + JUMP), "what it has taken is below its numbers again");
+    scene.api.ack(&alices[0], &AckRequest { up_to: 9 + JUMP }).await.unwrap();
+    assert_eq!(scene.relay.next_seq(&a0), Some(10 + 2 * JUMP));
+
+    let before = scene.api.relay().await.unwrap().incarnation;
+    scene.relay.restore();
+    assert_ne!(scene.api.relay().await.unwrap().incarnation, before);
     assert!(unreachable(stream.next().await));
+    assert_eq!(code(scene.api.open_stream(&alices[0], 0).await), ErrorCode::Unauthenticated);
+    let token = alice.login(scene.api.as_ref(), 0).await.unwrap();
+    let mut stream = scene.api.open_stream(&token, 9 + JUMP).await.unwrap();
+    stream.next().await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), missed(10 + JUMP, 9 + 3 * JUMP));
+}
+
+#[tokio::test]
+async fn a_node_that_stops_says_bye_and_one_that_is_killed_does_not() {
+    let (mut scene, alice, alices, ..) = scene().await;
+    let relay = Arc::clone(&scene.relay);
+    let nodes = [relay.connect_to(0), relay.connect_to(1)];
+    let mut stream = nodes[1].open_stream(&alices[0], 0).await.unwrap();
+    assert_eq!(relay.node_of_stream(&alice.device(0)), Some(1));
+    stream.next().await.unwrap();
+    relay.stop_node(1);
+    assert_eq!(stream.next().await.unwrap(), ServerFrame::Bye { reason: ByeReason::Shutdown });
+    assert!(unreachable(nodes[1].relay().await) && nodes[0].relay().await.is_ok());
+    relay.start_node(1);
+    let mut stream = nodes[1].open_stream(&alices[0], 0).await.unwrap();
+    relay.kill_node(1);
+    assert!(unreachable(stream.next().await) && unreachable(nodes[1].relay().await));
+    assert!(scene.send(&alices[0]).await.is_ok(), "the other node goes on");
 }
 
 #[tokio::test]

@@ -210,7 +210,7 @@ impl Scene {
     }
 
     pub(super) async fn send(&mut self, token: &Bytes) -> Result<SendResponse, ApiError> {
-        let request = SendRequest { message_id: self.id(), message: self.pen.message() };
+        let request = SendRequest { message_id: self.id(), message: self.pen.message(), ttl_s: None };
         self.api.send(token, self.pen.group_id, &request).await
     }
 

@@ -9,58 +9,74 @@ use openmls::prelude::{
 };
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use openmls_traits::signatures::{Signer, SignerError};
-use undertone_server::{Clock as _, SystemClock};
 use undertone_wire::{
     AccountId, Bytes, Certificate, Challenge, ClaimRequest, ClaimResponse, DeviceEntry, DeviceId, DeviceList, Domain,
     Encoding, FetchResponse, Hash, KeyCounts, KeySet, LeafCredential, LoginRequest, PublishRequest, RegisterRequest,
     Relay, Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username, path, public_key, sign,
 };
 
-use super::{Api, Message, Reply, random};
+use crate::{Api, Message, Reply, now_ms, random};
 
 const DAY_S: u64 = 24 * 60 * 60;
 
 /// A device's secrets.
 #[derive(Clone)]
-pub(crate) struct Keys {
-    pub(crate) device_id: DeviceId,
+pub struct Keys {
+    /// The device.
+    pub device_id: DeviceId,
     mls: [u8; 32],
     device: [u8; 32],
 }
 
 /// An account as its owner knows it.
 #[derive(Clone)]
-pub(crate) struct Account {
-    pub(crate) account_id: AccountId,
-    pub(crate) identity: [u8; 32],
-    pub(crate) username: Option<Username>,
-    pub(crate) keys: Vec<Keys>,
-    pub(crate) version: u64,
-    pub(crate) previous: Option<Hash>,
+pub struct Account {
+    /// Its id.
+    pub account_id: AccountId,
+    /// The identity key.
+    pub identity: [u8; 32],
+    /// Its name, if it has one.
+    pub username: Option<Username>,
+    /// Its devices, in ascending order.
+    pub keys: Vec<Keys>,
+    /// The version of its device list.
+    pub version: u64,
+    /// The list before.
+    pub previous: Option<Hash>,
 }
 
 /// A device with a session.
 #[derive(Clone)]
-pub(crate) struct Device {
-    pub(crate) api: Api,
-    pub(crate) account: Account,
-    pub(crate) keys: Keys,
+pub struct Device {
+    /// How it talks to the relay.
+    pub api: Api,
+    /// Whose device it is.
+    pub account: Account,
+    /// Its own secrets.
+    pub keys: Keys,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Keys {
-    pub(crate) fn new() -> Self {
+    /// A new device.
+    pub fn new() -> Self {
         Self { device_id: DeviceId::from_random(random()), mls: random(), device: random() }
     }
 
     /// The same device with another log-in key, hence another certificate.
-    pub(crate) fn renewed(keys: &Self) -> Self {
+    pub fn renewed(keys: &Self) -> Self {
         Self { device: random(), ..keys.clone() }
     }
 }
 
 impl Account {
     /// A new one, not yet registered.
-    pub(crate) fn new(devices: usize) -> Self {
+    pub fn new(devices: usize) -> Self {
         let identity = random();
         let account_id = AccountId::from_identity_key(&public_key(&identity));
         let mut keys: Vec<_> = (0..devices).map(|_| Keys::new()).collect();
@@ -68,17 +84,19 @@ impl Account {
         Self { account_id, identity, username: None, keys, version: 1, previous: None }
     }
 
-    pub(crate) fn named(self, username: &str) -> Self {
+    /// The same with a username.
+    pub fn named(self, username: &str) -> Self {
         Self { username: Some(username.parse().unwrap()), ..self }
     }
 
     /// The account with the next version of its list, naming these devices.
-    pub(crate) fn next(&self, mut keys: Vec<Keys>) -> Self {
+    pub fn next(&self, mut keys: Vec<Keys>) -> Self {
         keys.sort_by_key(|keys| keys.device_id);
         Self { keys, version: self.version + 1, previous: Some(self.signed_list().hash()), ..self.clone() }
     }
 
-    pub(crate) fn certificate(&self, keys: &Keys) -> SignedCertificate {
+    /// The certificate of one of its devices.
+    pub fn certificate(&self, keys: &Keys) -> SignedCertificate {
         let certificate = Certificate {
             account: self.account_id,
             device: keys.device_id,
@@ -88,7 +106,8 @@ impl Account {
         SignedCertificate::issue(&certificate, &self.identity, &keys.mls)
     }
 
-    pub(crate) fn list(&self) -> DeviceList {
+    /// Its device list.
+    pub fn list(&self) -> DeviceList {
         let entry = |keys| DeviceEntry { certificate: self.certificate(keys), key_set: key_set(keys).into() };
         DeviceList {
             account: self.account_id,
@@ -101,11 +120,13 @@ impl Account {
         }
     }
 
-    pub(crate) fn signed_list(&self) -> SignedDeviceList {
+    /// The same, signed.
+    pub fn signed_list(&self) -> SignedDeviceList {
         SignedDeviceList::sign(&self.list(), &self.identity)
     }
 
-    pub(crate) fn registration(&self, relay: &Relay) -> RegisterRequest {
+    /// The request that registers it.
+    pub fn registration(&self, relay: &Relay) -> RegisterRequest {
         let device_list = self.signed_list();
         let username = self.username.as_ref().map_or("", Username::as_str);
         let list_hash = device_list.hash();
@@ -114,17 +135,20 @@ impl Account {
         RegisterRequest { account_id: self.account_id, username: self.username.clone(), device_list, signature }
     }
 
-    pub(crate) async fn try_register(&self, api: &Api) -> Reply {
+    /// Registers, and answers what the relay says.
+    pub async fn try_register(&self, api: &Api) -> Reply {
         let relay: Relay = api.get(path::RELAY).await.yes();
         api.post(path::ACCOUNTS, &self.registration(&relay)).await
     }
 
-    pub(crate) async fn register(self, api: &Api) -> Vec<Device> {
+    /// Registers, and logs in all devices.
+    pub async fn register(self, api: &Api) -> Vec<Device> {
         self.try_register(api).await.yes::<undertone_wire::Account>();
         self.log_in_all(api).await
     }
 
-    pub(crate) async fn log_in_all(&self, api: &Api) -> Vec<Device> {
+    /// Logs in all devices.
+    pub async fn log_in_all(&self, api: &Api) -> Vec<Device> {
         let mut devices = Vec::new();
         for keys in &self.keys {
             let session: Session = log_in(api, keys).await.yes();
@@ -139,13 +163,14 @@ fn key_set(keys: &Keys) -> Vec<u8> {
 }
 
 /// Asks for a challenge and answers it.
-pub(crate) async fn log_in(api: &Api, keys: &Keys) -> Reply {
+pub async fn log_in(api: &Api, keys: &Keys) -> Reply {
     let relay: Relay = api.get(path::RELAY).await.yes();
     let challenge: Challenge = api.post(path::CHALLENGE, &()).await.yes();
     api.post(path::LOGIN, &login_request(&relay, keys, &challenge)).await
 }
 
-pub(crate) fn login_request(relay: &Relay, keys: &Keys, challenge: &Challenge) -> LoginRequest {
+/// The answer to a challenge.
+pub fn login_request(relay: &Relay, keys: &Keys, challenge: &Challenge) -> LoginRequest {
     let fields: &[&[u8]] =
         &[relay.relay_id.as_bytes(), keys.device_id.as_bytes(), challenge.nonce.as_bytes().as_slice()];
     let signature = sign(&keys.device, Domain::Login, fields);
@@ -153,28 +178,47 @@ pub(crate) fn login_request(relay: &Relay, keys: &Keys, challenge: &Challenge) -
 }
 
 impl Device {
-    pub(crate) fn id(&self) -> DeviceId {
+    /// The same device, with the same session, at another node.
+    pub fn at(&self, url: impl AsRef<str>) -> Self {
+        Self { api: self.api.at(url), ..self.clone() }
+    }
+
+    /// The same device with a new session.
+    ///
+    /// # Panics
+    /// If the relay refuses.
+    pub async fn logged_in_again(&self) -> Self {
+        let session: Session = log_in(&self.api, &self.keys).await.yes();
+        Self { api: self.api.with_token(&session.token), ..self.clone() }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> DeviceId {
         self.keys.device_id
     }
 
-    pub(crate) fn account_id(&self) -> AccountId {
+    /// Its account.
+    pub fn account_id(&self) -> AccountId {
         self.account.account_id
     }
 
-    pub(crate) async fn put_list(&self, next: &Account) -> Reply {
+    /// Replaces the account's device list.
+    pub async fn put_list(&self, next: &Account) -> Reply {
         self.put(path::OWN_DEVICES, &UpdateDeviceListRequest { device_list: next.signed_list() }).await
     }
 
     /// Everything in the queue after a number.
-    pub(crate) async fn fetch(&self, after: u64) -> FetchResponse {
+    pub async fn fetch(&self, after: u64) -> FetchResponse {
         self.get(&format!("{}?after={after}", path::QUEUE)).await.yes()
     }
 
-    pub(crate) async fn ack(&self, up_to: u64) -> Reply {
+    /// Acks.
+    pub async fn ack(&self, up_to: u64) -> Reply {
         self.post(path::ACK, &undertone_wire::AckRequest { up_to }).await
     }
 
-    pub(crate) fn credential(&self) -> CredentialWithKey {
+    /// What stands in its leaves.
+    pub fn credential(&self) -> CredentialWithKey {
         let credential = LeafCredential {
             first_identity_key: public_key(&self.account.identity),
             rotations: vec![],
@@ -187,12 +231,13 @@ impl Device {
     }
 
     /// A key package in the usual suite with the usual life.
-    pub(crate) fn key_package(&self, last_resort: bool) -> Bytes {
-        let now_s = SystemClock.now_ms() / 1_000;
+    pub fn key_package(&self, last_resort: bool) -> Bytes {
+        let now_s = now_ms() / 1_000;
         self.key_package_living(now_s - DAY_S, now_s + 90 * DAY_S, last_resort)
     }
 
-    pub(crate) fn key_package_living(&self, from_s: u64, to_s: u64, last_resort: bool) -> Bytes {
+    /// A key package in the usual suite with this life, in seconds since the Unix epoch.
+    pub fn key_package_living(&self, from_s: u64, to_s: u64, last_resort: bool) -> Bytes {
         let provider = OpenMlsRustCrypto::default();
         let suite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
         self.key_package_in(&provider, suite, Lifetime::init(from_s, to_s), last_resort)
@@ -201,7 +246,8 @@ impl Device {
             .into()
     }
 
-    pub(crate) fn key_package_in(
+    /// A key package.
+    pub fn key_package_in(
         &self,
         provider: &OpenMlsRustCrypto,
         suite: Ciphersuite,
@@ -217,18 +263,20 @@ impl Device {
         builder.build(suite, provider, self, self.credential()).unwrap().key_package().clone()
     }
 
-    pub(crate) async fn publish(&self, key_packages: Vec<Bytes>, last_resort: Option<Bytes>) -> Reply {
-        let request = PublishRequest { message_id: Message::id(SystemClock.now_ms()), key_packages, last_resort };
+    /// Publishes key packages.
+    pub async fn publish(&self, key_packages: Vec<Bytes>, last_resort: Option<Bytes>) -> Reply {
+        let request = PublishRequest { message_id: Message::id(now_ms()), key_packages, last_resort };
         self.post(path::KEY_PACKAGES, &request).await
     }
 
     /// Publishes so many one-time key packages and a last-resort one.
-    pub(crate) async fn stock(&self, one_time: usize) -> KeyCounts {
+    pub async fn stock(&self, one_time: usize) -> KeyCounts {
         let key_packages = (0..one_time).map(|_| self.key_package(false)).collect();
         self.publish(key_packages, Some(self.key_package(true))).await.yes()
     }
 
-    pub(crate) async fn claim(&self, account_id: AccountId) -> ClaimResponse {
+    /// Claims one key package of each device of an account.
+    pub async fn claim(&self, account_id: AccountId) -> ClaimResponse {
         self.post(path::CLAIM, &ClaimRequest { account_id, suite: undertone_wire::suite::DEFAULT }).await.yes()
     }
 }

@@ -9,23 +9,30 @@ use tokio_tungstenite::{
 };
 use undertone_wire::{ClientFrame, Encoding, ServerFrame, path, subprotocol};
 
-use super::{Device, SOON, api::text_of};
+use crate::{Device, SOON, api::text_of};
 
-pub(crate) struct Socket {
+/// An open stream.
+pub struct Socket {
     inner: WebSocketStream<MaybeTlsStream<TcpStream>>,
     encoding: Encoding,
 }
 
 impl Device {
     /// Opens the stream and takes its hello.
-    pub(crate) async fn stream(&self, after: u64) -> Socket {
-        let mut socket = self.try_stream(after, Some(self.encoding)).await.unwrap();
-        let hello = socket.next().await;
-        assert!(matches!(hello, Some(ServerFrame::Hello { .. })), "{hello:?}");
-        socket
+    pub async fn stream(&self, after: u64) -> Socket {
+        self.greeted(after).await.0
     }
 
-    pub(crate) async fn try_stream(&self, after: u64, ask_for: Option<Encoding>) -> Result<Socket, tungstenite::Error> {
+    /// Opens the stream, and takes its hello, which is answered too.
+    pub async fn greeted(&self, after: u64) -> (Socket, ServerFrame) {
+        let mut socket = self.try_stream(after, Some(self.encoding)).await.unwrap();
+        let hello = socket.next().await.expect("an open stream");
+        assert!(matches!(hello, ServerFrame::Hello { .. }), "{hello:?}");
+        (socket, hello)
+    }
+
+    /// Opens the stream, or fails to; answers with the socket before its hello.
+    pub async fn try_stream(&self, after: u64, ask_for: Option<Encoding>) -> Result<Socket, tungstenite::Error> {
         let url = format!("{}{}?after={after}", self.url.replace("http://", "ws://"), path::STREAM);
         let mut request = url.into_client_request()?;
         if let Some(token) = &self.token {
@@ -40,11 +47,21 @@ impl Device {
 }
 
 impl Socket {
-    /// The next frame; `None` when the relay has closed the stream.
-    pub(crate) async fn next(&mut self) -> Option<ServerFrame> {
+    /// The next frame; `None` when the stream has ended.
+    ///
+    /// # Panics
+    /// If none comes in time.
+    pub async fn next(&mut self) -> Option<ServerFrame> {
+        tokio::time::timeout(SOON, self.next_ever()).await.expect("a frame in time")
+    }
+
+    /// The next frame, whenever it comes; `None` when the stream has ended. Cancel safe.
+    ///
+    /// # Panics
+    /// If it is no frame.
+    pub async fn next_ever(&mut self) -> Option<ServerFrame> {
         loop {
-            let message = tokio::time::timeout(SOON, self.inner.next()).await.expect("a frame in time")?;
-            match (message, self.encoding) {
+            match (self.inner.next().await?, self.encoding) {
                 (Ok(Message::Text(text)), Encoding::Json) => {
                     return Some(self.encoding.decode(text.as_bytes()).unwrap());
                 }
@@ -57,7 +74,7 @@ impl Socket {
     }
 
     /// The numbers of the deliveries up to the next `caught_up`, which must name this `next_seq`.
-    pub(crate) async fn catches_up_to(&mut self, next_seq: u64) -> Vec<u64> {
+    pub async fn catches_up_to(&mut self, next_seq: u64) -> Vec<u64> {
         let mut seqs = Vec::new();
         loop {
             match self.next().await.expect("an open stream") {
@@ -69,16 +86,40 @@ impl Socket {
         }
     }
 
-    pub(crate) async fn ack(&mut self, up_to: u64) {
-        let frame = self.encoding.encode(&ClientFrame::Ack { up_to });
-        self.say(match self.encoding {
-            Encoding::Json => Message::Text(String::from_utf8(frame).unwrap().into()),
-            Encoding::Cbor => Message::Binary(frame.into()),
-        })
-        .await;
+    /// All frames up to the next `caught_up`, without it.
+    pub async fn until_caught_up(&mut self) -> Vec<ServerFrame> {
+        let mut frames = Vec::new();
+        loop {
+            match self.next().await.expect("an open stream") {
+                ServerFrame::CaughtUp { .. } => return frames,
+                frame => frames.push(frame),
+            }
+        }
     }
 
-    pub(crate) async fn say(&mut self, message: Message) {
+    /// Acks.
+    pub async fn ack(&mut self, up_to: u64) {
+        self.try_ack(up_to).await.unwrap();
+    }
+
+    /// Acks, if the stream still stands.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn try_ack(&mut self, up_to: u64) -> Result<(), tungstenite::Error> {
+        let frame = self.encoding.encode(&ClientFrame::Ack { up_to });
+        self.inner.send(self.message(frame)).await
+    }
+
+    fn message(&self, frame: Vec<u8>) -> Message {
+        match self.encoding {
+            Encoding::Json => Message::Text(String::from_utf8(frame).unwrap().into()),
+            Encoding::Cbor => Message::Binary(frame.into()),
+        }
+    }
+
+    /// Sends a message of any kind.
+    pub async fn say(&mut self, message: Message) {
         self.inner.send(message).await.unwrap();
     }
 }

@@ -1,0 +1,101 @@
+//! A relay that was set back to an earlier state: what it has lost is told, and groups it has lost commits of end.
+
+use std::sync::Arc;
+
+use undertone::{Client, Error, Event, Group, MessageId, MessageStatus};
+
+use crate::{
+    liar::{Liar, register_at},
+    world::{Standing, World, event, has_status, has_texts, joined, members, standing, wait_until},
+};
+
+/// Passes time until a message is no longer queued. In another group, something goes out each time.
+async fn pass_time_until_settled(
+    world: &World,
+    clock: &Standing,
+    elsewhere: &Group,
+    client: &Client,
+    message: MessageId,
+) {
+    let mut tries = 0;
+    while client.message_status(message).await.unwrap() == MessageStatus::Queued {
+        assert!(tries < 12, "it ends after a few tries");
+        tries += 1;
+        clock.pass(world, 33_000);
+        let id = elsewhere.send("still here").await.unwrap();
+        has_status(client, id, MessageStatus::Sent).await;
+    }
+    assert!(tries > 4, "it was tried again, with pauses in between");
+}
+
+async fn alice_with_clock(world: &World) -> (Client, Arc<Standing>) {
+    let clock = standing();
+    let liar = Liar::new(world.relay.connect());
+    (register_at(world, &liar, Arc::<Standing>::clone(&clock), "alice").await, clock)
+}
+
+#[tokio::test]
+async fn a_group_of_which_the_relay_has_lost_commits_ends_and_no_other() {
+    let world = World::new();
+    let (alice, clock) = alice_with_clock(&world).await;
+    let (bob, carol) = (world.register("bob").await, world.register("carol").await);
+    let (one, two) = (world.group(&[&alice, &bob]).await, world.group(&[&alice, &bob]).await);
+    let backup = world.relay.backup();
+    one[0].add(carol.account().account_id).await.unwrap();
+    joined(&carol, one[0].id()).await;
+    wait_until("bob to know", async || (members(&one[1]).await.len() == 3).then_some(())).await;
+    wait_until("alice to have taken all", async || (world.relay.queue_len(&alice.device_id()) == 0).then_some(()))
+        .await;
+
+    world.relay.restore_from(&backup);
+    let lost = one[0].send("lost").await.unwrap();
+    let missed = event(&alice, |event| match event {
+        Event::Missed { from, to } => Some(to - from + 1),
+        _ => None,
+    });
+    let numbers = missed.await;
+    assert!(numbers > 1 << 31 && numbers < 1 << 32, "alice is ahead of the copy: {numbers}");
+    pass_time_until_settled(&world, &clock, &two[0], &alice, lost).await;
+    assert_eq!(alice.message_status(lost).await.unwrap(), MessageStatus::Failed);
+    let stuck = event(&alice, |event| match event {
+        Event::GroupStuck { group_id } => Some(group_id),
+        _ => None,
+    });
+    assert_eq!(stuck.await, one[0].id());
+    assert!(matches!(one[0].send("again").await, Err(Error::GroupStuck)));
+    assert!(!one[0].summary().await.unwrap().active);
+
+    assert_eq!(one[0].history(10, None).await.unwrap().len(), 1, "the history stays");
+    two[0].send("goes on").await.unwrap();
+    let texts = crate::world::texts(&two[0]).await;
+    has_texts(&two[1], &texts).await;
+    two[0].add(carol.account().account_id).await.unwrap();
+    joined(&carol, two[0].id()).await;
+}
+
+#[tokio::test]
+async fn a_group_that_the_relay_has_lost_ends_and_a_change_that_waits_is_told_so() {
+    let world = World::new();
+    let (alice, clock) = alice_with_clock(&world).await;
+    let bob = world.register("bob").await;
+    let kept = alice.create_group("kept").await.unwrap();
+    assert_eq!(alice.outbox_empty(std::time::Duration::from_secs(10)).await.unwrap(), 0);
+    let backup = world.relay.backup();
+    let lost = alice.create_group("lost").await.unwrap();
+    lost.add(bob.account().account_id).await.unwrap();
+    joined(&bob, lost.id()).await;
+
+    world.relay.restore_from(&backup);
+    assert_eq!(world.relay.group_position(&lost.id()), None);
+    crate::world::online(&alice).await;
+    let message = lost.send("to nobody").await.unwrap();
+    let removing = {
+        let (group, bob) = (lost.clone(), bob.account().account_id);
+        tokio::spawn(async move { group.remove(bob).await })
+    };
+    pass_time_until_settled(&world, &clock, &kept, &alice, message).await;
+    assert_eq!(alice.message_status(message).await.unwrap(), MessageStatus::Failed);
+    assert!(matches!(removing.await.unwrap(), Err(Error::GroupStuck)));
+    let id = kept.send("goes on").await.unwrap();
+    has_status(&alice, id, MessageStatus::Sent).await;
+}
