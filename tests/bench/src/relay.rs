@@ -54,7 +54,7 @@ impl Relay {
     /// Starts it without limits that a bench would run into.
     pub(crate) async fn start(binary: &Path, store: &Store) -> Self {
         let none = "=1000000000000";
-        let limits = ["queue_entries_max", "queue_bytes_max", "claims_per_pair_hour_max"];
+        let limits = ["queue_entries_max", "queue_bytes_max", "claims_per_pair_hour_max", "session_requests_max"];
         let limits = limits.map(|limit| format!("--limit={limit}{none}"));
         let mut child = Command::new(binary)
             .args(["--listen", "127.0.0.1:0", "--log", "warn", "--database", &store.url()])
