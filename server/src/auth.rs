@@ -37,8 +37,8 @@ impl Caller {
     /// Refuses if the session has ended, by log-out, age or because the device is no longer listed. It locks nothing (see
     /// [`sessions::holders`]), so it comes after the locks that keep the device listed.
     pub(crate) async fn still_holds(&self, tx: &mut Tx, now_ms: u64) -> Result<(), Error> {
-        let holders = sessions::holders(tx, &[self.token_hash], now_ms).await?;
-        holders.get(&self.token_hash).map(|_| ()).ok_or_else(Error::unauthenticated)
+        let holder = sessions::holder(tx, &self.token_hash, now_ms).await?;
+        holder.map(|_| ()).ok_or_else(Error::unauthenticated)
     }
 }
 

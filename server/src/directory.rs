@@ -141,9 +141,8 @@ async fn replace_list(
     list: &DeviceList,
     unlisting: Unlisting,
 ) -> Result<Account, Error> {
-    accounts::lock_list(tx, &list.account).await?;
+    let mut unlisted = devices_of_locked(tx, &list.account).await?;
     let listed = certificates(list)?;
-    let mut unlisted: BTreeSet<_> = accounts::devices(tx, &list.account).await?.into_iter().collect();
     unlisted.retain(|device| !listed.iter().any(|certificate| certificate.device == *device));
     let staying = listed.iter().map(|certificate| certificate.device);
     let departure = groups::lock_for_departure(tx, &list.account, &unlisted, staying).await?;
@@ -166,14 +165,19 @@ async fn replace_list(
     Ok(Account { account_id: list.account, username: known.username, device_list: signed })
 }
 
+/// The devices of an account, whose list is locked.
+async fn devices_of_locked(tx: &mut Tx, account: &AccountId) -> Result<BTreeSet<DeviceId>, StoreError> {
+    let locked = accounts::lock_lists(tx, &BTreeSet::from([*account])).await?;
+    Ok(locked.into_values().flatten().collect())
+}
+
 /// Deletes the caller's account: its devices with all they have, its list and its username.
 #[utoipa::path(delete, path = path::OWN_ACCOUNT, tag = "directory",
     responses((status = 204), (status = "default", body = Problem)))]
 pub(crate) async fn delete_account(State(node): State<Node>, caller: Caller) -> Result<StatusCode, Error> {
     unlist(&node, move |tx, unlisting| {
         Box::pin(async move {
-            accounts::lock_list(tx, &caller.account).await?;
-            let devices = accounts::devices(tx, &caller.account).await?.into_iter().collect();
+            let devices = devices_of_locked(tx, &caller.account).await?;
             let departure = groups::lock_for_departure(tx, &caller.account, &devices, std::iter::empty()).await?;
             caller.still_holds(tx, unlisting.now_ms).await?;
             remove_devices(tx, &devices, departure, unlisting).await?;

@@ -1,7 +1,7 @@
 //! Ephemeral content, such as typing and presence: passed on to who is there, and never stored.
 //!
-//! Invariant: nobody learns whether it arrived. It reaches a device only through its open stream, after everything that
-//! was in its queue before.
+//! Invariant: nobody learns whether it arrived. It reaches a device only through its open stream, after everything of its
+//! queue that the node knew of when it heard this.
 
 use axum::extract::State;
 use http::StatusCode;

@@ -28,7 +28,8 @@ pub(crate) async fn run(node: Node) {
     }
 }
 
-async fn upkeep(node: &Node) -> Result<(), StoreError> {
+/// Does upkeep once.
+pub(crate) async fn upkeep(node: &Node) -> Result<(), StoreError> {
     node.claims.tidy();
     let tidied = tidy(node).await;
     let looked = node.db.look().await;
@@ -40,7 +41,7 @@ async fn upkeep(node: &Node) -> Result<(), StoreError> {
 }
 
 /// Deletes everything whose time is over.
-pub(crate) async fn tidy(node: &Node) -> Result<(), StoreError> {
+async fn tidy(node: &Node) -> Result<(), StoreError> {
     while tidy_batch(node).await? >= BATCH {}
     Ok(())
 }

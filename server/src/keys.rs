@@ -154,12 +154,12 @@ pub(crate) async fn claim(
 }
 
 /// What the owner of keys is to be told, and about which suite.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Notice {
     device: DeviceId,
     suite: u16,
     kind: Kind,
-    left: u64,
+    payload: Vec<u8>,
 }
 
 async fn claim_for_each_device(
@@ -176,16 +176,29 @@ async fn claim_for_each_device(
     let (mut key_packages, mut notices) = (Vec::with_capacity(devices.len()), Vec::new());
     for device_id in devices {
         let claimed = claim_one(tx, node, device_id, request.suite, one_time).await?;
-        let left = keys::one_time_left(tx, &device_id, request.suite, must_live_until_ms(node)).await?;
-        let kind = match &claimed {
-            claimed if claimed.last_resort => Some(Kind::LastResortUsed),
-            claimed if claimed.key_package.is_some() && left <= node.limits.keys_low_at => Some(Kind::KeysLow),
-            _ => None,
-        };
-        notices.extend(kind.map(|kind| Notice { device: device_id, suite: request.suite, kind, left }));
+        notices.extend(notice(tx, node, &claimed, request.suite).await?);
         key_packages.push(claimed);
     }
     Ok((ClaimResponse { key_packages }, notices))
+}
+
+/// What the owner of a claimed key package is to be told, if anything.
+async fn notice(
+    tx: &mut Tx,
+    node: &Node,
+    claimed: &ClaimedKeyPackage,
+    suite: u16,
+) -> Result<Option<Notice>, StoreError> {
+    let device = claimed.device_id;
+    if claimed.last_resort {
+        return Ok(Some(Notice { device, suite, kind: Kind::LastResortUsed, payload: Vec::new() }));
+    }
+    if claimed.key_package.is_none() {
+        return Ok(None);
+    }
+    let left = keys::one_time_left(tx, &device, suite, must_live_until_ms(node)).await?;
+    let low = left <= node.limits.keys_low_at;
+    Ok(low.then(|| Notice { device, suite, kind: Kind::KeysLow, payload: left.to_be_bytes().to_vec() }))
 }
 
 async fn claim_one(
@@ -223,12 +236,10 @@ fn tell_owners(node: Node, notices: Vec<Notice>) {
                     let listed = cursors.get(&notice.device).is_some();
                     let suite = u64::from(notice.suite);
                     if listed && !queue::notice_waits(tx, &notice.device, notice.kind, suite).await? {
-                        new.push((notice, notice.left.to_be_bytes()));
+                        new.push(notice.envelope(expires_hour_ms));
                     }
                 }
-                let envelopes: Vec<_> =
-                    new.iter().map(|(notice, left)| notice.envelope(expires_hour_ms, left)).collect();
-                queue::append(tx, cursors, &room, &envelopes).await.map(drop)
+                queue::append(tx, cursors, &room, &new).await.map(drop)
             })
         });
         if let Err(error) = told.await {
@@ -238,13 +249,13 @@ fn tell_owners(node: Node, notices: Vec<Notice>) {
 }
 
 impl Notice {
-    fn envelope<'a>(&self, expires_hour_ms: u64, left: &'a [u8]) -> NewEnvelope<'a> {
+    fn envelope(&self, expires_hour_ms: u64) -> NewEnvelope<'_> {
         NewEnvelope {
             kind: self.kind,
             group: None,
             number: u64::from(self.suite),
             expires_hour_ms,
-            payload: if self.kind == Kind::KeysLow { left } else { &[] },
+            payload: &self.payload,
             held_by_commits: false,
             receivers: vec![self.device.into()],
         }

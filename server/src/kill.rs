@@ -9,7 +9,6 @@ pub(crate) const BEFORE_COMMIT: &str = "before_commit";
 pub(crate) const BEFORE_WAKE: &str = "before_wake";
 /// After it became durable, before who asked for it is answered.
 pub(crate) const BEFORE_ANSWER: &str = "before_answer";
-
 /// After what was done has left for a device, before the device can have acked it.
 pub(crate) const BEFORE_ACK: &str = "before_ack";
 /// Between two steps, each of which is durable by itself.

@@ -118,7 +118,7 @@ impl Relay {
     }
 }
 
-/// Migrates a store, and does no more.
+/// Migrates a store and closes it. As at every start, a store that is a copy begins a new incarnation.
 pub async fn migrate(place: &Place) -> Result<(), StoreError> {
     Db::open(place, Arc::default(), Arc::new(SystemRandom)).await?.close().await
 }
@@ -138,11 +138,9 @@ pub async fn moved(place: &Place) -> Result<(), StoreError> {
 pub struct Upkeep(Node);
 
 impl Upkeep {
-    /// Deletes everything whose time is over, and empties the write-ahead log.
+    /// Deletes everything whose time is over, looks whether the store is still the one it was, and empties the write-ahead
+    /// log.
     pub async fn run(&self) -> Result<(), StoreError> {
-        jobs::tidy(&self.0).await?;
-        self.0.db.look().await?;
-        self.0.db.checkpoint().await?;
-        Ok(())
+        jobs::upkeep(&self.0).await
     }
 }

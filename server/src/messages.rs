@@ -260,8 +260,8 @@ async fn look(tx: &mut Tx, messages: &[Arc<Message>], now_ms: u64) -> Result<Wor
     let stubs: Vec<_> = messages.iter().map(|message| message.once.stub()).collect();
     let known = message_ids::claim(tx, &stubs).await?;
     let accounts = messages.iter().flat_map(|message| message.accounts()).map(|to| to.account_id).collect();
-    let devices = accounts::hold_devices_of(tx, &accounts).await?;
-    let positions = stored_groups::hold(tx, &messages.iter().filter_map(|message| message.group()).collect()).await?;
+    let devices = accounts::lock_lists(tx, &accounts).await?;
+    let positions = stored_groups::lock(tx, &messages.iter().filter_map(|message| message.group()).collect()).await?;
     let tokens: Vec<_> = messages.iter().map(|message| message.caller.token_hash).collect();
     let sessions = sessions::holders(tx, &tokens, now_ms).await?;
     let asked = messages.iter().filter_map(|message| Some((message.group()?, message.caller.device))).collect();

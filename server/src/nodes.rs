@@ -165,10 +165,6 @@ async fn pass_on(node: &Node, mut to_pass_on: mpsc::Receiver<ToGroup>) {
 impl ToGroup {
     /// Passes it on to the members who wait here, if the group stands where the sender said.
     async fn pass_on(self, node: &Node) -> Result<(), StoreError> {
-        let here: BTreeSet<_> = node.wake.devices().into_iter().collect();
-        if here.is_empty() {
-            return Ok(());
-        }
         let mut conn = node.db.read().await?;
         let position = groups::position(&mut conn, &self.group_id).await?;
         if position.is_none_or(|position| (position.commit_seq, position.epoch) != (self.at, self.epoch)) {
@@ -177,7 +173,7 @@ impl ToGroup {
         let members = groups::members_of(&mut conn, &BTreeSet::from([self.group_id])).await?;
         let Self { group_id, epoch, ciphertext, .. } = self;
         let frame = Arc::new(ServerFrame::GroupEphemeral { group_id, epoch, ciphertext });
-        for device in members.values().flatten().filter(|device| here.contains(device)) {
+        for device in members.values().flatten() {
             node.wake.say_here(device, &frame);
         }
         Ok(())

@@ -69,7 +69,7 @@ async fn found(
 ) -> Result<Group, Error> {
     let CreateGroupRequest { group_id, sealed_group_info } = request;
     let added = groups::add(tx, &group_id, &caller.account, sealed_group_info.as_slice()).await?;
-    accounts::hold_devices(tx, &BTreeSet::from([caller.device])).await?;
+    accounts::lock_devices(tx, &BTreeSet::from([caller.device])).await?;
     caller.still_holds(tx, now_ms).await?;
     if added {
         check_group_counts(tx, &BTreeSet::from([caller.device]), groups_max).await?;

@@ -44,6 +44,8 @@ struct Post {
 struct Begun {
     /// The first answer, if this was accepted before.
     first: Option<FirstAnswer>,
+    /// Where the group stands, if there is one.
+    position: Option<GroupPosition>,
     /// Whether all devices to be added are listed.
     all_listed: bool,
 }
@@ -113,7 +115,7 @@ async fn accept_commit(tx: &mut Tx, post: &Post, request: &CommitRequest, limits
     let devices = [&[post.caller.device], added.as_slice(), removed.as_slice()].concat();
     let standings = groups::standings(tx, &devices.iter().map(|device| (post.group, *device)).collect()).await?;
     let standing = |device: &DeviceId| standings.get(&(post.group, *device));
-    let position = check_position(post.position(tx).await?, standing(&post.caller.device), &post.header)?;
+    let position = check_position(begun.position, standing(&post.caller.device), &post.header)?;
     check_removed(post, removed, standing)?;
     if !begun.all_listed {
         let what_to_do = "fetch the account again, and add its listed devices";
@@ -219,11 +221,12 @@ pub(crate) async fn leave(
 }
 
 async fn accept_leave(tx: &mut Tx, post: &Post, notice: &Bytes) -> Result<(), Error> {
-    if post.begin(tx, &[]).await?.first.is_some() {
+    let begun = post.begin(tx, &[]).await?;
+    if begun.first.is_some() {
         return Ok(());
     }
     let standing = groups::standing(tx, &post.group, &post.caller.device).await?;
-    let position = check_position(post.position(tx).await?, standing.as_ref(), &post.header)?;
+    let position = check_position(begun.position, standing.as_ref(), &post.header)?;
     let members = groups::members(tx, &post.group).await?;
     let receivers = members.iter().map(|member| member.device_id.into()).collect();
     append(tx, post, &[post.envelope(Kind::Message, 0, notice, receivers)]).await?;
@@ -247,15 +250,11 @@ impl Post {
     /// so does the caller's device if it is a member. Refused if the caller's session has ended.
     async fn begin(&self, tx: &mut Tx, added: &[DeviceId]) -> Result<Begun, Error> {
         let claimed = self.once.claim(tx).await;
-        groups::lock(tx, &BTreeSet::from([self.group])).await?;
+        let position = groups::lock(tx, &BTreeSet::from([self.group])).await?.remove(&self.group);
         let devices: BTreeSet<_> = added.iter().copied().collect();
-        let listed = accounts::hold_devices(tx, &devices).await?;
+        let listed = accounts::lock_devices(tx, &devices).await?;
         self.caller.still_holds(tx, self.now_ms).await?;
-        Ok(Begun { first: claimed?, all_listed: listed.len() == devices.len() })
-    }
-
-    async fn position(&self, tx: &mut Tx) -> Result<Option<GroupPosition>, Error> {
-        Ok(groups::position(tx, &self.group).await?)
+        Ok(Begun { first: claimed?, position, all_listed: listed.len() == devices.len() })
     }
 
     fn envelope<'a>(&self, kind: Kind, number: u64, payload: &'a Bytes, receivers: Vec<Receiver>) -> NewEnvelope<'a> {

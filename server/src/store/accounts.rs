@@ -9,7 +9,7 @@ use undertone_wire::{Account, AccountId, DeviceId, Hash, PublicKey, SignedDevice
 use super::{
     Conn, StoreError, Tx,
     bulk::{Pair, Rows, pair},
-    execute, hash_bytes, number, on, parsed, parsed_devices, stored,
+    execute, number, on, parsed, parsed_devices, stored,
 };
 
 /// Adds an account. Changes nothing if it is there or its username is another's; one that is just being added is waited
@@ -23,21 +23,15 @@ const ADD_LIST: &str = "INSERT INTO device_lists (account_id, version, list, sig
 const REPLACE_LIST: &str = "
     UPDATE device_lists SET version = $2, list = $3, signature = $4 WHERE account_id = $1 AND version = $5";
 
-/// The version of an account's list, which stays the newest while the transaction lasts.
-const LOCK_LIST: Pair = pair!("SELECT version FROM device_lists WHERE account_id = $1" (lock "FOR UPDATE"));
-
-/// Lets nobody replace the lists of these accounts while the transaction lasts; answers which have one.
-const HOLD_LISTS: Pair = pair!("SELECT account_id FROM device_lists WHERE account_id IN " ids " ORDER BY account_id" (lock "FOR NO KEY UPDATE"));
+/// Locks the lists of these accounts; answers which have one.
+const LOCK_LISTS: Pair =
+    pair!("SELECT account_id FROM device_lists WHERE account_id IN " ids " ORDER BY account_id" (lock "FOR UPDATE"));
 
 /// The devices of accounts, in ascending order.
 const DEVICES_OF: Pair =
     pair!("SELECT account_id, device_id FROM devices WHERE account_id IN " ids " ORDER BY device_id");
 
-/// Those of the given devices that are listed. They stay so while the transaction lasts.
-const HOLD_DEVICES: Pair =
-    pair!("SELECT device_id FROM devices WHERE device_id IN " ids " ORDER BY device_id" (lock "FOR NO KEY UPDATE"));
-
-/// Lets nobody rely on these devices while the transaction lasts.
+/// Locks those of the given devices that are listed, and answers them.
 const LOCK_DEVICES: Pair =
     pair!("SELECT device_id FROM devices WHERE device_id IN " ids " ORDER BY device_id" (lock "FOR UPDATE"));
 
@@ -125,45 +119,28 @@ pub(crate) async fn add(
     Ok(true)
 }
 
-/// Keeps an account's list the newest until the transaction ends.
-pub(crate) async fn lock_list(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
-    let (statement, account) = (tx.words(&LOCK_LIST), account.as_bytes().as_slice());
-    let _: Option<(i64,)> = on!(**tx, db => sqlx::query_as(statement).bind(account).fetch_optional(db).await)?;
-    Ok(())
-}
-
-/// The devices of accounts, which stay as they are until the transaction ends. Accounts that do not exist are left out.
-pub(crate) async fn hold_devices_of(
+/// Locks the lists of accounts, so that nobody is listed or unlisted until the transaction ends; answers the devices in
+/// them. Accounts that do not exist are left out.
+pub(crate) async fn lock_lists(
     tx: &mut Tx,
     accounts: &BTreeSet<AccountId>,
 ) -> Result<BTreeMap<AccountId, Vec<DeviceId>>, StoreError> {
-    let ids = || Rows::of(accounts.iter().map(|account| account.as_bytes().as_slice()));
-    let held: Vec<(Vec<u8>,)> = tx.select(&HOLD_LISTS, ids()).await?;
+    let locked: Vec<(Vec<u8>,)> = tx.select(&LOCK_LISTS, Rows::of(accounts)).await?;
     let mut devices = BTreeMap::new();
-    for (account,) in held {
+    for (account,) in locked {
         devices.insert(parsed(&account)?, Vec::new());
     }
-    let rows: Vec<(Vec<u8>, Vec<u8>)> = tx.select(&DEVICES_OF, ids()).await?;
+    let rows: Vec<(Vec<u8>, Vec<u8>)> = tx.select(&DEVICES_OF, Rows::of(accounts)).await?;
     for (account, device) in rows {
         devices.entry(parsed(&account)?).or_default().push(parsed(&device)?);
     }
     Ok(devices)
 }
 
-/// Those of the given devices that are listed; they stay so until the transaction ends.
-pub(crate) async fn hold_devices(tx: &mut Tx, devices: &BTreeSet<DeviceId>) -> Result<BTreeSet<DeviceId>, StoreError> {
-    let rows = tx.select(&HOLD_DEVICES, ids(devices)).await?;
+/// Locks devices, so that they stay listed until the transaction ends; answers those that are.
+pub(crate) async fn lock_devices(tx: &mut Tx, devices: &BTreeSet<DeviceId>) -> Result<BTreeSet<DeviceId>, StoreError> {
+    let rows = tx.select(&LOCK_DEVICES, Rows::of(devices)).await?;
     Ok(parsed_devices(rows)?.into_iter().collect())
-}
-
-/// Keeps others from relying on these devices until the transaction ends.
-pub(crate) async fn lock_devices(tx: &mut Tx, devices: &BTreeSet<DeviceId>) -> Result<(), StoreError> {
-    let _: Vec<(Vec<u8>,)> = tx.select(&LOCK_DEVICES, ids(devices)).await?;
-    Ok(())
-}
-
-fn ids(devices: &BTreeSet<DeviceId>) -> Rows {
-    Rows::of(devices.iter().map(|device| device.as_bytes().as_slice()))
 }
 
 /// Replaces the list of version `next - 1` by `list`; `false` if the newest is another.
@@ -230,7 +207,7 @@ pub(crate) async fn device(conn: &mut Conn, device: &DeviceId) -> Result<Option<
 /// Adds a device with an empty queue, or renews the keys of one that the account has. `false` if another account has it.
 pub(crate) async fn put_device(tx: &mut Tx, id: &DeviceId, device: &StoredDevice) -> Result<bool, StoreError> {
     let (id, account) = (id.as_bytes().as_slice(), device.account.as_bytes().as_slice());
-    let (key, certificate) = (device.device_key.as_bytes().as_slice(), hash_bytes(&device.certificate_hash));
+    let (key, certificate) = (device.device_key.as_bytes().as_slice(), device.certificate_hash.as_bytes().as_slice());
     let put: Option<(i64,)> = on!(**tx, db => sqlx::query_as(PUT_DEVICE)
         .bind(id).bind(account).bind(key).bind(certificate).fetch_optional(db).await)?;
     if put.is_none() {

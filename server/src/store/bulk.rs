@@ -94,13 +94,19 @@ pub(super) struct Rows {
 
 impl Rows {
     /// One column of byte strings; what `ids` stands for, too.
-    pub(super) fn of<'a>(ids: impl IntoIterator<Item = &'a [u8]>) -> Self {
+    pub(super) fn of<'a, B>(ids: impl IntoIterator<Item = &'a B>) -> Self
+    where
+        B: AsRef<[u8]> + ?Sized + 'a,
+    {
         Self::default().bytes(ids)
     }
 
     /// A further column of byte strings.
-    pub(super) fn bytes<'a>(self, values: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        self.maybe_bytes(values.into_iter().map(Some))
+    pub(super) fn bytes<'a, B>(self, values: impl IntoIterator<Item = &'a B>) -> Self
+    where
+        B: AsRef<[u8]> + ?Sized + 'a,
+    {
+        self.maybe_bytes(values.into_iter().map(|value| Some(value.as_ref())))
     }
 
     /// A further column of byte strings or nothing.

@@ -11,7 +11,7 @@ use undertone_wire::{DeviceId, Hash, KeyPackageCount};
 use super::{
     Conn, StoreError, Tx,
     bulk::{Pair, Rows, pair},
-    execute, hash_bytes, number, on, parsed, stored,
+    execute, number, on, parsed, stored,
 };
 
 /// Adds a device's key packages, ascending. One that is there already stays as it is, spent if it was.
@@ -102,8 +102,8 @@ pub(crate) struct NewKeyPackage {
 
 /// Stores a device's key packages under the store's present incarnation. A last-resort one replaces the one before it.
 pub(crate) async fn add(tx: &mut Tx, device: &DeviceId, keys: &[NewKeyPackage]) -> Result<(), StoreError> {
-    let rows = Rows::of(keys.iter().map(|key| hash_bytes(&key.hash_ref)))
-        .bytes(keys.iter().map(|_| device.as_bytes().as_slice()))
+    let rows = Rows::of(keys.iter().map(|key| &key.hash_ref))
+        .bytes(keys.iter().map(|_| device))
         .numbers(keys.iter().map(|key| i64::from(key.suite)))
         .numbers(keys.iter().map(|key| i64::from(key.last_resort)))
         .numbers(keys.iter().map(|key| stored(key.not_after_ms)))
@@ -111,7 +111,7 @@ pub(crate) async fn add(tx: &mut Tx, device: &DeviceId, keys: &[NewKeyPackage]) 
     tx.execute(&ADD, rows).await?;
     for key in keys.iter().filter(|key| key.last_resort) {
         let (device, suite) = (device.as_bytes().as_slice(), i64::from(key.suite));
-        execute!(**tx, DELETE_OTHER_LAST_RESORT, device, suite, hash_bytes(&key.hash_ref))?;
+        execute!(**tx, DELETE_OTHER_LAST_RESORT, device, suite, key.hash_ref.as_bytes().as_slice())?;
     }
     Ok(())
 }
@@ -171,7 +171,7 @@ pub(crate) async fn reconcile(
             true => {}
         }
     }
-    tx.execute(&SPEND_MANY, Rows::of(unknown.iter().map(hash_bytes))).await?;
+    tx.execute(&SPEND_MANY, Rows::of(&unknown)).await?;
     available.sort_unstable();
     Ok(available)
 }

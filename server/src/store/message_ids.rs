@@ -12,7 +12,7 @@ use undertone_wire::Hash;
 use super::{
     Conn, StoreError, Tx,
     bulk::{Pair, Rows, pair},
-    execute, hash_bytes, number, parsed, stored,
+    execute, number, parsed, stored,
 };
 
 /// Claims ids, ascending, and answers those that were free. One that another transaction has just claimed is waited for.
@@ -62,8 +62,8 @@ pub(crate) struct Stub {
 pub(crate) async fn claim(tx: &mut Tx, wanted: &[NewStub]) -> Result<HashMap<Hash, Stub>, StoreError> {
     let mut wanted: Vec<&NewStub> = wanted.iter().collect();
     wanted.sort_unstable_by_key(|stub| stub.id_hash);
-    let rows = Rows::of(wanted.iter().map(|stub| hash_bytes(&stub.id_hash)))
-        .bytes(wanted.iter().map(|stub| hash_bytes(&stub.body_hash)))
+    let rows = Rows::of(wanted.iter().map(|stub| &stub.id_hash))
+        .bytes(wanted.iter().map(|stub| &stub.body_hash))
         .numbers(wanted.iter().map(|stub| stored(stub.expires_hour_ms)));
     let free: Vec<(Vec<u8>,)> = tx.select(&CLAIM, rows).await?;
     if free.len() == wanted.len() {
@@ -84,7 +84,7 @@ pub(crate) async fn find<'a>(
     conn: &mut Conn,
     ids: impl Iterator<Item = &'a Hash>,
 ) -> Result<HashMap<Hash, Stub>, StoreError> {
-    let rows: Vec<StubRow> = conn.select(&STUBS, Rows::of(ids.map(hash_bytes))).await?;
+    let rows: Vec<StubRow> = conn.select(&STUBS, Rows::of(ids)).await?;
     let stub = |(id, body_hash, status, commit_seq): StubRow| {
         if status != ACCEPTED {
             return Err(StoreError::Corrupt("a remembered refusal"));
@@ -97,13 +97,13 @@ pub(crate) async fn find<'a>(
 
 /// Gives claims back: what they were for was refused.
 pub(crate) async fn give_back(tx: &mut Tx, ids: &[Hash]) -> Result<(), StoreError> {
-    tx.execute(&GIVE_BACK, Rows::of(ids.iter().map(hash_bytes))).await?;
+    tx.execute(&GIVE_BACK, Rows::of(ids)).await?;
     Ok(())
 }
 
 /// Notes the number of a commit that was accepted under a claimed id.
 pub(crate) async fn note_commit(tx: &mut Tx, id_hash: &Hash, commit_seq: u64) -> Result<(), StoreError> {
-    execute!(**tx, NUMBER, hash_bytes(id_hash), stored(commit_seq))?;
+    execute!(**tx, NUMBER, id_hash.as_bytes().as_slice(), stored(commit_seq))?;
     Ok(())
 }
 

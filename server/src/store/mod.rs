@@ -9,8 +9,8 @@
 //! Invariant: every transaction locks in this order, each kind ascending and all of a kind at once: message ids, device
 //! lists, groups, devices, cursors, queue rows, key packages, envelopes. So none waits for one that waits for it. Envelopes
 //! come last of all, just before the commit, whatever let go of them ([`Tx::release`]).
-//! Who only relies on a row locks it as one who changes it does (`FOR NO KEY UPDATE`): of those who may share a lock there
-//! can always be one, and who wants it alone would wait without end.
+//! Who only relies on a row locks it as one who changes it does: of those who may share a lock there can always be one,
+//! and who wants it alone would wait without end.
 
 pub(crate) mod accounts;
 mod bulk;
@@ -33,7 +33,7 @@ use std::{collections::BTreeMap, ops, path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use undertone_wire::{DeviceId, Hash};
+use undertone_wire::DeviceId;
 
 use mark::Judgement;
 
@@ -348,9 +348,4 @@ where
 /// Device ids, one after the other.
 fn parsed_devices(rows: Vec<(Vec<u8>,)>) -> Result<Vec<DeviceId>, StoreError> {
     rows.iter().map(|(device,)| parsed(device)).collect()
-}
-
-/// Hashes as the database takes them.
-fn hash_bytes(hash: &Hash) -> &[u8] {
-    hash.as_bytes().as_slice()
 }

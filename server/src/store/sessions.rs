@@ -10,7 +10,7 @@ use undertone_wire::{AccountId, DeviceId, Hash, Nonce};
 use super::{
     Conn, StoreError, Tx,
     bulk::{Pair, Rows, pair},
-    execute, hash_bytes, on, parsed, stored,
+    execute, on, parsed, stored,
 };
 
 /// Adds a challenge.
@@ -83,7 +83,7 @@ pub(crate) async fn add(
     expires_ms: u64,
     keep: u64,
 ) -> Result<(), StoreError> {
-    let (token, device) = (hash_bytes(token_hash), device.as_bytes().as_slice());
+    let (token, device) = (token_hash.as_bytes().as_slice(), device.as_bytes().as_slice());
     execute!(**tx, ADD_SESSION, token, device, stored(expires_ms))?;
     execute!(**tx, END_OLDEST, device, stored(keep), token)?;
     Ok(())
@@ -91,7 +91,7 @@ pub(crate) async fn add(
 
 /// Ends a session.
 pub(crate) async fn end(tx: &mut Tx, token_hash: &Hash) -> Result<(), StoreError> {
-    execute!(**tx, END, hash_bytes(token_hash))?;
+    execute!(**tx, END, token_hash.as_bytes().as_slice())?;
     Ok(())
 }
 
@@ -101,7 +101,7 @@ pub(crate) async fn holder(
     token_hash: &Hash,
     now_ms: u64,
 ) -> Result<Option<(DeviceId, AccountId)>, StoreError> {
-    let token = hash_bytes(token_hash);
+    let token = token_hash.as_bytes().as_slice();
     let row: Option<(Vec<u8>, Vec<u8>)> =
         on!(*conn, db => sqlx::query_as(HOLDER).bind(token).bind(stored(now_ms)).fetch_optional(db).await)?;
     row.map(|(device, account)| Ok((parsed(&device)?, parsed(&account)?))).transpose()
@@ -117,7 +117,7 @@ pub(crate) async fn holders(
     now_ms: u64,
 ) -> Result<HashMap<Hash, (DeviceId, AccountId)>, StoreError> {
     let now = token_hashes.iter().map(|_| stored(now_ms));
-    let rows = Rows::of(token_hashes.iter().map(hash_bytes)).numbers(now);
+    let rows = Rows::of(token_hashes).numbers(now);
     let rows: Vec<(Vec<u8>, Vec<u8>, Vec<u8>)> = tx.select(&HOLDERS, rows).await?;
     rows.iter().map(|(token, device, account)| Ok((parsed(token)?, (parsed(device)?, parsed(account)?)))).collect()
 }

@@ -47,6 +47,12 @@ macro_rules! id {
             }
         }
 
+        impl AsRef<[u8]> for $name {
+            fn as_ref(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+        }
+
         impl TryFrom<&[u8]> for $name {
             type Error = IdError;
 

@@ -28,13 +28,7 @@ const ADD: &str = "
     INSERT INTO groups (group_id, epoch, commit_seq, members_version, newest_commit_account, sealed_group_info)
     VALUES ($1, 0, 0, 0, $2, $3) ON CONFLICT DO NOTHING";
 
-/// Where groups stand, and stay standing while the transaction lasts.
-const HOLD: Pair = pair!(
-    "SELECT group_id, epoch, commit_seq, members_version FROM groups WHERE group_id IN " ids
-    " ORDER BY group_id" (lock "FOR NO KEY UPDATE")
-);
-
-/// Where groups stand, for who will move them: others wait.
+/// Locks groups, and answers where they stand.
 const LOCK: Pair = pair!(
     "SELECT group_id, epoch, commit_seq, members_version FROM groups WHERE group_id IN " ids
     " ORDER BY group_id" (lock "FOR UPDATE")
@@ -94,27 +88,13 @@ pub(crate) async fn add(
     Ok(added == 1)
 }
 
-/// Where groups stand, of those that exist. Until the transaction ends they neither move nor change members.
-pub(crate) async fn hold(
-    tx: &mut Tx,
-    groups: &BTreeSet<GroupId>,
-) -> Result<BTreeMap<GroupId, GroupPosition>, StoreError> {
-    positions(tx.select(&HOLD, ids(groups)).await?)
-}
-
-/// The same for who will move them or change their members: nobody else may look meanwhile.
+/// Locks groups, so that nobody else moves them or changes their members until the transaction ends; answers where they
+/// stand. Groups that do not exist are left out.
 pub(crate) async fn lock(
     tx: &mut Tx,
     groups: &BTreeSet<GroupId>,
 ) -> Result<BTreeMap<GroupId, GroupPosition>, StoreError> {
-    positions(tx.select(&LOCK, ids(groups)).await?)
-}
-
-fn ids(groups: &BTreeSet<GroupId>) -> Rows {
-    Rows::of(groups.iter().map(|group| group.as_bytes().as_slice()))
-}
-
-fn positions(rows: Vec<(Vec<u8>, i64, i64, i64)>) -> Result<BTreeMap<GroupId, GroupPosition>, StoreError> {
+    let rows: Vec<(Vec<u8>, i64, i64, i64)> = tx.select(&LOCK, Rows::of(groups)).await?;
     let position = |(group, epoch, commit_seq, version): (Vec<u8>, i64, i64, i64)| {
         Ok((parsed(&group)?, parsed_position(epoch, commit_seq, version)?))
     };

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use undertone_wire::{AccountId, DeviceId, GroupId, GroupMember, GroupSummary};
 
-use super::{ids, parsed_position};
+use super::parsed_position;
 use crate::store::{
     Conn, StoreError, Tx,
     bulk::{Pair, Rows, pair},
@@ -128,8 +128,7 @@ pub(crate) async fn standings(
     conn: &mut Conn,
     asked: &BTreeSet<(GroupId, DeviceId)>,
 ) -> Result<BTreeMap<(GroupId, DeviceId), Standing>, StoreError> {
-    let rows = Rows::of(asked.iter().map(|(group, _)| group.as_bytes().as_slice()))
-        .bytes(asked.iter().map(|(_, device)| device.as_bytes().as_slice()));
+    let rows = Rows::of(asked.iter().map(|(group, _)| group)).bytes(asked.iter().map(|(_, device)| device));
     let rows: Vec<StandingRow> = conn.select(&STANDINGS, rows).await?;
     let standing = |(group, device, member, awaits_removal, founder): StandingRow| {
         Ok(((parsed(&group)?, parsed(&device)?), Standing::from_flags(member, awaits_removal, founder)))
@@ -142,7 +141,7 @@ pub(crate) async fn members_of(
     conn: &mut Conn,
     groups: &BTreeSet<GroupId>,
 ) -> Result<BTreeMap<GroupId, Vec<DeviceId>>, StoreError> {
-    by_group(conn.select(&MEMBERS_OF, ids(groups)).await?)
+    by_group(conn.select(&MEMBERS_OF, Rows::of(groups)).await?)
 }
 
 fn by_group(rows: Vec<(Vec<u8>, Vec<u8>)>) -> Result<BTreeMap<GroupId, Vec<DeviceId>>, StoreError> {
@@ -153,16 +152,12 @@ fn by_group(rows: Vec<(Vec<u8>, Vec<u8>)>) -> Result<BTreeMap<GroupId, Vec<Devic
     Ok(devices)
 }
 
-fn device_ids(devices: &BTreeSet<DeviceId>) -> Rows {
-    Rows::of(devices.iter().map(|device| device.as_bytes().as_slice()))
-}
-
 /// In how many groups each of some devices is a member; those in none are left out.
 pub(crate) async fn group_counts(
     conn: &mut Conn,
     devices: &BTreeSet<DeviceId>,
 ) -> Result<BTreeMap<DeviceId, u64>, StoreError> {
-    let rows: Vec<(Vec<u8>, i64)> = conn.select(&GROUP_COUNTS, device_ids(devices)).await?;
+    let rows: Vec<(Vec<u8>, i64)> = conn.select(&GROUP_COUNTS, Rows::of(devices)).await?;
     rows.into_iter().map(|(device, count)| Ok((parsed(&device)?, number(count)?))).collect()
 }
 
@@ -239,8 +234,7 @@ pub(crate) async fn end_stays(
 }
 
 fn in_group(group: &GroupId, devices: &[DeviceId]) -> Rows {
-    Rows::of(devices.iter().map(|_| group.as_bytes().as_slice()))
-        .bytes(devices.iter().map(|device| device.as_bytes().as_slice()))
+    Rows::of(devices.iter().map(|_| group)).bytes(devices)
 }
 
 /// The groups in which devices are members, and which of them is in which.
@@ -248,12 +242,12 @@ pub(crate) async fn stays_of(
     conn: &mut Conn,
     devices: &BTreeSet<DeviceId>,
 ) -> Result<BTreeMap<GroupId, Vec<DeviceId>>, StoreError> {
-    by_group(conn.select(&STAYS_OF, device_ids(devices)).await?)
+    by_group(conn.select(&STAYS_OF, Rows::of(devices)).await?)
 }
 
 /// Forgets devices' stays but those for which a leaf still stands.
 pub(crate) async fn forget_devices(tx: &mut Tx, devices: &BTreeSet<DeviceId>) -> Result<(), StoreError> {
-    tx.execute(&FORGET, device_ids(devices)).await?;
+    tx.execute(&FORGET, Rows::of(devices)).await?;
     Ok(())
 }
 

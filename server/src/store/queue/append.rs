@@ -202,7 +202,7 @@ fn group_bytes<'a>(envelope: &'a NewEnvelope<'_>) -> Option<&'a [u8]> {
 }
 
 async fn add_rows(tx: &mut Tx, rows: &[Row<'_>], ids: &[i64]) -> Result<(), StoreError> {
-    let rows = Rows::of(rows.iter().map(|row| row.device.as_bytes().as_slice()))
+    let rows = Rows::of(rows.iter().map(|row| &row.device))
         .numbers(rows.iter().map(|row| stored(row.seq)))
         .numbers(rows.iter().map(|row| ids.get(row.envelope).copied().unwrap_or_default()))
         .bytes(rows.iter().map(|row| row.share.as_bytes()))
@@ -240,7 +240,7 @@ async fn displace(
         if over.is_empty() {
             return Ok(());
         }
-        let rows = Rows::of(over.iter().map(|(device, ..)| device.as_bytes().as_slice()))
+        let rows = Rows::of(over.iter().map(|(device, ..)| device))
             .bytes(over.iter().map(|(_, share, ..)| share.as_bytes()))
             .numbers(over.iter().map(|(_, _, entries, _)| stored(*entries)))
             .numbers(over.iter().map(|(.., bytes)| stored(*bytes)))

@@ -21,7 +21,7 @@ pub(crate) use remove::{ack, delete_all, expire};
 use super::{
     Conn, StoreError, Tx,
     bulk::{Pair, Rows, pair},
-    execute, hash_bytes, number, on, parsed, stored,
+    execute, number, on, parsed, stored,
 };
 
 /// The page of a device's queue after `$2`: at most `$3` rows and `$4` bytes, but one row if there is any. With it, on
@@ -247,8 +247,7 @@ type CursorRow = (Vec<u8>, i64, i64, i64, i64, i64, i64, i64);
 
 /// Locks the cursors of devices, ascending, until the transaction ends. Who has none is left out.
 pub(crate) async fn lock(tx: &mut Tx, devices: &BTreeSet<DeviceId>) -> Result<Cursors, StoreError> {
-    let rows: Vec<CursorRow> =
-        tx.select(&LOCK, Rows::of(devices.iter().map(|device| device.as_bytes().as_slice()))).await?;
+    let rows: Vec<CursorRow> = tx.select(&LOCK, Rows::of(devices)).await?;
     let cursor = |row: CursorRow| {
         let cursor = LockedCursor {
             next_seq: number(row.1)?,
@@ -266,7 +265,7 @@ pub(crate) async fn lock(tx: &mut Tx, devices: &BTreeSet<DeviceId>) -> Result<Cu
 async fn save(tx: &mut Tx, cursors: &Cursors, devices: &BTreeSet<DeviceId>) -> Result<(), StoreError> {
     let moved: Vec<_> = devices.iter().filter_map(|device| Some((device, cursors.get(device)?))).collect();
     let number = |of: fn(&LockedCursor) -> u64| moved.iter().map(move |(_, cursor)| stored(of(cursor)));
-    let rows = Rows::of(moved.iter().map(|(device, _)| device.as_bytes().as_slice()))
+    let rows = Rows::of(moved.iter().map(|(device, _)| device))
         .numbers(number(|cursor| cursor.next_seq))
         .numbers(number(|cursor| cursor.acked_seq))
         .numbers(number(|cursor| cursor.groups.entries))
@@ -297,7 +296,7 @@ type PageRow = (
 pub(crate) async fn page(conn: &mut Conn, request: &PageRequest, now_ms: u64) -> Result<Option<Page>, StoreError> {
     let rows: Vec<PageRow> = on!(*conn, db => sqlx::query_as(PAGE)
         .bind(request.device.as_bytes().as_slice()).bind(stored(request.after)).bind(stored(request.entries_max))
-        .bind(stored(request.bytes_max)).bind(hash_bytes(&request.token_hash)).bind(stored(now_ms))
+        .bind(stored(request.bytes_max)).bind(request.token_hash.as_bytes().as_slice()).bind(stored(now_ms))
         .fetch_all(db).await)?;
     let Some(first) = rows.first() else { return Ok(None) };
     let mut page = Page {
@@ -377,7 +376,7 @@ pub(crate) async fn states(
     now_ms: u64,
 ) -> Result<BTreeMap<DeviceId, State>, StoreError> {
     let now = devices.iter().map(|_| stored(now_ms));
-    let rows = Rows::of(devices.iter().map(|device| device.as_bytes().as_slice())).numbers(now);
+    let rows = Rows::of(devices).numbers(now);
     let rows: Vec<(Vec<u8>, i64, i64, i64)> = conn.select(&STATES, rows).await?;
     rows.into_iter()
         .map(|(device, next_seq, stream, sessions)| Ok((parsed(&device)?, State { next_seq, stream, sessions })))

@@ -77,8 +77,7 @@ pub(crate) async fn delete_all(
 }
 
 async fn delete_up_to(tx: &mut Tx, up_to: &BTreeMap<DeviceId, u64>) -> Result<Vec<Deleted>, StoreError> {
-    let rows = Rows::of(up_to.keys().map(|device| device.as_bytes().as_slice()))
-        .numbers(up_to.values().map(|up_to| stored(*up_to)));
+    let rows = Rows::of(up_to.keys()).numbers(up_to.values().map(|up_to| stored(*up_to)));
     tx.select(&DELETE_UP_TO, rows).await
 }
 
@@ -102,8 +101,7 @@ pub(super) async fn delete_rows(
     cursors: &mut Cursors,
     rows: Vec<(DeviceId, u64)>,
 ) -> Result<u64, StoreError> {
-    let rows = Rows::of(rows.iter().map(|(device, _)| device.as_bytes().as_slice()))
-        .numbers(rows.iter().map(|(_, seq)| stored(*seq)));
+    let rows = Rows::of(rows.iter().map(|(device, _)| device)).numbers(rows.iter().map(|(_, seq)| stored(*seq)));
     let deleted: Vec<Deleted> = tx.select(&DELETE_ROWS, rows).await?;
     let count = deleted.len() as u64;
     settle(tx, cursors, deleted)?;

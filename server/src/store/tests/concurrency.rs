@@ -62,7 +62,7 @@ async fn fan_out(tx: &mut Tx, messages: &[(u32, GroupId, u64)]) -> Result<Vec<(u
     };
     let stubs: Vec<_> = messages.iter().map(|(nth, ..)| stub(nth)).collect();
     assert!(message_ids::claim(tx, &stubs).await?.is_empty());
-    groups::hold(tx, &messages.iter().map(|(_, group, _)| *group).collect()).await?;
+    groups::lock(tx, &messages.iter().map(|(_, group, _)| *group).collect()).await?;
     let members = groups::members_of(tx, &messages.iter().map(|(_, group, _)| *group).collect()).await?;
     let payloads: Vec<_> = messages.iter().map(|(nth, ..)| nth.to_be_bytes()).collect();
     let envelopes: Vec<_> = messages
@@ -91,7 +91,7 @@ async fn commit(tx: &mut Tx, nth: u32, group: GroupId) -> Result<Vec<(u32, Vec<D
 /// Unlists a device, like the directory; `false` if it was added to a group meanwhile, and it must begin again.
 pub(super) async fn remove_device(tx: &mut Tx, device: u8) -> Result<bool, StoreError> {
     let (account, devices) = (account_id(device), BTreeSet::from([device_id(device)]));
-    accounts::lock_list(tx, &account).await?;
+    accounts::lock_lists(tx, &BTreeSet::from([account])).await?;
     let concerned: BTreeSet<_> = groups::stays_of(tx, &devices).await?.into_keys().collect();
     groups::lock(tx, &concerned).await?;
     accounts::lock_devices(tx, &devices).await?;

@@ -74,9 +74,8 @@ pub(super) async fn a_group_moves_with_each_commit(fresh: &Fresh) {
             add_group_of(tx, &group(2), &[1]).await?;
             let asked = [id, group(2), none].into();
             let positions = [(id, at(1, 1, 2)), (group(2), at(0, 0, 0))].into();
-            assert_eq!(groups::hold(tx, &asked).await?, positions);
             assert_eq!(groups::lock(tx, &asked).await?, positions);
-            assert!(groups::hold(tx, &BTreeSet::new()).await?.is_empty());
+            assert!(groups::lock(tx, &BTreeSet::new()).await?.is_empty());
             assert_eq!(groups::position(tx, &none).await?, None);
             assert_eq!(groups::sealed_group_info(tx, &none).await?, None);
             Ok(())

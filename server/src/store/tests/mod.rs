@@ -173,7 +173,7 @@ suite! {
     migrations on 1 thread: what_a_newer_version_added_does_not_disturb, a_past_that_was_rewritten_is_refused;
     accounts_and_sessions on 1 thread: challenges_are_taken_once, the_newest_sessions_are_kept,
         a_device_belongs_to_one_account, a_list_is_replaced_by_the_next_only, accounts_are_found_by_id_and_name,
-        accounts_go_with_all_they_had, holders_are_those_whose_sessions_hold, what_is_held_is_what_is_listed,
+        accounts_go_with_all_they_had, holders_are_those_whose_sessions_hold, what_is_locked_is_what_is_listed,
         sessions_expire_in_batches;
     messages on 1 thread: an_id_is_free_once, what_is_given_back_is_free, ids_expire_in_batches,
         who_claims_second_waits_for_the_first;

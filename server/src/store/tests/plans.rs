@@ -60,9 +60,7 @@ async fn everything(tx: &mut Tx) -> Result<(), StoreError> {
 
 async fn people(tx: &mut Tx) -> Result<(), StoreError> {
     let (account, devices) = (account_id(1), BTreeSet::from([device_id(1), device_id(2)]));
-    accounts::lock_list(tx, &account).await?;
-    accounts::hold_devices_of(tx, &BTreeSet::from([account])).await?;
-    accounts::hold_devices(tx, &devices).await?;
+    accounts::lock_lists(tx, &BTreeSet::from([account])).await?;
     accounts::lock_devices(tx, &devices).await?;
     assert!(accounts::replace_list(tx, &account, 2, &list(2)).await?);
     assert!(accounts::by_id(tx, &account).await?.is_some());
@@ -108,7 +106,6 @@ async fn key_packages_and_ids(tx: &mut Tx) -> Result<(), StoreError> {
 async fn groups_and_stays(tx: &mut Tx) -> Result<(), StoreError> {
     let (group, device, account) = (group_id(), device_id(3), account_id(1));
     let (all, devices) = (BTreeSet::from([group]), BTreeSet::from([device]));
-    groups::hold(tx, &all).await?;
     groups::lock(tx, &all).await?;
     groups::begin_stays(tx, &group, &[device], 1).await?;
     assert!(groups::standing(tx, &group, &device).await?.is_some());

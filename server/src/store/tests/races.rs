@@ -139,7 +139,7 @@ pub(super) async fn of_many_who_make_the_same_one_does(fresh: &Fresh) {
 /// Adds a device to a group if it is listed, like a commit does.
 async fn add_to_group(tx: &mut Tx, group: GroupId, device: u8) -> Result<bool, StoreError> {
     let commit_seq = groups::lock(tx, &BTreeSet::from([group])).await?[&group].commit_seq + 1;
-    let listed = accounts::hold_devices(tx, &[1, device].map(device_id).into()).await?;
+    let listed = accounts::lock_devices(tx, &[1, device].map(device_id).into()).await?;
     if !listed.contains(&device_id(device)) || groups::standing(tx, &group, &device_id(device)).await?.is_some() {
         return Ok(false);
     }
