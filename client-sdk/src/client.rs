@@ -284,7 +284,7 @@ impl<S> ClientBuilder<S> {
     ///
     /// The client stays with the address that works and moves on when it does not, beginning with the one given to
     /// [`Client::builder`]. One that answers as another relay is passed over, with an [`Event::OtherRelay`], and looked at
-    /// again when the others do not work.
+    /// again when its turn comes.
     ///
     /// [`Event::OtherRelay`]: crate::Event::OtherRelay
     #[must_use]

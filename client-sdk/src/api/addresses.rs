@@ -169,21 +169,9 @@ macro_rules! at_one_address {
 }
 
 impl RelayApi for Addresses {
-    fn relay(&self) -> Answer<'_, Relay> {
-        Box::pin(async move {
-            let (address, api) = self.confirmed().await?;
-            self.note(address, api.relay().await)
-        })
-    }
-
-    fn challenge(&self) -> Answer<'_, Challenge> {
-        Box::pin(async move {
-            let (address, api) = self.confirmed().await?;
-            self.note(address, api.challenge().await)
-        })
-    }
-
     at_one_address! {
+        relay() -> Relay;
+        challenge() -> Challenge;
         register(request: &'a RegisterRequest) -> Account;
         login(request: &'a LoginRequest) -> Session;
         logout(token: &'a Bytes) -> ();

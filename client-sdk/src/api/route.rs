@@ -50,7 +50,8 @@ impl Route {
     /// looked at anew.
     pub(super) fn failed(&mut self, address: usize) {
         if address == self.at {
-            self.move_on();
+            self.at = (self.at + 1) % self.strange.len().max(1);
+            self.confirmed = false;
         }
     }
 
@@ -66,11 +67,6 @@ impl Route {
         if let Some(strange) = self.strange.get_mut(address) {
             *strange = false;
         }
-    }
-
-    fn move_on(&mut self) {
-        self.at = (self.at + 1) % self.strange.len().max(1);
-        self.confirmed = false;
     }
 }
 

@@ -139,17 +139,21 @@ mod tests {
         urls.iter().map(|url| (*url).to_owned()).collect()
     }
 
-    #[tokio::test]
-    async fn addresses_keep_their_order_and_what_was_told_of_them() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), StoreKey::Raw32([1; 32])).await.unwrap();
-        let profile = Profile {
-            relay_urls: urls(&["http://b", "http://a"]),
+    fn profile(relay_urls: &[&str]) -> Profile {
+        Profile {
+            relay_urls: urls(relay_urls),
             relay_id: RelayId::from_random([1; 16]),
             identity: Identity::create(Entropy::system()).unwrap(),
             username: None,
             registered: true,
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn addresses_keep_their_order_and_what_was_told_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), StoreKey::Raw32([1; 32])).await.unwrap();
+        let profile = profile(&["http://b", "http://a"]);
         let done = store.with_tx(move |tx| {
             tx.save_profile(&profile)?;
             assert_eq!(tx.profile()?.unwrap().relay_urls, ["http://b", "http://a"]);
@@ -170,13 +174,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = async || Store::open(folder.path(), StoreKey::Raw32([1; 32])).await.unwrap();
         let store = open().await;
-        let profile = Profile {
-            relay_urls: vec![],
-            relay_id: RelayId::from_random([1; 16]),
-            identity: Identity::create(Entropy::system()).unwrap(),
-            username: None,
-            registered: true,
-        };
+        let profile = profile(&[]);
         let wished = store.with_tx(move |tx| {
             tx.save_profile(&profile)?;
             assert!(!tx.last_resort_used()?);

@@ -23,8 +23,7 @@ async fn somebody_left(world: &World) -> (Client, Arc<Standing>, Client, Group) 
     let mut three = Vec::new();
     for name in ["anna", "bert", "cleo"] {
         let clock = standing();
-        let liar = Liar::new(world.relay.connect());
-        three.push((register_at(world, &liar, Arc::<Standing>::clone(&clock), name).await, clock));
+        three.push((world.register_by(&clock, name).await, clock));
     }
     three.sort_by_key(|(client, _)| client.account().account_id);
     let id = world.group(&[&three[0].0, &three[1].0, &three[2].0]).await[0].id();

@@ -6,13 +6,15 @@ use undertone::Client;
 use undertone_wire::{Bytes, Envelope, suite};
 
 use crate::{
-    liar::{Call, Liar, Lie, lied_to, register_at, unknown},
-    world::{Standing, World, standing, wait_until},
+    liar::{Call, Lie, lied_to, unknown},
+    world::{World, standing, wait_until},
 };
 
+/// All key packages are at the relay, and nothing waits that would keep it from telling when they run out.
 async fn has_all_keys(world: &World, client: &Client) {
-    wait_until("100 key packages and a last-resort one", async || {
-        (world.relay.key_packages(&client.device_id()) == (100, true)).then_some(())
+    let device = client.device_id();
+    wait_until("100 key packages, a last-resort one and an empty queue", async || {
+        (world.relay.key_packages(&device) == (100, true) && world.relay.queue_len(&device) == 0).then_some(())
     })
     .await;
 }
@@ -56,8 +58,7 @@ async fn a_last_resort_key_package_that_was_handed_out_is_replaced() {
 #[tokio::test]
 async fn a_last_resort_key_package_is_replaced_once_an_hour_however_often_it_is_handed_out() {
     let (world, clock) = (World::new(), standing());
-    let liar = Liar::new(world.relay.connect());
-    let alice = register_at(&world, &liar, Arc::<Standing>::clone(&clock), "alice").await;
+    let alice = world.register_by(&clock, "alice").await;
     let (account, device) = (alice.account().account_id, alice.device_id());
     let other_than = async |before: &Option<Bytes>| {
         wait_until("another last-resort key package", async || {

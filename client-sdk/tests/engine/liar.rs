@@ -17,7 +17,7 @@ use undertone_wire::{
     ServerFrame, Session,
 };
 
-use crate::world::{World, key, online};
+use crate::world::{World, key, registered};
 
 /// A request about to be made, with how many of its kind were made before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,9 +119,7 @@ pub(crate) fn refused(code: ErrorCode) -> ApiError {
 
 pub(crate) async fn register_at(world: &World, liar: &Arc<Liar>, clock: Arc<dyn Clock>, name: &str) -> Client {
     let builder = Client::builder("http://fake").api(Arc::<Liar>::clone(liar)).clock(clock);
-    let client = builder.store(world.store(name), key()).register(name).await.unwrap();
-    online(&client).await;
-    client
+    registered(builder.store(world.store(name), key()), name).await
 }
 
 /// Somebody who is told what a test makes up.
@@ -165,15 +163,9 @@ macro_rules! honestly {
 }
 
 impl RelayApi for Liar {
-    fn relay(&self) -> Answer<'_, Relay> {
-        self.inner.relay()
-    }
-
-    fn challenge(&self) -> Answer<'_, Challenge> {
-        self.inner.challenge()
-    }
-
     honestly! {
+        relay() -> Relay;
+        challenge() -> Challenge;
         register(request: &'a RegisterRequest) -> Account;
         logout(token: &'a Bytes) -> ();
         delete_account(token: &'a Bytes) -> ();

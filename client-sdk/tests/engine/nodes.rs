@@ -1,41 +1,33 @@
 //! A relay at several addresses: one that works is kept, one that does not is left at once, another relay's is passed
 //! over.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
 };
 
 use undertone::{
-    Client, ClientBuilder, Clock, Connection, Error, ErrorKind, Event, MessageStatus, StoreAt, SystemClock,
-    api::fake::FakeRelay,
+    Client, ClientBuilder, Clock, Connection, Error, ErrorKind, Event, MessageStatus, StoreAt,
+    api::{RelayApi, fake::FakeRelay},
 };
 use undertone_wire::{ByeReason, ErrorCode, ServerFrame};
 
 use crate::{
-    liar::{Call, Liar, Lie, refused},
-    world::{Standing, World, event, has_status, has_texts, key, online, standing, wait_until},
+    liar::{Call, Liar, Lie, lied_to, refused},
+    world::{World, count_events, event, has_status, has_texts, key, online, registered, standing, wait_until},
 };
 
-/// Two addresses: two ways into the relay or relays.
-fn builder(ways: [(&Arc<FakeRelay>, usize); 2], path: PathBuf) -> ClientBuilder<StoreAt> {
-    let [one, two] = ways.map(|(relay, node)| relay.connect_to(node));
-    Client::builder("http://one").api(one).also_at("http://two").api(two).store(path, key())
+/// Somebody to whom the relay has two addresses.
+fn builder(world: &World, name: &str, [one, two]: [Arc<dyn RelayApi>; 2]) -> ClientBuilder<StoreAt> {
+    Client::builder("http://one").api(one).also_at("http://two").api(two).store(world.store(name), key())
+}
+
+fn two_nodes(relay: &Arc<FakeRelay>) -> [Arc<dyn RelayApi>; 2] {
+    [relay.connect_to(0), relay.connect_to(1)]
 }
 
 async fn register_at_two(world: &World, name: &str) -> Client {
-    register_with_clock(world, Arc::new(SystemClock), name).await
-}
-
-async fn register_with_clock(world: &World, clock: Arc<dyn Clock>, name: &str) -> Client {
-    let nodes = [(&world.relay, 0), (&world.relay, 1)];
-    let client = builder(nodes, world.store(name)).clock(clock).register(name).await.unwrap();
-    online(&client).await;
-    client
+    registered(builder(world, name, two_nodes(&world.relay)), name).await
 }
 
 async fn is_at(world: &World, client: &Client, node: usize) {
@@ -46,26 +38,19 @@ async fn is_at(world: &World, client: &Client, node: usize) {
     online(client).await;
 }
 
-/// Notes from now on whether the client was ever offline.
-fn watch_for_offline(client: &Client) -> Arc<AtomicBool> {
-    let (seen, noted) = (Arc::new(AtomicBool::new(false)), client.events());
-    let note = Arc::clone(&seen);
-    tokio::spawn(async move {
-        while let Some(event) = noted.next().await {
-            note.fetch_or(event == Event::Connection(Connection::Offline), SeqCst);
-        }
-    });
-    seen
+fn count_offline(client: &Client) -> Arc<AtomicUsize> {
+    count_events(client, |event| *event == Event::Connection(Connection::Offline))
 }
 
 #[tokio::test]
 async fn a_node_that_goes_is_left_for_the_next_without_being_offline() {
     let (world, clock) = (World::new(), standing());
-    let alice = register_with_clock(&world, Arc::<Standing>::clone(&clock), "alice").await;
+    let builder = builder(&world, "alice", two_nodes(&world.relay)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let alice = registered(builder, "alice").await;
     let bob = world.register("bob").await;
     let groups = world.group(&[&alice, &bob]).await;
     is_at(&world, &alice, 0).await;
-    let offline = watch_for_offline(&alice);
+    let offline = count_offline(&alice);
     world.relay.stop_node(0);
     is_at(&world, &alice, 1).await;
     clock.pass(&world, 10_000);
@@ -79,9 +64,9 @@ async fn a_node_that_goes_is_left_for_the_next_without_being_offline() {
     let id = groups[0].send("from the first").await.unwrap();
     has_status(&alice, id, MessageStatus::Sent).await;
     has_texts(&groups[0], &["from the second", "from the first"]).await;
-    assert!(!offline.load(SeqCst));
+    assert_eq!(offline.load(SeqCst), 0);
     world.relay.kill_node(0);
-    wait_until("no node to be left", async || offline.load(SeqCst).then_some(())).await;
+    wait_until("no node to be left", async || (offline.load(SeqCst) > 0).then_some(())).await;
     world.relay.start_node(1);
     is_at(&world, &alice, 1).await;
 }
@@ -93,8 +78,7 @@ async fn a_first_address_that_is_down_keeps_nobody_from_registering_opening_or_a
     let alice = register_at_two(&world, "alice").await;
     assert_eq!(alice.find("alice").await.unwrap(), alice.account());
     alice.shutdown().await;
-    let nodes = [(&world.relay, 0), (&world.relay, 1)];
-    let alice = builder(nodes, world.store("alice")).open().await.unwrap();
+    let alice = builder(&world, "alice", two_nodes(&world.relay)).open().await.unwrap();
     assert_eq!(alice.find("alice").await.unwrap(), alice.account(), "nothing was known to be at the second before");
     is_at(&world, &alice, 1).await;
 }
@@ -103,9 +87,8 @@ async fn a_first_address_that_is_down_keeps_nobody_from_registering_opening_or_a
 async fn a_relay_that_is_stopping_is_asked_elsewhere_at_once() {
     let world = World::new();
     let stopping = Liar::new(world.relay.connect_to(0));
-    let client = Client::builder("http://one").api(Arc::<Liar>::clone(&stopping)).also_at("http://two");
-    let alice =
-        client.api(world.relay.connect_to(1)).store(world.store("alice"), key()).register("alice").await.unwrap();
+    let builder = builder(&world, "alice", [Arc::<Liar>::clone(&stopping), world.relay.connect_to(1)]);
+    let alice = registered(builder, "alice").await;
     is_at(&world, &alice, 0).await;
     let group = alice.create_group("ski trip").await.unwrap();
     stopping.tell(|call| matches!(call, Call::Send(..)).then(|| Lie::Now(refused(ErrorCode::Unavailable))));
@@ -117,11 +100,9 @@ async fn a_relay_that_is_stopping_is_asked_elsewhere_at_once() {
 #[tokio::test]
 async fn a_bye_of_a_relay_that_stops_is_followed_by_a_reconnect_at_once() {
     let world = World::new();
-    let (liar, said) = (Liar::new(world.relay.connect()), AtomicBool::new(false));
-    let alice = Client::builder("http://one").api(Arc::<Liar>::clone(&liar)).store(world.store("alice"), key());
-    let alice = alice.register("alice").await.unwrap();
-    online(&alice).await;
-    let offline = watch_for_offline(&alice);
+    let (liar, alice) = lied_to(&world, "alice").await;
+    let said = AtomicBool::new(false);
+    let offline = count_offline(&alice);
     liar.rewrite(move |frame| match frame {
         ServerFrame::Delivery { .. } if !said.swap(true, SeqCst) => ServerFrame::Bye { reason: ByeReason::Shutdown },
         frame => frame,
@@ -130,15 +111,16 @@ async fn a_bye_of_a_relay_that_stops_is_followed_by_a_reconnect_at_once() {
     group.send("its row is the frame that becomes a bye").await.unwrap();
     wait_until("a second stream", async || (world.relay.streams_opened(&alice.device_id()) == 2).then_some(())).await;
     online(&alice).await;
-    assert!(!offline.load(SeqCst));
+    assert_eq!(offline.load(SeqCst), 0);
     world.relay.go_offline();
-    wait_until("offline to be noticed", async || offline.load(SeqCst).then_some(())).await;
+    wait_until("offline to be noticed", async || (offline.load(SeqCst) > 0).then_some(())).await;
 }
 
 #[tokio::test]
 async fn addresses_of_different_relays_are_refused_at_registration() {
     let (world, other) = (World::new(), FakeRelay::new());
-    let registered = builder([(&world.relay, 0), (&other, 0)], world.store("alice")).register("alice").await;
+    let two = [world.relay.connect(), other.connect()];
+    let registered = builder(&world, "alice", two).register("alice").await;
     assert!(matches!(registered, Err(Error::Invalid(reason)) if reason.contains("different relays")));
     let alice = register_at_two(&world, "alice").await;
     assert_eq!(alice.find("alice").await.unwrap(), alice.account(), "the store can still be used");
@@ -149,7 +131,8 @@ async fn an_address_of_another_relay_is_passed_over_and_told_once() {
     let (world, other) = (World::new(), FakeRelay::new());
     let bob = world.register("bob").await;
     register_at_two(&world, "alice").await.shutdown().await;
-    let reopened = async || builder([(&other, 0), (&world.relay, 1)], world.store("alice")).open().await.unwrap();
+    let two = || [other.connect(), world.relay.connect_to(1)];
+    let reopened = async || builder(&world, "alice", two()).open().await.unwrap();
     let alice = reopened().await;
     let strange = event(&alice, |event| match event {
         Event::OtherRelay { url } => Some(url),
@@ -178,8 +161,8 @@ async fn an_address_of_another_relay_is_passed_over_and_told_once() {
 async fn without_an_address_of_its_relay_a_client_says_so() {
     let (world, other) = (World::new(), FakeRelay::new());
     register_at_two(&world, "alice").await.shutdown().await;
-    let alice = builder([(&other, 0), (&other, 1)], world.store("alice")).open().await.unwrap();
-    assert_eq!(alice.caught_up(Duration::from_secs(20)).await, Connection::Offline);
+    let alice = builder(&world, "alice", two_nodes(&other)).open().await.unwrap();
+    assert_eq!(alice.caught_up(std::time::Duration::from_secs(20)).await, Connection::Offline);
     assert!(alice.meets_other_relay());
     let error = alice.find("bob").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Untrusted, "{error}");
@@ -196,7 +179,6 @@ async fn a_stream_that_greets_as_another_relay_is_left_for_the_next_address() {
         }
         frame => frame,
     });
-    let builder = Client::builder("http://one").api(liar).also_at("http://two").api(world.relay.connect_to(1));
-    let alice = builder.store(world.store("alice"), key()).register("alice").await.unwrap();
+    let alice = registered(builder(&world, "alice", [liar, world.relay.connect_to(1)]), "alice").await;
     is_at(&world, &alice, 1).await;
 }

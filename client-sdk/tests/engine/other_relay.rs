@@ -1,28 +1,13 @@
 //! Another relay at the relay's address for a while: nothing goes there, nothing is given up, and all goes on by itself.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::SeqCst},
-};
+use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use undertone::{Client, Connection, Error, Event, MessageStatus, api::fake::FakeRelay};
 
 use crate::{
     liar::{Call, Lie, lied_to, lost},
-    world::{World, has_commits, has_status, has_texts, joined, online, wait_until},
+    world::{World, count_events, has_commits, has_status, has_texts, joined, online, wait_until},
 };
-
-/// Counts from now on how often the client tells of another relay.
-fn count_other_relays(client: &Client) -> Arc<AtomicUsize> {
-    let (told, events) = (Arc::new(AtomicUsize::new(0)), client.events());
-    let count = Arc::clone(&told);
-    tokio::spawn(async move {
-        while let Some(event) = events.next().await {
-            count.fetch_add(usize::from(matches!(event, Event::OtherRelay { .. })), SeqCst);
-        }
-    });
-    told
-}
 
 /// Waits until the other relay has been looked at so often, and the client has taken it for no relay.
 async fn is_looked_at(other: &FakeRelay, client: &Client, times: u64) {
@@ -39,7 +24,7 @@ async fn messages_wait_until_the_relay_is_back() {
     let (world, other) = (World::new(), FakeRelay::new());
     let (alice, bob) = (world.register("alice").await, world.register("bob").await);
     let groups = world.group(&[&alice, &bob]).await;
-    let told = count_other_relays(&alice);
+    let told = count_events(&alice, |event| matches!(event, Event::OtherRelay { .. }));
     for round in 0..2 {
         world.relay.replace_by(&other);
         let id = groups[0].send(round.to_string()).await.unwrap();

@@ -1,13 +1,8 @@
 //! A relay that was set back to an earlier state: what it has lost is told, and groups it has lost commits of end.
 
-use std::sync::Arc;
-
 use undertone::{Client, Error, Event, Group, MessageId, MessageStatus};
 
-use crate::{
-    liar::{Liar, register_at},
-    world::{Standing, World, event, has_status, has_texts, joined, members, standing, wait_until},
-};
+use crate::world::{Standing, World, event, has_status, has_texts, joined, members, standing, wait_until};
 
 /// Passes time until a message is no longer queued. In another group, something goes out each time.
 async fn pass_time_until_settled(
@@ -28,16 +23,11 @@ async fn pass_time_until_settled(
     assert!(tries > 4, "it was tried again, with pauses in between");
 }
 
-async fn alice_with_clock(world: &World) -> (Client, Arc<Standing>) {
-    let clock = standing();
-    let liar = Liar::new(world.relay.connect());
-    (register_at(world, &liar, Arc::<Standing>::clone(&clock), "alice").await, clock)
-}
-
 #[tokio::test]
 async fn a_group_of_which_the_relay_has_lost_commits_ends_and_no_other() {
     let world = World::new();
-    let (alice, clock) = alice_with_clock(&world).await;
+    let clock = standing();
+    let alice = world.register_by(&clock, "alice").await;
     let (bob, carol) = (world.register("bob").await, world.register("carol").await);
     let (one, two) = (world.group(&[&alice, &bob]).await, world.group(&[&alice, &bob]).await);
     let backup = world.relay.backup();
@@ -76,7 +66,8 @@ async fn a_group_of_which_the_relay_has_lost_commits_ends_and_no_other() {
 #[tokio::test]
 async fn a_group_that_the_relay_has_lost_ends_and_a_change_that_waits_is_told_so() {
     let world = World::new();
-    let (alice, clock) = alice_with_clock(&world).await;
+    let clock = standing();
+    let alice = world.register_by(&clock, "alice").await;
     let bob = world.register("bob").await;
     let kept = alice.create_group("kept").await.unwrap();
     assert_eq!(alice.outbox_empty(std::time::Duration::from_secs(10)).await.unwrap(), 0);

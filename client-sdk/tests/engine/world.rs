@@ -4,15 +4,15 @@ use std::{
     fmt::Display,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use tempfile::TempDir;
 use undertone::{
-    AccountId, Client, Clock, Connection, Event, Group, GroupId, MessageStatus, StoreKey, SystemClock,
-    api::fake::FakeRelay,
+    AccountId, Client, ClientBuilder, Clock, Connection, Event, Group, GroupId, MessageStatus, StoreAt, StoreKey,
+    SystemClock, api::fake::FakeRelay,
 };
 
 /// A clock that stands still unless a test moves it.
@@ -53,9 +53,13 @@ impl World {
 
     /// Registers somebody and waits until they are online.
     pub(crate) async fn register(&self, name: &str) -> Client {
-        let client = builder_at(&self.relay, self.store(name)).register(name).await.unwrap();
-        online(&client).await;
-        client
+        registered(builder_at(&self.relay, self.store(name)), name).await
+    }
+
+    /// The same, with a clock of their own.
+    pub(crate) async fn register_by(&self, clock: &Arc<Standing>, name: &str) -> Client {
+        let clock = Arc::<Standing>::clone(clock);
+        registered(builder_at(&self.relay, self.store(name)).clock(clock), name).await
     }
 
     /// Opens somebody's store again.
@@ -78,11 +82,15 @@ impl World {
     }
 }
 
-pub(crate) fn builder_at(
-    relay: &Arc<FakeRelay>,
-    path: std::path::PathBuf,
-) -> undertone::ClientBuilder<undertone::StoreAt> {
+pub(crate) fn builder_at(relay: &Arc<FakeRelay>, path: std::path::PathBuf) -> ClientBuilder<StoreAt> {
     Client::builder("http://fake").api(relay.connect()).store(path, key())
+}
+
+/// Registers somebody and waits until they are online.
+pub(crate) async fn registered(builder: ClientBuilder<StoreAt>, name: &str) -> Client {
+    let client = builder.register(name).await.unwrap();
+    online(&client).await;
+    client
 }
 
 pub(crate) fn key() -> StoreKey {
@@ -144,6 +152,18 @@ pub(crate) async fn event<T>(client: &Client, mut wanted: impl FnMut(Event) -> O
         }
     };
     tokio::time::timeout(Duration::from_secs(30), found).await.expect("the event comes")
+}
+
+/// Counts from now on the events that are `counted`.
+pub(crate) fn count_events(client: &Client, counted: impl Fn(&Event) -> bool + Send + 'static) -> Arc<AtomicUsize> {
+    let (times, events) = (Arc::new(AtomicUsize::new(0)), client.events());
+    let count = Arc::clone(&times);
+    tokio::spawn(async move {
+        while let Some(event) = events.next().await {
+            count.fetch_add(usize::from(counted(&event)), SeqCst);
+        }
+    });
+    times
 }
 
 pub(crate) async fn has_status(client: &Client, message: undertone::MessageId, status: MessageStatus) {

@@ -1,7 +1,7 @@
 //! Direct messages: bodies of `/v1/messages`.
 //!
-//! Invariant: a ciphertext is for one device, and an account's ciphertexts are for exactly its listed devices, the
-//! sending device included where the sender's own account is among the receivers.
+//! Invariant: a ciphertext is for one device, and an account's ciphertexts are for exactly its listed devices. The
+//! sender's own account is always among the receivers, and the sending device among its devices.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub struct SendDirectRequest {
     /// keeps nothing longer than its retention; absent means that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_s: Option<u64>,
-    /// The receivers, each once, in ascending order of account ids.
+    /// The receivers, the sender's own account among them, each once, in ascending order of account ids.
     pub accounts: Vec<DirectRecipient>,
 }
 

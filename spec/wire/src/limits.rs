@@ -67,11 +67,11 @@ limits! {
     one_time_keys_max = 200;
     /// One-time key packages left at which a device is told `keys_low`, for each kind and suite.
     keys_low_at = 20;
-    /// Key packages of one account that another account is handed in an hour before it gets last-resort ones. Each node
-    /// counts for itself.
+    /// Claims of one account's key packages by another account in an hour before it gets last-resort ones. Each node counts for
+    /// itself.
     claims_per_pair_hour_max = 20;
-    /// Key packages of one account that all others together are handed in an hour before they get last-resort ones.
-    /// Each node counts for itself.
+    /// Claims of one account's key packages by all others together in an hour before they get last-resort ones. Each node
+    /// counts for itself.
     claims_per_account_hour_max = 200;
     /// Entries that may wait for a device, of direct messages and of groups together.
     queue_entries_max = 10_000;

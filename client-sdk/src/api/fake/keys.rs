@@ -20,8 +20,6 @@ use super::state::{Caller, Device, Outcome, State, check_bytes, check_count, not
 pub(super) struct StoredKeys {
     one_time: VecDeque<StoredKey>,
     last_resort: Option<StoredKey>,
-    /// Whether the device was told that the last-resort one was handed out.
-    told: bool,
 }
 
 #[derive(Clone)]
@@ -42,9 +40,7 @@ impl State {
             if let Some(device) = self.devices.get_mut(&caller.device) {
                 check_count("one_time_keys_max", max, device.keys.one_time.len() + one_time.len())?;
                 device.keys.one_time.extend(one_time);
-                if last_resort.is_some() {
-                    (device.keys.last_resort, device.keys.told) = (last_resort, false);
-                }
+                device.keys.last_resort = last_resort.or_else(|| device.keys.last_resort.take());
             }
             self.remember(&once, 0);
         }
@@ -86,24 +82,27 @@ impl State {
         let of_account = self.devices.iter_mut().filter(|(_, device)| device.account == request.account_id);
         let claimed: Vec<_> = of_account.map(|(id, device)| device.keys.take(*id, until_s)).collect();
         for claim in &claimed {
-            if let Some(told) = self.what_to_tell(claim) {
-                self.deliver(&[claim.device_id], &told);
+            if let Some(notice) = self.notice(claim) {
+                self.deliver(&[claim.device_id], &notice);
             }
         }
         Ok(ClaimResponse { key_packages: claimed })
     }
 
-    /// What the owner is told of a claim: that few one-time key packages are left, when their number comes to that; and
-    /// that the last-resort one was handed out, once for each.
-    fn what_to_tell(&mut self, claim: &ClaimedKeyPackage) -> Option<Envelope> {
-        let (suite, low_at) = (suite::DEFAULT, self.limits.keys_low_at);
-        if claim.last_resort {
-            let keys = &mut self.devices.get_mut(&claim.device_id)?.keys;
-            return (!std::mem::replace(&mut keys.told, true)).then_some(Envelope::LastResortUsed { suite });
-        }
-        claim.key_package.as_ref()?;
-        let (one_time, _) = self.key_packages(&claim.device_id);
-        (one_time == low_at).then_some(Envelope::KeysLow { suite, one_time })
+    /// What the owner is told of a claim: that few one-time key packages are left, or that the last-resort one was handed
+    /// out. At most one of each kind waits at a time.
+    fn notice(&self, claim: &ClaimedKeyPackage) -> Option<Envelope> {
+        let (suite, (one_time, _)) = (suite::DEFAULT, self.key_packages(&claim.device_id));
+        let notice = match claim {
+            ClaimedKeyPackage { last_resort: true, .. } => Envelope::LastResortUsed { suite },
+            claim if claim.key_package.is_some() && one_time <= self.limits.keys_low_at => {
+                Envelope::KeysLow { suite, one_time }
+            }
+            _ => return None,
+        };
+        let kind = std::mem::discriminant(&notice);
+        let mut waiting = self.devices.get(&claim.device_id)?.queue.values();
+        (!waiting.any(|envelope| std::mem::discriminant(envelope) == kind)).then_some(notice)
     }
 
     pub(super) fn key_counts(&self, device: &DeviceId) -> KeyCounts {

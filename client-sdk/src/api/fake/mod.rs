@@ -44,6 +44,7 @@ use undertone_wire::{
     SendRequest, SendResponse, ServerFrame, Session, Username, suite,
 };
 
+pub use self::swap::Backup;
 use self::{
     groups::Post,
     state::{Outcome, State},
@@ -61,8 +62,6 @@ pub struct FakeRelay {
     /// Who answers at its addresses instead.
     in_its_place: Mutex<Option<Arc<Self>>>,
 }
-
-pub use swap::Backup;
 
 /// What goes wrong. Separate from what the relay holds, which no fault loses.
 #[derive(Debug, Default, Clone)]
@@ -340,18 +339,20 @@ struct Connection {
 
 impl Connection {
     fn request<'a, T: Send + 'a>(&'a self, act: impl FnOnce(&mut State) -> Outcome<T> + Send + 'a) -> Answer<'a, T> {
-        Box::pin(async move {
-            self.who_answers().change(|state| {
-                let fate = state.faults.fate_of_next_request(self.node);
-                let outcome = if let Fate::Lost = fate { None } else { Some(act(state)) };
-                match (fate, outcome) {
-                    (Fate::Answered, Some(outcome)) => {
-                        self.note_time(state.now_ms);
-                        outcome.map_err(ApiError::Refused)
-                    }
-                    _ => Err(ApiError::Unreachable("a fault of the fake relay".into())),
+        Box::pin(async move { self.ask(&self.who_answers(), act) })
+    }
+
+    fn ask<T>(&self, relay: &FakeRelay, act: impl FnOnce(&mut State) -> Outcome<T>) -> Result<T, ApiError> {
+        relay.change(|state| {
+            let fate = state.faults.fate_of_next_request(self.node);
+            let outcome = if let Fate::Lost = fate { None } else { Some(act(state)) };
+            match (fate, outcome) {
+                (Fate::Answered, Some(outcome)) => {
+                    self.note_time(state.now_ms);
+                    outcome.map_err(ApiError::Refused)
                 }
-            })
+                _ => Err(ApiError::Unreachable("a fault of the fake relay".into())),
+            }
         })
     }
 
@@ -435,9 +436,9 @@ impl RelayApi for Connection {
         self.request(|state| state.caller(token).and_then(|caller| state.ack(&caller.device, request.up_to)))
     }
     fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>> {
-        self.request(move |state| {
-            let stream = Stream::open(state, token, after, self.node)?;
+        Box::pin(async move {
             let relay = self.who_answers();
+            let stream = self.ask(&relay, |state| Stream::open(state, token, after, self.node))?;
             Ok(Box::new(OpenStream { relay, stream }) as Box<dyn FrameStream>)
         })
     }

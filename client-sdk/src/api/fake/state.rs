@@ -44,7 +44,7 @@ pub(super) struct State {
     answered: BTreeMap<MessageId, Answered>,
     relay_number: u64,
     draws: u64,
-    /// How many requests with a token there were.
+    /// How often a token was looked up. Copies of the state go on counting together, here and below.
     pub(super) tokens_heard: Arc<AtomicU64>,
     /// How often somebody asked who it is.
     pub(super) descriptions_given: Arc<AtomicU64>,
@@ -194,8 +194,6 @@ impl State {
     /// A copy takes the place of the state `now`: what no store forgets, and what is no store's, goes on.
     pub(super) fn go_on_after(&mut self, now: &Self) {
         (self.faults, self.now_ms, self.draws) = (now.faults.clone(), now.now_ms, now.draws);
-        self.tokens_heard = Arc::clone(&now.tokens_heard);
-        self.descriptions_given = Arc::clone(&now.descriptions_given);
     }
 
     /// The store is another one than before, for all that devices know.

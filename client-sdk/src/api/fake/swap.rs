@@ -45,7 +45,8 @@ impl FakeRelay {
         }
     }
 
-    /// How many requests with a token the relay has heard, whoever the token is of.
+    /// How often the relay has looked up a token, whoever it is of: for each request that carries one, and for an open
+    /// stream time and again. 0 if it has heard none.
     pub fn tokens_heard(&self) -> u64 {
         self.look(|state| state.tokens_heard.load(Relaxed))
     }
