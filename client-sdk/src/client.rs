@@ -166,8 +166,8 @@ impl Client {
         self.engine().api.all_strange()
     }
 
-    /// Waits until everything that was at the relay is here, with the names of those who are new, or `patience` ends, or the relay cannot be reached.
-    /// Answers with the state of the connection then.
+    /// Waits until everything that was at the relay is here, with the names of those who are new, or `patience` ends, or
+    /// the relay cannot be reached. Answers with the state of the connection then.
     pub async fn caught_up(&self, patience: Duration) -> Connection {
         let mut connection = self.engine().connection();
         let settled = connection.wait_for(|state| !matches!(state, Connection::Connecting | Connection::CatchingUp));

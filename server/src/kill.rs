@@ -16,7 +16,8 @@ pub(crate) const HALFWAY: &str = "halfway";
 /// After everyone has been told that the relay stops, before the store is closed.
 pub(crate) const BEFORE_CLOSE: &str = "before_close";
 
-/// Dies here if `UNDERTONE_KILL_AT` is `what.moment`, or `what.moment:N` and this is the N-th time, and says so first on stdout.
+/// Dies here if `UNDERTONE_KILL_AT` is `what.moment`, or `what.moment:N` and this is the N-th time, and says so first on
+/// stdout.
 #[cfg(feature = "kill-points")]
 pub(crate) fn point(what: &str, moment: &str) {
     use std::{

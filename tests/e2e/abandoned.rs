@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use undertone_test_client::{Account, Api, Message};
+use undertone_test_client::{Api, Message};
 use undertone_tests::{Backend, Chance, Launch, Store, on_both, scaled, seed};
 use undertone_wire::{SendResponse, path};
 
@@ -18,8 +18,8 @@ async fn requests_that_nobody_waits_for_leave_nothing_behind(backend: Backend) {
     let launch = Launch::over(&store).log_level("warn").arguments(&["--postgres-connections", "4"]);
     let mut relay = launch.start().await;
     let api = Api::new(&relay.url());
-    let alice = Account::new(1).register(&api).await.remove(0);
-    let bob = Account::new(1).register(&api).await.remove(0);
+    let alice = api.device().await;
+    let bob = api.device().await;
     let group = alice.create_group_with(&[&bob]).await;
     let seed = seed();
     println!("{backend:?}: seed {seed}");

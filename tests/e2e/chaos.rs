@@ -18,7 +18,7 @@ use std::{
 
 use http::{Method, StatusCode};
 use tokio::task::JoinSet;
-use undertone_test_client::{Account, Api, Message, Reply, now_ms};
+use undertone_test_client::{Api, Message, Reply, now_ms};
 use undertone_tests::{Backend, Chance, Faults, Launch, Proxy, Relay, Store, on_both, scaled, seed, wait_until};
 use undertone_wire::{CommitResponse, ErrorCode, GroupId, SendResponse, path};
 
@@ -153,7 +153,7 @@ impl World {
         let api = Api::new(&nodes[0].url());
         let mut devices = Vec::new();
         for _ in 0..DEVICES {
-            devices.push(Account::new(1).register(&api).await.remove(0));
+            devices.push(api.device().await);
         }
         let mut groups = Vec::new();
         for members in GROUPS {

@@ -4,7 +4,7 @@
 //! what is repeated is repeated as the row says, and whoever repairs it has repaired it.
 
 use http::Method;
-use undertone_test_client::{Account, Device, Message};
+use undertone_test_client::{Api, Device, Message, Reply};
 use undertone_tests::{Backend, Build, Launch, Person, Relay, Store, on_both, wait_until};
 use undertone_wire::{
     AckRequest, CommitResponse, Delivery, Envelope, Group, GroupId, Incarnation, SendResponse, ServerFrame, path,
@@ -74,7 +74,7 @@ impl World {
 }
 
 async fn device(relay: &Relay) -> Device {
-    Account::new(1).register(&undertone_test_client::Api::new(&relay.url())).await.remove(0)
+    Api::new(&relay.url()).device().await
 }
 
 /// Asserts that a device is handed exactly these messages after a number, in consecutive numbers, and misses none.
@@ -90,35 +90,40 @@ async fn assert_handed(device: &Device, after: u64, messages: &[&Message]) -> Ve
     fetched.deliveries
 }
 
-/// Posts a message until it is answered, while the relay dies at a point and comes back.
-async fn posted_across(world: &mut World, point: &str, rows_when_dead: i64) -> Message {
-    let message = Message::at(world.group, 1);
-    let (alice, posted) = (world.alice.clone(), message.clone());
-    let path = path::fill(path::GROUP_MESSAGES, message.group);
-    let posting = tokio::spawn(async move { alice.insist(&path, &posted.send_request()).await });
-    world.relay.dies_at(point).await;
-    assert_eq!(world.rows().await, rows_when_dead);
-    world.relay.restart().await;
-    let (reply, repeated) = posting.await.unwrap();
-    reply.yes::<SendResponse>();
+/// What comes of a request that is repeated until it is answered, while the relay dies at a point and comes back.
+async fn answered_across(
+    world: &mut World,
+    point: &str,
+    rows_when_dead: i64,
+    request: impl Future<Output = (Reply, u64)>,
+) -> Reply {
+    let dies_and_comes_back = async {
+        world.relay.dies_at(point).await;
+        assert_eq!(world.rows().await, rows_when_dead);
+        world.relay.restart().await;
+    };
+    let ((reply, repeated), ()) = tokio::join!(request, dies_and_comes_back);
     assert!(repeated > 0);
-    message
+    reply
+}
+
+/// Posts a message until it is answered, while the relay dies at a point and comes back. Both members are handed it.
+async fn posted_across(backend: Backend, point: &str, rows_when_dead: i64) {
+    let mut world = World::new(backend).await.until(point).await;
+    let (alice, message) = (world.alice.clone(), Message::at(world.group, 1));
+    let (path, request) = (path::fill(path::GROUP_MESSAGES, message.group), message.send_request());
+    let posting = alice.insist(&path, &request);
+    answered_across(&mut world, point, rows_when_dead, posting).await.yes::<SendResponse>();
+    assert_handed(&world.bob, 1, &[&message]).await;
+    assert_handed(&world.alice, 1, &[&message]).await;
 }
 
 async fn message_before_commit(backend: Backend) {
-    let point = "message.before_commit";
-    let mut world = World::new(backend).await.until(point).await;
-    let message = posted_across(&mut world, point, 0).await;
-    assert_handed(&world.bob, 1, &[&message]).await;
-    assert_handed(&world.alice, 1, &[&message]).await;
+    posted_across(backend, "message.before_commit", 0).await;
 }
 
 async fn message_before_answer(backend: Backend) {
-    let point = "message.before_answer";
-    let mut world = World::new(backend).await.until(point).await;
-    let message = posted_across(&mut world, point, 2).await;
-    assert_handed(&world.bob, 1, &[&message]).await;
-    assert_handed(&world.alice, 1, &[&message]).await;
+    posted_across(backend, "message.before_answer", 2).await;
 }
 
 /// Posts a commit that adds a device until it is answered, while the relay dies at a point and comes back.
@@ -127,15 +132,11 @@ async fn committed_across(backend: Backend, point: &str, rows_when_dead: i64) {
     let carol = device(&world.relay).await;
     world = world.until(point).await;
     let commit = Message::at(world.group, 1).adding(&[&carol]);
-    let (alice, posted) = (world.alice.clone(), commit.clone());
-    let path = path::fill(path::GROUP_COMMITS, world.group);
-    let posting = tokio::spawn(async move { alice.insist(&path, &posted.commit_request()).await });
-    world.relay.dies_at(point).await;
-    assert_eq!(world.rows().await, rows_when_dead);
-    world.relay.restart().await;
-    let (reply, repeated) = posting.await.unwrap();
+    let alice = world.alice.clone();
+    let (path, request) = (path::fill(path::GROUP_COMMITS, world.group), commit.commit_request());
+    let posting = alice.insist(&path, &request);
+    let reply = answered_across(&mut world, point, rows_when_dead, posting).await;
     assert_eq!(reply.yes::<CommitResponse>().commit_seq, 2, "the first answer");
-    assert!(repeated > 0);
 
     let group: Group = world.alice.get(&path::fill(path::GROUP, world.group)).await.yes();
     assert_eq!((group.position.commit_seq, group.position.epoch), (2, 2), "it counts once");
@@ -165,13 +166,8 @@ async fn acked_across(backend: Backend, point: &str, rows_when_dead: i64) {
     }
     let mut world = world.until(point).await;
     let bob = world.bob.clone();
-    let acking = tokio::spawn(async move { bob.insist(path::ACK, &AckRequest { up_to: 2 }).await });
-    world.relay.dies_at(point).await;
-    assert_eq!(world.rows().await, rows_when_dead);
-    world.relay.restart().await;
-    let (reply, repeated) = acking.await.unwrap();
-    reply.done();
-    assert!(repeated > 0);
+    let acking = bob.insist(path::ACK, &AckRequest { up_to: 2 });
+    answered_across(&mut world, point, rows_when_dead, acking).await.done();
     let left = world.bob.fetch(0).await;
     assert_eq!(
         (left.deliveries.len(), left.deliveries[0].seq, left.missed),
@@ -292,9 +288,7 @@ async fn migration_halfway(backend: Backend) {
         store.change("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
     }
     for _ in 0..2 {
-        let (status, said) = Launch::over(&store).kill_at(point).end().await;
-        assert_eq!(said, [format!("kill point reached: {point}")], "{status}");
-        println!("{}", said[0]);
+        Launch::over(&store).dies_at(point).await;
         assert_eq!(store.number("SELECT COUNT(*) FROM relay").await, 0, "the schema is there, and nothing in it");
     }
     let relay = Relay::start(&store, Build::Workspace).await;
@@ -329,9 +323,7 @@ async fn mark_halfway() {
     let mut world = World::new(Backend::Sqlite).await;
     let before = world.incarnation().await;
     world.relay.kill().await;
-    let (status, said) = Launch::over(&world.store).kill_at(point).end().await;
-    assert_eq!(said, [format!("kill point reached: {point}")], "{status}");
-    println!("{}", said[0]);
+    Launch::over(&world.store).dies_at(point).await;
     world.relay.restart().await;
     assert_eq!(world.incarnation().await, before, "it is the same store");
 }

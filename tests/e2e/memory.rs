@@ -1,6 +1,6 @@
 //! A reader who stalls costs the relay one page, however much waits for it.
 
-use undertone_test_client::{Account, Api, Device, Message};
+use undertone_test_client::{Api, Device, Message};
 use undertone_tests::{Backend, Launch, Relay, Store, on_both, wait_until};
 use undertone_wire::{GroupId, SendResponse};
 
@@ -27,11 +27,7 @@ async fn memory_does_not_grow_with_what_waits_for_a_stalled_reader(backend: Back
     let launch = Launch::over(&store).log_level("warn").arguments(&["--limit", "queue_entries_max=20000"]);
     let mut relay = launch.start().await;
     let api = Api::new(&relay.url());
-    let mut devices = Vec::new();
-    for _ in 0..2 {
-        devices.push(Account::new(1).register(&api).await.remove(0));
-    }
-    let [alice, bob] = <[Device; 2]>::try_from(devices).ok().unwrap();
+    let (alice, bob) = (api.device().await, api.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     bob.ack(1).await.done();
 

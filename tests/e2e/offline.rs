@@ -29,8 +29,8 @@ async fn what_came_while_away_is_delivered_in_order_and_then_gone_from_the_relay
     }
     assert!(chat.end().await.0.success());
 
-    assert_eq!(payloads(&store).await.len(), MESSAGES, "each is held once, for all who have not taken it");
     let held = payloads(&store).await;
+    assert_eq!(held.len(), MESSAGES, "each is held once, for all who have not taken it");
     if backend == Backend::Sqlite {
         for payload in held.iter().step_by(20) {
             assert!(!containing(&store.data(), &payload[..64]).is_empty(), "the ciphertext is in the relay's files");

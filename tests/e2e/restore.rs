@@ -8,7 +8,7 @@ use std::{
 };
 
 use sqlx::Connection as _;
-use undertone_test_client::{Account, Api, Device, Message};
+use undertone_test_client::{Api, Device, Message};
 use undertone_test_postgres::{Cluster, Options};
 use undertone_tests::{Launch, Relay, Store, scaled, wait_until};
 use undertone_wire::{Bytes, ErrorCode, GroupId, Incarnation, SendResponse, Span, path};
@@ -51,11 +51,8 @@ impl World {
     async fn new(launch: Launch) -> Self {
         let relay = launch.log_level("info").arguments(&LIMITS).start().await;
         let api = Api::new(&relay.url());
-        let mut devices = Vec::new();
-        for _ in 0..4 {
-            devices.push(Account::new(1).register(&api).await.remove(0));
-        }
-        let [alice, bob, carol, dave] = <[Device; 4]>::try_from(devices).ok().unwrap();
+        let (alice, bob) = (api.device().await, api.device().await);
+        let (carol, dave) = (api.device().await, api.device().await);
         bob.stock(claims() + 40).await;
         let group = alice.create_group_with(&[&bob, &carol, &dave]).await;
         let incarnation = incarnation(&alice).await;
@@ -166,6 +163,15 @@ impl World {
         assert!(!last_resort && self.handed_out.insert(key_package));
     }
 
+    /// Waits until the relay has found its database again.
+    async fn is_back(&self) {
+        wait_until("the relay to connect again", async || {
+            let reply = self.alice.attempt(http::Method::GET, path::RELAY, None).await.ok()?;
+            reply.status.is_success().then_some(())
+        })
+        .await;
+    }
+
     /// The same devices at another relay.
     async fn at(&mut self, relay: Relay) {
         for device in [&mut self.alice, &mut self.bob, &mut self.carol, &mut self.dave] {
@@ -192,91 +198,83 @@ async fn sqlite() -> (tempfile::TempDir, Store) {
     (folder, store)
 }
 
+/// A relay serves, a copy is made, the relay goes on and stops, the copy is put back, and the relay starts: it must notice.
+async fn assert_noticed<C>(store: &Store, copy: impl AsyncFnOnce(&mut Relay) -> C, put_back: impl AsyncFnOnce(C)) {
+    let mut world = World::new(Launch::over(store)).await;
+    let copy = copy(&mut world.relay).await;
+    world.go_on().await;
+    world.relay.stop().await;
+    put_back(copy).await;
+    world.relay.restart().await;
+    world.assert_went_back().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sqlite_file_swapped_for_an_older_copy() {
     let (folder, store) = sqlite().await;
-    let mut world = World::new(Launch::over(&store)).await;
-    // As a backup is made while the relay serves.
-    let copy = folder.path().join("copy.db");
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(store.file()).read_only(true);
-    let mut reading = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-    sqlx::query("VACUUM INTO $1").bind(copy.to_str().unwrap()).execute(&mut reading).await.unwrap();
-    reading.close().await.unwrap();
-
-    world.go_on().await;
-    world.relay.stop().await;
-    fs::rename(copy, store.file()).unwrap();
-    world.relay.restart().await;
-    world.assert_went_back().await;
+    let copied_while_it_serves = async |_: &mut Relay| {
+        let copy = folder.path().join("copy.db");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(store.file()).read_only(true);
+        let mut reading = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::query("VACUUM INTO $1").bind(copy.to_str().unwrap()).execute(&mut reading).await.unwrap();
+        reading.close().await.unwrap();
+        copy
+    };
+    assert_noticed(&store, copied_while_it_serves, async |copy| fs::rename(copy, store.file()).unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_folder_swapped_for_an_older_copy() {
-    let (folder, store) = sqlite().await;
-    let mut world = World::new(Launch::over(&store)).await;
-    let copy = folder.path().join("copy");
-    world.relay.stop().await;
-    copy_files(&store.data(), &copy);
-    world.relay.restart().await;
-
-    world.go_on().await;
-    world.relay.stop().await;
-    fs::remove_dir_all(store.data()).unwrap();
-    fs::rename(copy, store.data()).unwrap();
-    world.relay.restart().await;
-    world.assert_went_back().await;
+    let (_folder, store) = sqlite().await;
+    let swap = async |copy| {
+        fs::remove_dir_all(store.data()).unwrap();
+        fs::rename(copy, store.data()).unwrap();
+    };
+    assert_noticed(&store, async |relay| copy_of_data(&store, relay, |_| ()).await, swap).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_folder_copied_back_over_itself() {
-    let (folder, store) = sqlite().await;
-    let mut world = World::new(Launch::over(&store)).await;
-    let copy = folder.path().join("copy");
-    world.relay.stop().await;
-    copy_files(&store.data(), &copy);
-    world.relay.restart().await;
-
-    world.go_on().await;
-    world.relay.stop().await;
-    copy_files(&copy, &store.data());
-    world.relay.restart().await;
-    world.assert_went_back().await;
+    let (_folder, store) = sqlite().await;
+    let copy_back = async |copy: PathBuf| copy_files(&copy, &store.data());
+    assert_noticed(&store, async |relay| copy_of_data(&store, relay, |_| ()).await, copy_back).await;
 }
 
 /// As a machine's snapshot is put back: the same files, of which nothing shows that they were other ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sqlite_snapshot_that_is_declared() {
-    let (folder, store) = sqlite().await;
-    let mut world = World::new(Launch::over(&store)).await;
-    let copy = folder.path().join("copy");
-    world.relay.stop().await;
-    copy_files(&store.data(), &copy);
-    // The file by which the store is known, and no copy of it.
-    let marker = Path::new("undertone.db.mark");
-    fs::remove_file(copy.join(marker)).unwrap();
-    fs::hard_link(store.data().join(marker), copy.join(marker)).unwrap();
-    world.relay.restart().await;
+    let (_folder, store) = sqlite().await;
+    let with_the_marker_itself = |copy: &Path| {
+        let marker = Path::new("undertone.db.mark");
+        fs::remove_file(copy.join(marker)).unwrap();
+        fs::hard_link(store.data().join(marker), copy.join(marker)).unwrap();
+    };
+    let put_back = async |copy: PathBuf| {
+        for file in files(&copy) {
+            fs::rename(&file, store.data().join(file.file_name().unwrap())).unwrap();
+        }
+        order(&store, "restore").await;
+    };
+    assert_noticed(&store, async |relay| copy_of_data(&store, relay, with_the_marker_itself).await, put_back).await;
+}
 
-    world.go_on().await;
-    world.relay.stop().await;
-    for file in files(&copy) {
-        fs::rename(&file, store.data().join(file.file_name().unwrap())).unwrap();
-    }
-    order(&store, "restore").await;
-    world.relay.restart().await;
-    world.assert_went_back().await;
+/// A copy of the data folder of a relay, which stops for it. Before it starts again, something may be done to the copy.
+async fn copy_of_data(store: &Store, relay: &mut Relay, change: impl FnOnce(&Path)) -> PathBuf {
+    let copy = store.folder().join("copy");
+    relay.stop().await;
+    copy_files(&store.data(), &copy);
+    change(&copy);
+    relay.restart().await;
+    copy
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_database_restored_over_itself() {
     let (folder, cluster, store) = postgres().await;
-    let mut world = World::new(Launch::over(&store)).await;
-    let dump = dump(&cluster, folder.path()).await;
-    world.go_on().await;
-    world.relay.stop().await;
-    run(cluster.tool("pg_restore", DATABASE).args(["--clean", "--dbname", DATABASE]).arg(dump)).await;
-    world.relay.restart().await;
-    world.assert_went_back().await;
+    let restore = async |dump| {
+        run(cluster.tool("pg_restore", DATABASE).args(["--clean", "--dbname", DATABASE]).arg::<PathBuf>(dump)).await;
+    };
+    assert_noticed(&store, async |_| dump(&cluster, folder.path()).await, restore).await;
 }
 
 /// The relay is not told and not stopped: it looks whenever it has to connect anew.
@@ -290,11 +288,7 @@ async fn a_postgres_database_made_anew_while_the_relay_serves() {
     run(cluster.tool("createdb", DATABASE).arg(DATABASE)).await;
     // Or the relay might look while half of it is there.
     run(cluster.tool("pg_restore", DATABASE).args(["--single-transaction", "--dbname", DATABASE]).arg(dump)).await;
-    wait_until("the relay to connect again", async || {
-        let reply = world.alice.attempt(http::Method::GET, path::RELAY, None).await.ok()?;
-        reply.status.is_success().then_some(())
-    })
-    .await;
+    world.is_back().await;
     world.assert_went_back().await;
 }
 
@@ -302,20 +296,17 @@ async fn a_postgres_database_made_anew_while_the_relay_serves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_rows_that_are_declared() {
     let (folder, cluster, store) = postgres().await;
-    let mut world = World::new(Launch::over(&store)).await;
-    let dump = dump(&cluster, folder.path()).await;
-    world.go_on().await;
-    world.relay.stop().await;
     let empty = "DO $$ DECLARE name text; BEGIN
         FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
             EXECUTE format('TRUNCATE %I CASCADE', name);
         END LOOP; END $$";
-    store.change(empty).await;
     let restore = ["--data-only", "--disable-triggers", "--dbname", DATABASE];
-    run(cluster.tool("pg_restore", DATABASE).args(restore).arg(dump)).await;
-    order(&store, "restore").await;
-    world.relay.restart().await;
-    world.assert_went_back().await;
+    let put_back = async |dump: PathBuf| {
+        store.change(empty).await;
+        run(cluster.tool("pg_restore", DATABASE).args(restore).arg(dump)).await;
+        order(&store, "restore").await;
+    };
+    assert_noticed(&store, async |_| dump(&cluster, folder.path()).await, put_back).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -331,11 +322,7 @@ async fn restarts_change_nothing_on_postgres() {
     world.relay.restart().await;
     cluster.crash().await;
     cluster.start().await;
-    wait_until("the relay to connect again", async || {
-        let reply = world.alice.attempt(http::Method::GET, path::RELAY, None).await.ok()?;
-        reply.status.is_success().then_some(())
-    })
-    .await;
+    world.is_back().await;
     world.assert_goes_on().await;
 }
 

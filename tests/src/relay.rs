@@ -127,6 +127,15 @@ impl Launch {
         (child.wait().await.expect("a child can be waited for"), said)
     }
 
+    /// Starts it, and asserts that it dies at this kill point without ever having served.
+    ///
+    /// # Panics
+    /// If it serves, or ends in another way.
+    pub async fn dies_at(self, point: &str) {
+        let (status, said) = self.kill_at(point).end().await;
+        assert_died_at(point, status, &said);
+    }
+
     fn spawn(&self) -> (Child, Lines<BufReader<ChildStdout>>) {
         let log = File::options().create(true).append(true).open(&self.log).expect("a log can be made");
         let mut command = Command::new(self.build.binary());
@@ -213,9 +222,7 @@ impl Relay {
         };
         let (said, status) =
             tokio::time::timeout(PATIENCE, died).await.unwrap_or_else(|_| panic!("{point} not reached"));
-        assert!(!status.success(), "it ended with {status}");
-        assert_eq!(said, [format!("kill point reached: {point}")]);
-        println!("{}", said[0]);
+        assert_died_at(point, status, &said);
     }
 
     /// Starts the relay again over the same store, on the same port.
@@ -233,6 +240,12 @@ impl Relay {
     pub async fn restart_anywhere(&mut self) {
         *self = Launch { port: 0, ..self.launch.clone() }.start().await;
     }
+}
+
+fn assert_died_at(point: &str, status: ExitStatus, said: &[String]) {
+    assert!(!status.success(), "it ended with {status}");
+    assert_eq!(said, [format!("kill point reached: {point}")]);
+    println!("{}", said[0]);
 }
 
 fn port_in(ready: &str) -> Option<u16> {

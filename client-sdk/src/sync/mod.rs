@@ -1,8 +1,9 @@
 //! The engine: keeps the local store and the relay in step.
 //!
 //! Four tasks share it. [`stream`] receives and applies what the queue brings, [`outbox`] does what is to be done at
-//! the relay, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages there. They meet only in the store: each step is one transaction, and
-//! the next step is found by reading it, so that a restart goes on where the last one stopped.
+//! the relay, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages there. They meet only in
+//! the store: each step is one transaction, and the next step is found by reading it, so that a restart goes on where the
+//! last one stopped.
 //!
 //! Another relay at the relay's address is to all of them as no relay: it is asked for nothing but which relay it is, and
 //! nothing is given up.

@@ -168,13 +168,7 @@ async fn a_device_that_enters_the_list_begins_with_an_empty_queue(on: Backend) {
 
 /// Where in the store some bytes are, as `table.column`.
 async fn found_in(relay: &TestRelay, bytes: &[u8]) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for (table, column, of) in relay.store.columns().await {
-        if ["blob", "bytea"].contains(&of.as_str()) && relay.store.rows_with(&table, &column, bytes).await > 0 {
-            found.insert(format!("{table}.{column}"));
-        }
-    }
-    found
+    relay.store.found(bytes).await.into_keys().collect()
 }
 
 async fn deleting_an_account_leaves_nothing_of_it(on: Backend) {

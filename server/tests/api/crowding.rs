@@ -20,7 +20,7 @@ both! {
 fn long_polls(device: &Device, count: u64) -> JoinSet<Reply> {
     let one = |_| {
         let device = device.clone();
-        async move { device.get(&format!("{}?after=0&wait=50", path::QUEUE)).await }
+        async move { device.long_poll(0).await }
     };
     (0..count).map(one).collect()
 }

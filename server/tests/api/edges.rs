@@ -6,7 +6,7 @@ use undertone_wire::{
     SendResponse, path,
 };
 
-use crate::support::{Account, Backend, Device, Message, Reply, TestRelay, both};
+use crate::support::{Backend, Device, Message, Reply, TestRelay, both};
 
 both! {
     both_encodings_say_the_same,
@@ -22,8 +22,8 @@ async fn both_encodings_say_the_same(on: Backend) {
     let relay = TestRelay::with_limits(on, Limits { keys_low_at: 0, ..Limits::default() }).await;
     for encoding in [Encoding::Json, Encoding::Cbor] {
         let api = relay.api().speaking(encoding);
-        let alice = Account::new(1).register(&api).await.remove(0);
-        let bob = Account::new(1).register(&api).await.remove(0);
+        let alice = api.device().await;
+        let bob = api.device().await;
         bob.publish(vec![bob.key_package(false), bob.key_package(false)], None).await.yes::<KeyCounts>();
         assert!(alice.claim(bob.account_id()).await.key_packages[0].key_package.is_some());
         let group = alice.create_group_with(&[&bob]).await;

@@ -1,9 +1,10 @@
 //! Ephemeral content: for who is there and has caught up, never stored, never waited for.
 
+use std::collections::BTreeMap;
+
 use http::StatusCode;
 use undertone_wire::{
-    CommitResponse, DirectCiphertext, DirectEphemeralRequest, ErrorCode, FetchResponse, GroupEphemeralRequest,
-    ServerFrame, path,
+    CommitResponse, DirectCiphertext, DirectEphemeralRequest, ErrorCode, GroupEphemeralRequest, ServerFrame, path,
 };
 
 use crate::support::{Backend, Device, Message, Reply, TestRelay, both};
@@ -56,29 +57,16 @@ async fn it_is_not_stored_and_does_not_end_a_long_poll(on: Backend) {
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
     let needle = b"bytes to look for";
-    let polling = tokio::spawn({
-        let bob = bob.clone();
-        async move { bob.get(&format!("{}?after=1&wait=50", path::QUEUE)).await.yes::<FetchResponse>() }
-    });
+    let polling = bob.polling(1);
     accepted(alice.types_in(group, 1, needle).await);
     accepted(alice.types_to(&bob, needle).await);
     assert_eq!(bob.fetch(0).await.next_seq, 2);
-    assert_eq!(found(&relay, needle).await, 0);
+    assert_eq!(relay.store.found(needle).await, BTreeMap::new());
     alice.send_message(&Message::at(group, 1).saying(needle)).await.yes::<undertone_wire::SendResponse>();
-    assert_eq!(found(&relay, needle).await, 1, "what is stored would be found");
+    let stored = BTreeMap::from([("envelopes.payload".to_owned(), 1)]);
+    assert_eq!(relay.store.found(needle).await, stored, "what is stored would be found");
     let fetched = polling.await.unwrap();
     assert!(fetched.deliveries.iter().map(|entry| entry.seq).eq([2]), "the poll ended by the message");
-}
-
-/// In how many rows of the store some bytes are.
-async fn found(relay: &TestRelay, bytes: &[u8]) -> i64 {
-    let mut found = 0;
-    for (table, column, of) in relay.store.columns().await {
-        if ["blob", "bytea"].contains(&of.as_str()) {
-            found += relay.store.rows_with(&table, &column, bytes).await;
-        }
-    }
-    found
 }
 
 async fn who_stands_elsewhere_is_refused_like_for_a_message(on: Backend) {

@@ -9,7 +9,7 @@ use undertone_wire::{
     ReconcileResponse, path, suite,
 };
 
-use crate::support::{Backend, Device, SOON, TestRelay, both};
+use crate::support::{Backend, Device, TestRelay, both};
 
 both! {
     an_owner_is_told_once_that_few_keys_are_left_until_it_has_taken_the_notice,
@@ -28,9 +28,7 @@ async fn claim(asking: &Device, target: &Device) -> ClaimedKeyPackage {
 
 /// What comes after a number, once something has come.
 async fn comes(device: &Device, after: u64) -> Vec<Envelope> {
-    let path = format!("{}?after={after}&wait=50", path::QUEUE);
-    let fetched = tokio::time::timeout(SOON, device.get(&path)).await.expect("something comes");
-    fetched.yes::<FetchResponse>().deliveries.into_iter().map(|entry| entry.envelope).collect()
+    device.long_poll(after).await.yes::<FetchResponse>().deliveries.into_iter().map(|entry| entry.envelope).collect()
 }
 
 async fn an_owner_is_told_once_that_few_keys_are_left_until_it_has_taken_the_notice(on: Backend) {

@@ -6,13 +6,12 @@ use std::{collections::HashSet, time::Duration};
 use http::StatusCode;
 use undertone_server::Config;
 use undertone_wire::{
-    Account as WireAccount, ByeReason, CommitResponse, Envelope, ErrorCode, FetchResponse, Limits, SendResponse,
-    ServerFrame, path,
+    Account as WireAccount, ByeReason, CommitResponse, Envelope, ErrorCode, Limits, SendResponse, ServerFrame, path,
 };
 
 use crate::{
     stream::{bye, newest_stream},
-    support::{Backend, Message, SOON, TestRelay, both, bytes_of, connect, until},
+    support::{Backend, Message, TestRelay, both, bytes_of, connect, until},
 };
 
 both! {
@@ -45,12 +44,9 @@ async fn mail_of_which_no_wake_came_is_found_by_a_look(on: Backend) {
     assert_eq!(stream.catches_up_to(2).await, [1]);
 
     alice.ack(1).await.done();
-    let polling = tokio::spawn({
-        let alice = alice.clone();
-        async move { alice.get(&format!("{}?after=1&wait=50", path::QUEUE)).await.yes::<FetchResponse>() }
-    });
+    let polling = alice.polling(1);
     append_in_silence(&relay).await;
-    let fetched = tokio::time::timeout(SOON, polling).await.expect("it does not wait to the end").unwrap();
+    let fetched = polling.await.expect("it does not wait to the end");
     assert!(matches!(fetched.deliveries[0].envelope, Envelope::DirectMessage { .. }));
 }
 
@@ -98,14 +94,11 @@ async fn mail_posted_on_one_node_arrives_on_streams_and_polls_of_another_by_a_wa
     let group = alice.create_group_with(&[&bob, &carol]).await;
     let mut stream = bob.stream(0).await;
     assert_eq!(stream.catches_up_to(2).await, [1]);
-    let polling = tokio::spawn({
-        let carol = carol.clone();
-        async move { carol.get(&format!("{}?after=1&wait=50", path::QUEUE)).await.yes::<FetchResponse>() }
-    });
+    let polling = carol.polling(1);
     let sent = alice.says(group, 1).await;
     let Some(ServerFrame::Delivery { delivery }) = stream.next().await else { panic!("no delivery") };
     assert_eq!((delivery.seq, bytes_of(&delivery.envelope)), (2, sent.as_slice()));
-    let fetched = tokio::time::timeout(SOON, polling).await.expect("it does not wait to the end").unwrap();
+    let fetched = polling.await.expect("it does not wait to the end");
     assert_eq!(bytes_of(&fetched.deliveries[0].envelope), sent.as_slice());
     stream.catches_up_to(3).await;
     alice.tells(&[&bob.account], b"to one").await;

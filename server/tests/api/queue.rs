@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use undertone_wire::{CommitResponse, Envelope, ErrorCode, FetchResponse, Limits, SendResponse, Span, path};
 
-use crate::support::{Backend, Message, SOON, TestRelay, both, bytes_of};
+use crate::support::{Backend, Message, TestRelay, both, bytes_of};
 
 both! {
     what_is_sent_comes_in_order_with_consecutive_numbers,
@@ -143,12 +143,9 @@ async fn a_long_poll_is_woken_by_mail(on: Backend) {
     let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let group = alice.create_group_with(&[&bob]).await;
-    let polling = tokio::spawn({
-        let bob = bob.clone();
-        async move { bob.get(&format!("{}?after=1&wait=50", path::QUEUE)).await.yes::<FetchResponse>() }
-    });
+    let polling = bob.polling(1);
     let sent = alice.says(group, 1).await;
-    let fetched = tokio::time::timeout(SOON, polling).await.expect("it does not wait to the end").unwrap();
+    let fetched = polling.await.expect("it does not wait to the end");
     assert_eq!(bytes_of(&fetched.deliveries[0].envelope), sent.as_slice());
 }
 

@@ -5,7 +5,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use undertone_wire::{ByeReason, FetchResponse, path};
+use undertone_wire::{ByeReason, path};
 
 use crate::{
     stream::bye,
@@ -24,17 +24,14 @@ async fn streams_are_told_bye_and_polls_end(on: Backend) {
     for stream in &mut streams {
         stream.catches_up_to(1).await;
     }
-    let polling = tokio::spawn({
-        let carol = carol.clone();
-        async move { carol.get(&format!("{}?wait=50", path::QUEUE)).await.yes::<FetchResponse>() }
-    });
+    let polling = carol.polling(0);
     // A poll that came after the one that waits is answered after that one waits.
     carol.fetch(0).await;
     let [mut one, mut two] = streams;
     let said = tokio::spawn(async move { [one.next().await, two.next().await, one.next().await, two.next().await] });
     relay.stop().await;
     assert_eq!(said.await.unwrap(), [bye(ByeReason::Shutdown), bye(ByeReason::Shutdown), None, None]);
-    let fetched = tokio::time::timeout(SOON, polling).await.expect("it does not wait to the end").unwrap();
+    let fetched = polling.await.expect("it does not wait to the end");
     assert_eq!((fetched.deliveries, fetched.next_seq), (vec![], 1));
 }
 

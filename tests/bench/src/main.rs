@@ -11,6 +11,7 @@ mod raw;
 mod relay;
 mod scenes;
 mod sender;
+mod window;
 
 use std::{path::PathBuf, time::Duration};
 

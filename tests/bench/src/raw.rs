@@ -2,10 +2,7 @@
 //! widths and durability. It checks nothing, and nobody else could rely on what it writes.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,12 +11,14 @@ use sqlx::{
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use tokio::task::JoinSet;
 use undertone_test_client::random;
 
 use crate::{
     relay::Store,
-    scenes::{Group, per_second, rate_over},
+    scenes::Group,
     sender::PAYLOAD_BYTES,
+    window::{Window, per_second},
 };
 
 const REMEMBER: &str =
@@ -140,7 +139,7 @@ pub(crate) async fn drain(store: &Store, group: &Group) -> f64 {
     loop {
         let (last, taken) = raw.take(group, after).await;
         if taken == 0 {
-            return per_second(count, began);
+            return per_second(count, began.elapsed());
         }
         (after, count) = (last, count + taken);
     }
@@ -175,23 +174,10 @@ impl Work {
 
 /// How many messages a second some work comes to, done by one task for each group.
 async fn over_time(raw: Raw, groups: &Arc<[Group]>, time: Duration, work: Work) -> f64 {
-    let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let mut tasks = Vec::new();
+    let (window, mut tasks) = (Window::new(time), JoinSet::new());
     for nth in 0..groups.len() {
-        let (raw, groups) = (raw.clone(), Arc::clone(groups));
-        let (count, stop) = (Arc::clone(&count), Arc::clone(&stop));
-        tasks.push(tokio::spawn(async move {
-            let mut taken = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let done = work.once(&raw, &groups[nth], &mut taken).await;
-                count.fetch_add(done, Ordering::Relaxed);
-            }
-        }));
+        let (raw, groups, mut taken) = (raw.clone(), Arc::clone(groups), 0);
+        tasks.spawn(window.count(async move || work.once(&raw, &groups[nth], &mut taken).await));
     }
-    let rate = rate_over(&count, time).await;
-    stop.store(true, Ordering::Relaxed);
-    for task in tasks {
-        task.await.unwrap();
-    }
-    rate
+    window.rate(tasks).await
 }

@@ -2,13 +2,11 @@
 
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use tokio::task::JoinSet;
 use undertone_test_client::{Account, Api, Device, Message};
 use undertone_wire::{CommitResponse, Encoding, GroupId, ServerFrame};
 
@@ -16,6 +14,7 @@ use crate::{
     raw,
     relay::{Relay, Store},
     sender::Sender,
+    window::{Window, per_second},
 };
 
 /// Something to measure.
@@ -102,39 +101,18 @@ async fn groups(api: &Api, count: usize, devices: usize) -> Arc<[Group]> {
 }
 
 async fn sends(groups: &[Group], time: Duration) -> f64 {
-    let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let mut tasks = Vec::new();
+    let mut senders = Vec::with_capacity(groups.len());
     for group in groups {
-        let (mut sender, at) = (Sender::new(&group.devices[0], group.id).await, group.at);
-        let (count, stop) = (Arc::clone(&count), Arc::clone(&stop));
-        tasks.push(tokio::spawn(async move {
-            while !stop.load(Ordering::Relaxed) {
-                sender.send(at).await;
-                count.fetch_add(1, Ordering::Relaxed);
-            }
+        senders.push((Sender::new(&group.devices[0], group.id).await, group.at));
+    }
+    let (window, mut tasks) = (Window::new(time), JoinSet::new());
+    for (mut sender, at) in senders {
+        tasks.spawn(window.count(async move || {
+            sender.send(at).await;
+            1
         }));
     }
-    let rate = rate_over(&count, time).await;
-    stop.store(true, Ordering::Relaxed);
-    for task in tasks {
-        task.await.unwrap();
-    }
-    rate
-}
-
-/// How much a counter grows in a second, after a moment to get going.
-pub(crate) async fn rate_over(count: &AtomicU64, time: Duration) -> f64 {
-    tokio::time::sleep(time / 6).await;
-    let (began, before) = (Instant::now(), count.load(Ordering::Relaxed));
-    tokio::time::sleep(time).await;
-    per_second(count.load(Ordering::Relaxed) - before, began)
-}
-
-/// So many since then, as a rate.
-pub(crate) fn per_second(count: u64, began: Instant) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a bench does not count that far")]
-    let count = count as f64;
-    count / began.elapsed().as_secs_f64()
+    window.rate(tasks).await
 }
 
 async fn fill(group: &Group, messages: usize) {
@@ -169,34 +147,30 @@ async fn drain(device: &Device, messages: usize) -> f64 {
             _ => {}
         }
     }
-    per_second(taken as u64, began)
+    per_second(taken as u64, began.elapsed())
 }
 
+/// What the takers have taken; that it was sent does not count.
 async fn live(groups: &[Group], time: Duration) -> f64 {
-    let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let mut tasks = Vec::new();
+    let mut pairs = Vec::with_capacity(groups.len());
     for group in groups {
-        let (mut sender, at) = (Sender::new(&group.devices[0], group.id).await, group.at);
-        let mut socket = group.devices[1].stream(0).await;
-        let (sending, taking, stop) = (Arc::clone(&stop), Arc::clone(&count), Arc::clone(&stop));
-        tasks.push(tokio::spawn(async move {
-            while !sending.load(Ordering::Relaxed) {
-                sender.send(at).await;
-            }
+        let sender = Sender::new(&group.devices[0], group.id).await;
+        pairs.push((sender, group.at, group.devices[1].stream(0).await));
+    }
+    let (window, mut tasks) = (Window::new(time), JoinSet::new());
+    for (mut sender, at, mut socket) in pairs {
+        tasks.spawn(window.count(async move || {
+            sender.send(at).await;
+            0
         }));
-        tasks.push(tokio::spawn(async move {
-            let mut taken = 0;
-            while !stop.load(Ordering::Relaxed) {
-                if let Some(ServerFrame::CaughtUp { next_seq }) = socket.next().await {
-                    socket.ack(next_seq - 1).await;
-                    taking.fetch_add(next_seq - 1 - taken, Ordering::Relaxed);
-                    taken = next_seq - 1;
-                }
+        let mut taken = 0;
+        tasks.spawn(window.count(async move || match socket.next().await.expect("the stream stays open") {
+            ServerFrame::CaughtUp { next_seq } => {
+                socket.ack(next_seq - 1).await;
+                next_seq - 1 - std::mem::replace(&mut taken, next_seq - 1)
             }
+            _ => 0,
         }));
     }
-    let rate = rate_over(&count, time).await;
-    stop.store(true, Ordering::Relaxed);
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
-    rate
+    window.rate(tasks).await
 }

@@ -4,7 +4,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use undertone_test_client::{Device, Message};
+use undertone_test_client::{Device, Message, text_of};
 use undertone_wire::{Encoding, GroupId, path};
 
 /// What stands for the ciphertext.
@@ -24,8 +24,7 @@ impl Sender {
         let connection = TcpStream::connect(address).await.unwrap();
         connection.set_nodelay(true).unwrap();
         let path = path::fill(path::GROUP_MESSAGES, group);
-        let token = String::from_utf8(Encoding::Json.encode(device.api.token.as_ref().unwrap())).unwrap();
-        let token = token.trim_matches('"');
+        let token = text_of(device.api.token.as_ref().unwrap());
         let cbor = Encoding::Cbor.media_type();
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nAccept: {cbor}\r\n\

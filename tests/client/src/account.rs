@@ -9,6 +9,7 @@ use openmls::prelude::{
 };
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use openmls_traits::signatures::{Signer, SignerError};
+use tokio::task::JoinHandle;
 use undertone_wire::{
     AccountId, Bytes, Certificate, Challenge, ClaimRequest, ClaimResponse, DeviceEntry, DeviceId, DeviceList, Domain,
     Encoding, FetchResponse, Hash, KeyCounts, KeySet, LeafCredential, LoginRequest, PublishRequest, RegisterRequest,
@@ -158,6 +159,13 @@ impl Account {
     }
 }
 
+impl Api {
+    /// The only device of a new account, logged in.
+    pub async fn device(&self) -> Device {
+        Account::new(1).register(self).await.remove(0)
+    }
+}
+
 fn key_set(keys: &Keys) -> Vec<u8> {
     Encoding::Cbor.encode(&KeySet { device_key: public_key(&keys.device) })
 }
@@ -210,6 +218,18 @@ impl Device {
     /// Everything in the queue after a number.
     pub async fn fetch(&self, after: u64) -> FetchResponse {
         self.get(&format!("{}?after={after}", path::QUEUE)).await.yes()
+    }
+
+    /// Asks for everything in the queue after a number, and waits for something to come for longer than any request may
+    /// take: something must come.
+    pub async fn long_poll(&self, after: u64) -> Reply {
+        self.get(&format!("{}?after={after}&wait=50", path::QUEUE)).await
+    }
+
+    /// The same, beside whatever goes on. Answers what came.
+    pub fn polling(&self, after: u64) -> JoinHandle<FetchResponse> {
+        let device = self.clone();
+        tokio::spawn(async move { device.long_poll(after).await.yes() })
     }
 
     /// Acks.

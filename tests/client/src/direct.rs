@@ -1,15 +1,19 @@
 //! Direct messages, as the relay sees them: bytes for each device of some accounts.
 
 use undertone_wire::{
-    Bytes, DirectCiphertext, DirectEphemeralRequest, DirectRecipient, Envelope, FetchResponse, GroupEphemeralRequest,
-    GroupId, SendDirectRequest, SendResponse, path,
+    Bytes, DeviceId, DirectCiphertext, DirectEphemeralRequest, DirectRecipient, Envelope, FetchResponse,
+    GroupEphemeralRequest, GroupId, SendDirectRequest, SendResponse, path,
 };
 
 use crate::{Account, Device, Message, Reply, now_ms};
 
 /// What one device gets of a direct message.
 pub fn ciphertext_for(device: &Device, body: &[u8]) -> Bytes {
-    [device.id().as_bytes().as_slice(), body].concat().into()
+    ciphertext(device.id(), body)
+}
+
+fn ciphertext(device_id: DeviceId, body: &[u8]) -> Bytes {
+    [device_id.as_bytes().as_slice(), body].concat().into()
 }
 
 /// The ciphertexts of direct messages in an answer, with their numbers.
@@ -31,7 +35,7 @@ impl Device {
                 .iter()
                 .map(|keys| DirectCiphertext {
                     device_id: keys.device_id,
-                    ciphertext: [keys.device_id.as_bytes().as_slice(), body].concat().into(),
+                    ciphertext: ciphertext(keys.device_id, body),
                 })
                 .collect(),
         };

@@ -120,15 +120,10 @@ impl Cluster {
         self.server.dir()
     }
 
-    /// The path of one of Postgres's tools, of this cluster's version: `bin("pg_dump")`.
-    pub fn bin(&self, name: &str) -> PathBuf {
-        self.server.bin(name)
-    }
-
-    /// A command that runs one of Postgres's tools as the present user against a database of this cluster, found by `PGHOST`
-    /// and the like. The caller adds arguments.
+    /// A command that runs one of Postgres's tools, of this cluster's version, as the present user against a database of this
+    /// cluster, found by `PGHOST` and the like. The caller adds arguments.
     pub fn tool(&self, name: &str, database: &str) -> Command {
-        let mut command = std::process::Command::new(self.bin(name));
+        let mut command = std::process::Command::new(self.server.bin(name));
         without_settings(&mut command);
         command.env("PGHOST", self.dir()).env("PGPORT", self.address().port().to_string());
         command.env("PGUSER", USER).env("PGDATABASE", database);

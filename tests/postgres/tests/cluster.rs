@@ -1,19 +1,17 @@
 //! Clusters of a test's own: started, stopped, crashed, failed over, and gone with the process.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "this crate is tests")]
 
+mod support;
+
 use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
 };
 
 use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::Command,
-};
 use undertone_test_postgres::{Cluster, Options};
+
+use self::support::{in_process, told_by, wait_until};
 
 /// Set in the process that is to be killed.
 const DOOMED: &str = "UNDERTONE_TEST_POSTGRES_DOOMED";
@@ -33,16 +31,6 @@ async fn letters(cluster: &Cluster) -> Vec<String> {
 async fn write_letter(cluster: &Cluster) {
     query(&cluster.url("postgres"), "CREATE TABLE letter (body TEXT)").await;
     query(&cluster.url("postgres"), "INSERT INTO letter VALUES ('dear')").await;
-}
-
-async fn wait_until(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let mut tick = tokio::time::interval(Duration::from_millis(20));
-    let met = async {
-        while !look().await {
-            tick.tick().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), met).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 #[tokio::test]
@@ -134,16 +122,10 @@ async fn killed_process_leaves_nothing() {
         println!("\ncluster {} {}", cluster.address(), cluster.dir().display());
         return std::future::pending().await;
     }
-    let mut doomed = Command::new(std::env::current_exe().unwrap());
-    doomed.args(["killed_process_leaves_nothing", "--exact", "--nocapture"]).env(DOOMED, "1");
-    let mut doomed = doomed.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let mut lines = BufReader::new(doomed.stdout.take().unwrap()).lines();
-    let (address, dir) = loop {
-        let line = lines.next_line().await.unwrap().unwrap();
-        if let Some((address, dir)) = line.strip_prefix("cluster ").and_then(|told| told.split_once(' ')) {
-            break (address.parse().unwrap(), PathBuf::from(dir));
-        }
-    };
+    let mut doomed = in_process("killed_process_leaves_nothing", &[(DOOMED, "1")]);
+    let told = told_by(&mut doomed, "cluster ").await;
+    let (address, dir) = told.split_once(' ').unwrap();
+    let (address, dir) = (address.parse().unwrap(), PathBuf::from(dir));
     assert!(is_there(&dir, address));
     doomed.kill().await.unwrap();
     wait_until("the cluster is gone", async || !is_there(&dir, address) && !dir.exists()).await;

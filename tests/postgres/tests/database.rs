@@ -1,19 +1,18 @@
 //! The shared server: clones of one template, from many runtimes at once, on our cluster and on one that is named.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "this crate is tests")]
 
+mod support;
+
 use std::{
-    process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Duration,
 };
 
 use sqlx::{Connection as _, PgConnection};
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
-};
+use tokio::process::Child;
 use undertone_test_postgres::{Cluster, Database, Options, database};
+
+use self::support::{in_process, told_by, wait_until};
 
 /// Set in the process that uses a named server: what it is to do with its database.
 const ROLE: &str = "UNDERTONE_TEST_POSTGRES_ROLE";
@@ -97,47 +96,25 @@ async fn named_server_is_swept_after_a_killed_process() {
         _ => {}
     }
     let cluster = Cluster::new(Options::default()).await;
-    let mut stays = in_process(&cluster, "stay");
-    let kept = name_told(&mut stays).await;
-    let mut killed = in_process(&cluster, "stay");
-    let lost = name_told(&mut killed).await;
+    let mut stays = user_of(&cluster, "stay");
+    let kept = told_by(&mut stays, "database ").await;
+    let mut killed = user_of(&cluster, "stay");
+    let lost = told_by(&mut killed, "database ").await;
     assert_eq!(made_here(&cluster).await.len(), 4, "two templates, two clones");
     killed.kill().await.unwrap();
 
     wait_until("the killed process's databases are swept", async || {
-        assert!(in_process(&cluster, "remove").wait().await.unwrap().success());
+        assert!(user_of(&cluster, "remove").wait().await.unwrap().success());
         !made_here(&cluster).await.contains(&lost)
     })
     .await;
     assert!(made_here(&cluster).await.contains(&kept), "a living process keeps its database");
 }
 
-async fn wait_until(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let mut tick = tokio::time::interval(Duration::from_millis(20));
-    let met = async {
-        while !look().await {
-            tick.tick().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), met).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
-}
-
-/// This test in another process, with `cluster` as the named server.
-fn in_process(cluster: &Cluster, role: &str) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["named_server_is_swept_after_a_killed_process", "--exact", "--nocapture"]);
-    command.env(ROLE, role).env("TEST_POSTGRES_URL", cluster.url_through(cluster.address(), "postgres"));
-    command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
-}
-
-/// The name of the database that a process has said it has.
-async fn name_told(process: &mut Child) -> String {
-    let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines();
-    loop {
-        if let Some(name) = lines.next_line().await.unwrap().unwrap().strip_prefix("database ") {
-            return name.to_owned();
-        }
-    }
+/// The test above in another process, with `cluster` as the named server.
+fn user_of(cluster: &Cluster, role: &str) -> Child {
+    let url = cluster.url_through(cluster.address(), "postgres");
+    in_process("named_server_is_swept_after_a_killed_process", &[(ROLE, role), ("TEST_POSTGRES_URL", &url)])
 }
 
 async fn made_here(cluster: &Cluster) -> Vec<String> {

@@ -3,7 +3,10 @@
 //! Invariant: what holds on one database is tested on the other: [`both!`] names each test once and makes two of it, and a
 //! test that it does not name is dead code, which the lints refuse.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, FromRow, PgConnection, SqliteConnection,
@@ -135,8 +138,19 @@ impl Store {
         self.select(statement).await
     }
 
-    /// In how many rows of a column these bytes are.
-    pub(crate) async fn rows_with(&self, table: &str, column: &str, bytes: &[u8]) -> i64 {
+    /// In which columns these bytes are, as `table.column`, and in how many rows of each.
+    pub(crate) async fn found(&self, bytes: &[u8]) -> BTreeMap<String, i64> {
+        let mut found = BTreeMap::new();
+        for (table, column, of) in self.columns().await {
+            if ["blob", "bytea"].contains(&of.as_str()) {
+                found.insert(format!("{table}.{column}"), self.rows_with(&table, &column, bytes).await);
+            }
+        }
+        found.retain(|_, rows| *rows > 0);
+        found
+    }
+
+    async fn rows_with(&self, table: &str, column: &str, bytes: &[u8]) -> i64 {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let found = match self {
             Self::Sqlite(_) => format!("instr(\"{column}\", x'{hex}') > 0"),
