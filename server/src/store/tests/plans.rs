@@ -256,7 +256,7 @@ fn is_handed_over(what: &str) -> bool {
 /// A statement as `pair!` says it to SQLite; `None` if it is said to Postgres only.
 fn in_sqlites_words(statement: &str) -> Option<String> {
     let mut statement = statement.to_owned();
-    for lock in [" FOR UPDATE SKIP LOCKED", " FOR UPDATE", " FOR NO KEY UPDATE OF d", " FOR NO KEY UPDATE"] {
+    for lock in [" FOR UPDATE SKIP LOCKED", " FOR UPDATE"] {
         statement = statement.replace(lock, "");
     }
     statement = statement.replace("unnest($1::bytea[]))", "unhex(value ->> 0) FROM json_each($1))");
