@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tokio::sync::Mutex;
-use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, RelayId, Username};
+use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, RelayId, Username};
 use url::Url;
 
 use crate::{
@@ -48,6 +48,7 @@ pub struct ClientBuilder<S = ()> {
     relay_urls: Vec<String>,
     store: S,
     apis: Vec<Arc<dyn RelayApi>>,
+    invite: Option<InviteCode>,
     clock: Arc<dyn Clock>,
 }
 
@@ -269,13 +270,14 @@ impl std::fmt::Debug for Client {
 
 impl ClientBuilder {
     fn at(relay_urls: Vec<String>) -> Self {
-        Self { relay_urls, store: (), apis: vec![], clock: Arc::new(SystemClock) }
+        Self { relay_urls, store: (), apis: vec![], invite: None, clock: Arc::new(SystemClock) }
     }
 
     /// Where the device keeps everything: a folder, made if it is not there, encrypted with `key`.
     pub fn store(self, path: impl AsRef<Path>, key: StoreKey) -> ClientBuilder<StoreAt> {
         let store = StoreAt { path: path.as_ref().to_owned(), key };
-        ClientBuilder { relay_urls: self.relay_urls, store, apis: self.apis, clock: self.clock }
+        let Self { relay_urls, apis, invite, clock, .. } = self;
+        ClientBuilder { relay_urls, store, apis, invite, clock }
     }
 }
 
@@ -290,6 +292,13 @@ impl<S> ClientBuilder<S> {
     #[must_use]
     pub fn also_at(mut self, relay: impl Into<String>) -> Self {
         self.relay_urls.push(relay.into());
+        self
+    }
+
+    /// An invite to register with, which some relays ask for.
+    #[must_use]
+    pub fn invite(mut self, invite: InviteCode) -> Self {
+        self.invite = Some(invite);
         self
     }
 
@@ -314,14 +323,14 @@ impl ClientBuilder<StoreAt> {
     /// finished by calling this again.
     ///
     /// # Errors
-    /// [`Error::UsernameTaken`], [`Error::AlreadyRegistered`] if the store holds an account, [`Error::Invalid`] if the
+    /// [`Error::UsernameTaken`], [`Error::InviteRequired`], [`Error::RegistrationClosed`], [`Error::AlreadyRegistered`] if the store holds an account, [`Error::Invalid`] if the
     /// addresses are of different relays, [`Error::Offline`].
     pub async fn register(self, username: impl Into<Option<&str>>) -> Result<Client, Error> {
         let username = username.into().map(str::parse::<Username>).transpose();
         let username = username.map_err(|error| Error::Invalid(error.to_string()))?;
         let addresses = self.addresses(&self.relay_urls)?;
         let store = Store::open(&self.store.path, self.store.key.clone()).await?;
-        let registered = register(addresses, &store, username, Entropy::system()).await;
+        let registered = register(addresses, &store, username, self.invite, Entropy::system()).await;
         let (profile, api) = match registered {
             Ok(registered) => registered,
             Err(error) => {
@@ -426,6 +435,7 @@ async fn register(
     addresses: Vec<Address>,
     store: &Store,
     username: Option<Username>,
+    invite: Option<InviteCode>,
     entropy: Entropy,
 ) -> Result<(Profile, Addresses), Error> {
     let begun = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
@@ -438,7 +448,7 @@ async fn register(
     let mut profile = Profile { relay_urls: urls(&addresses), relay_id, identity, username, registered: false };
     save(store, &profile).await?;
     let api = Addresses::new(addresses, relay_id);
-    let request = &profile.identity.registration(relay_id, profile.username.clone());
+    let request = &profile.identity.registration(relay_id, profile.username.clone(), invite);
     let account = in_turn(&api, || api.register(request)).await?;
     let list = account.device_list.verify(&profile.identity.account())?;
     profile.registered = true;

@@ -23,6 +23,12 @@ pub enum Error {
     /// The username belongs to another account.
     #[error("the username is taken")]
     UsernameTaken,
+    /// To register at this relay takes an invite that holds, and there was none, or one that is used up, expired or revoked.
+    #[error("this relay asks for an invite, or for another than this one: ask whoever runs it")]
+    InviteRequired,
+    /// Nobody can register at this relay.
+    #[error("nobody can register at this relay")]
+    RegistrationClosed,
     /// No such account is registered at the relay.
     #[error("no such account is registered at this relay")]
     UnknownAccount,
@@ -98,7 +104,11 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Offline(_) => ErrorKind::Offline,
-            Self::Refused(_) | Self::UsernameTaken | Self::NoKeyPackages => ErrorKind::Refused,
+            Self::Refused(_)
+            | Self::UsernameTaken
+            | Self::InviteRequired
+            | Self::RegistrationClosed
+            | Self::NoKeyPackages => ErrorKind::Refused,
             Self::UnknownAccount | Self::UnknownGroup | Self::UnknownMessage | Self::NoSuchMember => {
                 ErrorKind::NotFound
             }
@@ -116,8 +126,12 @@ impl From<ApiError> for Error {
         match error {
             ApiError::OtherRelay => Self::OtherRelay,
             error if !error.is_a_no() => Self::Offline(error),
-            error if error.code() == Some(&ErrorCode::UsernameTaken) => Self::UsernameTaken,
-            error => Self::Refused(error),
+            error => match error.code() {
+                Some(ErrorCode::UsernameTaken) => Self::UsernameTaken,
+                Some(ErrorCode::InviteRequired) => Self::InviteRequired,
+                Some(ErrorCode::RegistrationClosed) => Self::RegistrationClosed,
+                _ => Self::Refused(error),
+            },
         }
     }
 }

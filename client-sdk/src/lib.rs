@@ -60,7 +60,7 @@ pub use event::{Connection, Contact, Event};
 pub use events::Events;
 pub use message::{Message, MessageBody};
 pub use store::{MessageStatus, StoreKey};
-pub use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, Username};
+pub use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, Username};
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -46,6 +46,14 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_device ON sessions (device_id, expires_ms);
 CREATE INDEX sessions_by_expiry ON sessions (expires_ms);
 
+-- Who has the code may register, as often as uses are left.
+CREATE TABLE invites (
+    code_hash  BYTEA NOT NULL PRIMARY KEY,
+    uses_left  BIGINT NOT NULL,
+    expires_ms BIGINT NOT NULL
+);
+CREATE INDEX invites_by_expiry ON invites (expires_ms);
+
 -- A one-time key package that is spent keeps its row, without the key package, until it could not be published again.
 CREATE TABLE key_packages (
     hash_ref     BYTEA NOT NULL PRIMARY KEY,

@@ -13,8 +13,8 @@ use axum::{extract::State, response::Response};
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use undertone_wire::{
-    Account, AccountId, Certificate, DeviceId, DeviceList, DeviceListError, Domain, Encoding, ErrorCode, Problem,
-    RegisterRequest, Relay, SignedDeviceList, UpdateDeviceListRequest, Username, path, verify,
+    Account, AccountId, Certificate, DeviceId, DeviceList, DeviceListError, Domain, Encoding, ErrorCode, Hash, Problem,
+    RegisterRequest, Registration, Relay, SignedDeviceList, UpdateDeviceListRequest, Username, path, verify,
 };
 
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     store::{
         StoreError, Tx,
         accounts::{self, StoredDevice},
-        groups as stored_groups,
+        groups as stored_groups, invites,
         queue::{self, Room},
         relay as stored_relay,
     },
@@ -45,11 +45,12 @@ pub(crate) async fn relay(State(node): State<Node>, accept: Accept) -> Result<Re
         incarnation: identity.incarnation,
         time_ms: node.now_ms(),
         suites: mls::SUITES.to_vec(),
+        registration: node.registration,
         limits: node.limits.clone(),
     }))
 }
 
-/// Registers an account with its first device list. Repeating it changes nothing.
+/// Registers an account with its first device list, if whoever asks may. Repeating it changes nothing and uses up nothing.
 #[utoipa::path(post, path = path::ACCOUNTS, tag = "directory", security(()), request_body = RegisterRequest,
     responses((status = 200, body = Account), (status = "default", body = Problem)))]
 pub(crate) async fn register(
@@ -57,11 +58,23 @@ pub(crate) async fn register(
     accept: Accept,
     Body(request): Body<RegisterRequest>,
 ) -> Result<Response, Error> {
+    let (registration, now_ms) = (node.registration, node.now_ms());
+    if registration == Registration::Closed {
+        return Err(Error::refused(ErrorCode::RegistrationClosed, "ask whoever runs this relay"));
+    }
     let list = verified_list(&node, &request.account_id, &request.device_list)?;
     check_registration(&node, &request, &list)?;
-    let account =
-        node.db.write_for_stranger(move |tx| Box::pin(async move { add_account(tx, request, &list).await })).await?;
-    Ok(accept.answer(&account))
+    let account = node.db.write_for_stranger(move |tx| {
+        Box::pin(async move {
+            let invite = request.invite.map(|code| Hash::of(code.as_bytes()));
+            let (account, added) = add_account(tx, request, &list).await?;
+            if added && registration == Registration::Invite {
+                use_invite(tx, invite, now_ms).await?;
+            }
+            Ok::<_, Error>(account)
+        })
+    });
+    Ok(accept.answer(&account.await?))
 }
 
 fn check_registration(node: &Node, request: &RegisterRequest, list: &DeviceList) -> Result<(), Error> {
@@ -78,17 +91,29 @@ fn check_registration(node: &Node, request: &RegisterRequest, list: &DeviceList)
     Ok(())
 }
 
-async fn add_account(tx: &mut Tx, request: RegisterRequest, list: &DeviceList) -> Result<Account, Error> {
+async fn use_invite(tx: &mut Tx, invite: Option<Hash>, now_ms: u64) -> Result<(), Error> {
+    let refused = |what_to_do| Err(Error::refused(ErrorCode::InviteRequired, what_to_do));
+    match invite {
+        None => refused("ask whoever runs this relay for an invite"),
+        Some(invite) if !invites::use_up(tx, &invite, now_ms).await? => {
+            refused("this one is used up, expired or revoked; ask for another")
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// The account as it is then, and whether it is new.
+async fn add_account(tx: &mut Tx, request: RegisterRequest, list: &DeviceList) -> Result<(Account, bool), Error> {
     let RegisterRequest { account_id, username, device_list, .. } = request;
     if !accounts::add(tx, &account_id, username.as_ref(), list.version, &device_list).await? {
         return match accounts::by_id(tx, &account_id).await? {
-            Some(known) if known.list == device_list && known.username == username => Ok(known.into()),
+            Some(known) if known.list == device_list && known.username == username => Ok((known.into(), false)),
             Some(_) => Err(Error::refused(ErrorCode::AccountExists, "")),
             None => Err(Error::refused(ErrorCode::UsernameTaken, "choose another username")),
         };
     }
     put_devices(tx, list).await?;
-    Ok(Account { account_id, username, device_list })
+    Ok((Account { account_id, username, device_list }, true))
 }
 
 /// Finds an account by its id.

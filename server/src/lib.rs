@@ -16,6 +16,7 @@
 //! # Ok(()) }
 //! ```
 
+mod admin;
 mod auth;
 mod batch;
 mod claims;
@@ -47,8 +48,9 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 
+pub use admin::{AdminAnswer, AdminError, AdminRequest, InviteSummary, ask};
 pub use clock::{Clock, ManualClock, Random, RandomError, SystemClock, SystemRandom};
-pub use config::{Arguments, Command, Config, ConfigError};
+pub use config::{Arguments, Command, Config, ConfigError, Invite, Origin, Settings};
 pub use router::openapi;
 pub use store::{Place, PostgresConfig, StoreError};
 
@@ -63,6 +65,7 @@ pub struct Relay {
     listener: TcpListener,
     local_addr: SocketAddr,
     header_timeout: Duration,
+    place: Place,
 }
 
 /// Why a relay cannot start or go on.
@@ -86,7 +89,7 @@ impl Relay {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
         let node = Node::new(db, wake, clock, random, &config).await?;
-        Ok(Self { node, listener, local_addr, header_timeout: config.header_timeout })
+        Ok(Self { node, listener, local_addr, header_timeout: config.header_timeout, place: config.place })
     }
 
     /// The address that it listens on, with the port that was chosen if port 0 was asked for.
@@ -99,19 +102,28 @@ impl Relay {
         Upkeep(self.node.clone())
     }
 
+    /// A handle for what whoever hosts the relay asks of it.
+    pub fn admin(&self) -> Admin {
+        Admin(self.node.clone())
+    }
+
     /// Serves until `shutdown` ends. Then no connection is taken any more, streams are told `bye`, requests in flight
     /// finish, and the store is closed after a last checkpoint.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RelayError> {
-        let Self { node, listener, header_timeout, .. } = self;
+        let Self { node, listener, header_timeout, place, .. } = self;
         let jobs = tokio::spawn(jobs::run(node.clone()));
         let nodes = tokio::spawn(nodes::run(node.clone()));
+        let admin = tokio::spawn(admin::serve(node.clone(), place));
         connections::serve(listener, router::router(node.clone()), &node, header_timeout, shutdown).await;
         node.stop();
         if tokio::time::timeout(STOP_WITHIN, node.stopped()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
-        jobs.abort();
-        nodes.abort();
+        for task in [jobs, nodes, admin] {
+            task.abort();
+            // That it was stopped is no news.
+            let _ = task.await;
+        }
         kill::point("shutdown", kill::BEFORE_CLOSE);
         node.db.close().await?;
         Ok(())
@@ -131,6 +143,17 @@ pub async fn restore(place: &Place) -> Result<(), StoreError> {
 /// Lets a store go on that was moved whole, and is not used any more where it was.
 pub async fn moved(place: &Place) -> Result<(), StoreError> {
     Db::open_moved(place, Arc::new(SystemRandom)).await?.close().await
+}
+
+/// What whoever hosts a relay that serves may ask of it.
+#[derive(Clone)]
+pub struct Admin(Node);
+
+impl Admin {
+    /// Does what is asked.
+    pub async fn ask(&self, request: AdminRequest) -> Result<AdminAnswer, StoreError> {
+        admin::perform(&self.0.db, &*self.0.clock, &*self.0.random, request).await
+    }
 }
 
 /// Upkeep of a relay that serves: what it also does by itself from time to time.

@@ -1,17 +1,20 @@
 //! The binary: arguments in, one ready line out, a relay in between. Rules live in the library.
 //!
-//! It exits 0 after a clean stop, 1 when the relay cannot run, 2 when the arguments do not go together.
+//! It exits 0 after a clean stop, 1 when the relay cannot run, 2 when the configuration is wrong.
 
 use std::{
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
     sync::Arc,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _};
-use undertone_server::{Arguments, Command, Config, Relay, SystemClock, SystemRandom};
+use undertone_server::{
+    AdminAnswer, AdminRequest, Arguments, Command, Config, Invite, Place, Relay, Settings, SystemClock, SystemRandom,
+};
 
 /// Parts that would log what passes through them. They stay silent whatever the filter says.
 const SILENT: [&str; 9] = [
@@ -29,23 +32,35 @@ const SILENT: [&str; 9] = [
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = match Config::try_from(&arguments) {
-        Ok(config) => config,
+    if arguments.command == Some(Command::Config { template: true }) {
+        return written(&Settings::template());
+    }
+    let settings = match Settings::read(&arguments, |name| std::env::var(name).ok()) {
+        Ok(settings) => settings,
         Err(error) => return fail(2, &error.to_string()),
     };
-    match EnvFilter::try_new(&arguments.log) {
-        Ok(filter) => log_to_stderr(filter),
-        Err(error) => return fail(2, &format!("--log is not a filter: {error}")),
-    }
+    log_to_stderr(EnvFilter::new(&settings.log));
+    let place = settings.config.place.clone();
     let done = match arguments.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve(config).await,
-        Command::Migrate => undertone_server::migrate(&config.place).await.map_err(Into::into),
-        Command::Restore => undertone_server::restore(&config.place).await.map_err(Into::into),
-        Command::Moved => undertone_server::moved(&config.place).await.map_err(Into::into),
+        Command::Serve => serve(settings.config).await,
+        Command::Config { .. } => return written(&settings.show()),
+        Command::Invite(invite) => tend(&place, invite).await,
+        Command::Migrate => undertone_server::migrate(&place).await.map_err(Into::into),
+        Command::Restore => undertone_server::restore(&place).await.map_err(Into::into),
+        Command::Moved => undertone_server::moved(&place).await.map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &error.to_string()),
+    }
+}
+
+/// Writes to stdout. Whoever does not read it to the end has seen enough.
+fn written(text: &str) -> ExitCode {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => fail(1, &format!("cannot write: {error}")),
+        _ => ExitCode::SUCCESS,
     }
 }
 
@@ -63,6 +78,31 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
         })
         .await?;
     Ok(())
+}
+
+/// Makes, lists and revokes invites.
+async fn tend(place: &Place, invite: Invite) -> Result<(), Box<dyn std::error::Error>> {
+    let request = match invite {
+        Invite::Create { uses, expires } => AdminRequest::CreateInvite { uses, life_s: expires.as_secs() },
+        Invite::List => AdminRequest::ListInvites,
+        Invite::Revoke { id } => AdminRequest::RevokeInvite { id },
+    };
+    let mut stdout = std::io::stdout().lock();
+    let end = |expires_ms| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(expires_ms));
+    match undertone_server::ask(place, request).await? {
+        AdminAnswer::Created { code, invite } => {
+            writeln!(stdout, "{code}")?;
+            eprintln!("invite {}: {} use(s), until {}", invite.id, invite.uses_left, end(invite.expires_ms));
+        }
+        AdminAnswer::Invites { invites } => {
+            for invite in invites {
+                writeln!(stdout, "{}  {} use(s) left, until {}", invite.id, invite.uses_left, end(invite.expires_ms))?;
+            }
+        }
+        AdminAnswer::Refused { why } => return Err(why.into()),
+        _ => {}
+    }
+    Ok(stdout.flush()?)
 }
 
 fn say_ready(relay: &Relay) -> std::io::Result<()> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use undertone_wire::{Limits, RelayId};
+use undertone_wire::{Limits, Registration, RelayId};
 
 use crate::{
     batch::Batch,
@@ -46,6 +46,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) limits: Limits,
+    pub(crate) registration: Registration,
     pub(crate) relay_id: RelayId,
     /// How often to look for mail of which no wake came.
     pub(crate) look_every: Duration,
@@ -76,6 +77,7 @@ impl Node {
             clock,
             random,
             limits: config.limits.clone(),
+            registration: config.registration,
             relay_id,
             look_every: config.look_every,
             write_timeout: config.write_timeout,

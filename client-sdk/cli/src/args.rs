@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use undertone::{MessageId, Username};
+use undertone::{InviteCode, MessageId, Username};
 
 /// Encrypted group messaging through an Undertone relay.
 ///
@@ -64,6 +64,9 @@ pub(crate) struct Register {
     /// and moves on by itself when it does not.
     #[arg(long, value_name = "URL", required = true)]
     pub(crate) relay: Vec<String>,
+    /// An invite, where the relay asks for one
+    #[arg(long, value_name = "CODE")]
+    pub(crate) invite: Option<InviteCode>,
     /// A name by which others find this account: 2 to 32 characters of a-z, 0-9, '.', '_' and '-'
     #[arg(long, value_name = "NAME")]
     pub(crate) username: Option<Username>,

@@ -18,10 +18,10 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use undertone::{Client, ClientBuilder, Error, StoreKey};
+use undertone::{Client, ClientBuilder, Error, StoreKey, Username};
 use zeroize::Zeroizing;
 
-use crate::{error::Failure, output::hint};
+use crate::{args::Register, error::Failure, output::hint};
 
 const PASSPHRASE: &str = "UNDERTONE_PASSPHRASE";
 
@@ -68,15 +68,17 @@ impl Place {
     }
 
     /// Registers an account in the store. If a key file is made for it, stderr says so, whatever comes of the rest.
-    pub(crate) async fn register(&self, relay: &[String], username: Option<&str>) -> Result<Client, Failure> {
+    pub(crate) async fn register(&self, register: &Register) -> Result<Client, Failure> {
         let (key, made) = self.new_key()?;
         if let Some(line) = made {
             hint(&line);
         }
-        let Some((first, others)) = relay.split_first() else {
+        let Some((first, others)) = register.relay.split_first() else {
             return Err(Failure::Refused("say where the relay is: --relay URL".into()));
         };
         let builder = others.iter().fold(Client::builder(first), ClientBuilder::also_at);
+        let builder = register.invite.into_iter().fold(builder, ClientBuilder::invite);
+        let username = register.username.as_ref().map(Username::as_str);
         let registered = builder.store(&self.store, key.key).register(username).await;
         registered.map_err(|error| self.explained(error, &key.origin))
     }

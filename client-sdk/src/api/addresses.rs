@@ -252,7 +252,7 @@ mod tests {
         net::{TcpListener, TcpStream},
         sync::mpsc,
     };
-    use undertone_wire::{Encoding, ErrorCode, Incarnation, KeyCounts, Limits, Problem, path};
+    use undertone_wire::{Encoding, ErrorCode, Incarnation, KeyCounts, Limits, Problem, Registration, path};
 
     use super::*;
     use crate::api::HttpApi;
@@ -307,6 +307,7 @@ mod tests {
             incarnation: Incarnation::from_random([9; 16]),
             time_ms: 0,
             suites: vec![],
+            registration: Registration::Open,
             limits: Limits::default(),
         };
         let (status, body) = match asked.as_str() {

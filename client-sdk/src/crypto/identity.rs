@@ -9,9 +9,9 @@ use openmls::prelude::{BasicCredential, CredentialWithKey, SignatureScheme};
 use openmls_traits::signatures::{Signer, SignerError};
 use serde::{Deserialize, Serialize};
 use undertone_wire::{
-    AccountId, Certificate, DeviceEntry, DeviceId, DeviceList, Domain, Encoding, Hash, KeySet, LeafCredential,
-    LoginRequest, Nonce, PublicKey, RegisterRequest, RelayId, SignedCertificate, SignedDeviceList, Username,
-    public_key, sign,
+    AccountId, Certificate, DeviceEntry, DeviceId, DeviceList, Domain, Encoding, Hash, InviteCode, KeySet,
+    LeafCredential, LoginRequest, Nonce, PublicKey, RegisterRequest, RelayId, SignedCertificate, SignedDeviceList,
+    Username, public_key, sign,
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -101,12 +101,17 @@ impl Identity {
     }
 
     /// The request that registers the account at a relay.
-    pub(crate) fn registration(&self, relay: RelayId, username: Option<Username>) -> RegisterRequest {
+    pub(crate) fn registration(
+        &self,
+        relay: RelayId,
+        username: Option<Username>,
+        invite: Option<InviteCode>,
+    ) -> RegisterRequest {
         let list_hash = self.list.hash();
         let name = username.as_ref().map_or("", Username::as_str).as_bytes();
         let fields: &[&[u8]] = &[relay.as_bytes(), list_hash.as_bytes(), name];
         let signature = sign(&self.identity_seed.0, Domain::Registration, fields);
-        RegisterRequest { account_id: self.account, username, device_list: self.list.clone(), signature }
+        RegisterRequest { account_id: self.account, username, device_list: self.list.clone(), invite, signature }
     }
 
     /// The request that logs this device in at a relay.
@@ -165,7 +170,7 @@ mod tests {
     fn a_registration_is_for_one_relay_and_one_name() {
         let identity = Identity::create(Entropy::system()).unwrap();
         let [here, there] = [1, 2].map(|byte| RelayId::from_random([byte; 16]));
-        let request = identity.registration(here, "alice".parse().ok());
+        let request = identity.registration(here, "alice".parse().ok(), None);
         let key = public_key(&identity.identity_seed.0);
         let hash = request.device_list.hash();
         let holds = |relay: RelayId, name: &str| {

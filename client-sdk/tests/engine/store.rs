@@ -1,6 +1,6 @@
 //! Opening, closing and finding people.
 
-use undertone::{Client, Error, StoreKey};
+use undertone::{Client, Error, InviteCode, StoreKey};
 
 use crate::world::{World, builder_at, key, online};
 
@@ -46,6 +46,22 @@ async fn a_registration_whose_answer_was_lost_is_finished_by_trying_again() {
     assert_eq!(alice.find("alice").await.unwrap(), alice.account());
     let taken = builder_at(&world.relay, world.store("mallory")).register("alice").await;
     assert!(matches!(taken, Err(Error::UsernameTaken)));
+}
+
+#[tokio::test]
+async fn where_a_relay_asks_for_an_invite_one_registers_with_it() {
+    let world = World::new();
+    let (good, bad) = (InviteCode::from([1; 16]), InviteCode::from([2; 16]));
+    world.relay.invite_only(good, 1);
+    let alice = || builder_at(&world.relay, world.store("alice"));
+    assert!(matches!(alice().register("alice").await, Err(Error::InviteRequired)));
+    assert!(matches!(alice().invite(bad).register("alice").await, Err(Error::InviteRequired)));
+    // Whoever lost the answer registers again with the invite that is used up by it.
+    world.relay.drop_answers_after(2, 1);
+    assert!(matches!(alice().invite(good).register("alice").await, Err(Error::Offline(_))));
+    alice().invite(good).register("alice").await.unwrap().shutdown().await;
+    let bob = builder_at(&world.relay, world.store("bob")).invite(good).register("bob").await;
+    assert!(matches!(bob, Err(Error::InviteRequired)));
 }
 
 #[tokio::test]

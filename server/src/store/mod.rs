@@ -7,7 +7,7 @@
 //! ([`Db::write`]), and whoever has mail by it is woken after the commit.
 //!
 //! Invariant: every transaction locks in this order, each kind ascending and all of a kind at once: message ids, device
-//! lists, groups, devices, cursors, queue rows, key packages, envelopes. So none waits for one that waits for it. Envelopes
+//! lists, groups, devices, cursors, queue rows, key packages, invites, envelopes. So none waits for one that waits for it. Envelopes
 //! come last of all, just before the commit, whatever let go of them ([`Tx::release`]).
 //! Who only relies on a row locks it as one who changes it does: of those who may share a lock there can always be one,
 //! and who wants it alone would wait without end.
@@ -16,6 +16,7 @@ pub(crate) mod accounts;
 mod bulk;
 mod error;
 pub(crate) mod groups;
+pub(crate) mod invites;
 pub(crate) mod keys;
 mod mark;
 pub(crate) mod message_ids;

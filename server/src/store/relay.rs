@@ -40,6 +40,9 @@ const END_SESSIONS: &str = "DELETE FROM sessions";
 /// Forgets all challenges.
 const END_CHALLENGES: &str = "DELETE FROM challenges";
 
+/// Forgets all invites.
+const END_INVITES: &str = "DELETE FROM invites";
+
 /// Which relay this is, and which incarnation of its store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Identity {
@@ -79,7 +82,8 @@ pub(super) async fn mark_only(tx: &mut Tx, mark: &str) -> Result<(), StoreError>
     Ok(())
 }
 
-/// Begins a new incarnation: one-time keys of before are good no more, all numbers jump, all sessions end.
+/// Begins a new incarnation: one-time keys of before are good no more, all numbers jump, all sessions end, and so do all
+/// invites, for some of them may have been used up or revoked.
 pub(super) async fn begin_incarnation(tx: &mut Tx, random: &dyn Random) -> Result<(), StoreError> {
     let incarnation = Incarnation::from_random(random_bytes(random)?);
     let jump = super::stored(JUMP);
@@ -87,6 +91,7 @@ pub(super) async fn begin_incarnation(tx: &mut Tx, random: &dyn Random) -> Resul
     execute!(**tx, JUMP_ALL, jump)?;
     execute!(**tx, END_SESSIONS)?;
     execute!(**tx, END_CHALLENGES)?;
+    execute!(**tx, END_INVITES)?;
     tracing::warn!("the store is not the one it was: a new incarnation begins, and devices publish new keys");
     Ok(())
 }

@@ -13,7 +13,7 @@ use undertone_wire::{ByeReason, ErrorCode, GroupMembers, KeyCounts, Relay, SendR
 
 use crate::{
     stream::bye,
-    support::{Account, Api, Backend, Message, TestRelay, both, text_of},
+    support::{Account, Api, Backend, Message, TestRelay, both, server, text_of},
 };
 
 both! {
@@ -60,6 +60,7 @@ async fn stopping_says_bye_to_streams_and_leaves_no_log() {
         std::fs::read_dir(stopped.store.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().any(|name| name == "undertone.db"));
     assert!(!left.iter().any(|name| name == "undertone.db-wal"), "the last checkpoint leaves no log: {left:?}");
+    assert!(!left.iter().any(|name| name == "undertone.db.admin"), "nobody listens any more: {left:?}");
 }
 
 #[tokio::test]
@@ -83,15 +84,6 @@ async fn the_files_are_for_their_owner_only() {
     drop(relay);
 }
 
-fn server(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_undertone-server"));
-    command.args(arguments).stdin(Stdio::null());
-    for name in ["LISTEN", "DATA", "DATABASE", "LOG"] {
-        command.env_remove(format!("UNDERTONE_{name}"));
-    }
-    command
-}
-
 fn refused(arguments: &[&str], status: i32, reason: &str) {
     let Output { status: ended, stdout, stderr } = server(arguments).output().unwrap();
     let stderr = String::from_utf8(stderr).unwrap();
@@ -110,9 +102,10 @@ fn the_binary_says_in_one_line_why_it_does_not_start() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
 
-    refused(&["--data", &data, "--listen", "0.0.0.0:0"], 2, "--insecure-plain-http");
+    refused(&["--data", &data, "--listen", "0.0.0.0:0"], 2, "insecure_plain_http");
     refused(&["--data", &data, "--database", "mysql://h/d"], 2, "postgres://");
-    refused(&["--data", &data, "--log", "=="], 2, "--log");
+    refused(&["--data", &data, "--log", "=="], 2, "--log: log: ");
+    refused(&["--data", &data, "--config", file.with_extension("toml").to_str().unwrap()], 2, "it cannot be read");
     assert!(!folder.path().join("data").exists(), "nothing is made before the arguments hold");
     refused(&["--data", &data, "--listen", &taken], 1, "cannot listen on");
     refused(&["--data", file.join("under").to_str().unwrap(), "--listen", "127.0.0.1:0"], 1, "cannot use");

@@ -7,6 +7,7 @@
 
 mod accounts;
 mod auth;
+mod commands;
 mod connections;
 mod contention;
 mod crowding;
@@ -24,6 +25,7 @@ mod mls;
 mod nodes;
 mod once;
 mod queue;
+mod registration;
 mod slow_reader;
 mod stopping;
 mod stream;

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::{AccountId, Bytes, DeviceId, Incarnation, Limits, Nonce, RelayId, Signature, SignedDeviceList};
+use crate::{AccountId, Bytes, DeviceId, Incarnation, InviteCode, Limits, Nonce, RelayId, Signature, SignedDeviceList};
 
 /// `GET /v1/relay`: who the relay is and what it allows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +18,23 @@ pub struct Relay {
     pub time_ms: u64,
     /// MLS cipher suites for which it takes key packages.
     pub suites: Vec<u16>,
+    /// Who may register.
+    pub registration: Registration,
     /// Its limits.
     pub limits: Limits,
+}
+
+/// Who may register at a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Registration {
+    /// Everyone.
+    Open,
+    /// Whoever has an invite.
+    Invite,
+    /// Nobody.
+    Closed,
 }
 
 /// `POST /v1/accounts`: registers an account with its first device list. Repeating it changes nothing.
@@ -33,6 +48,9 @@ pub struct RegisterRequest {
     pub username: Option<Username>,
     /// The first device list: version 1.
     pub device_list: SignedDeviceList,
+    /// The invite, where the relay asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invite: Option<InviteCode>,
     /// The identity key's signature ([`Domain::Registration`](crate::Domain::Registration)).
     pub signature: Signature,
 }

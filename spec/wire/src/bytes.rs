@@ -3,7 +3,7 @@
 //! Invariant: encoding follows the format (base64url without padding in JSON, raw bytes in CBOR) and decoding takes
 //! either form in either format, because serde does not tell tagged types which format they are read from.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -162,6 +162,31 @@ fixed_bytes!(
     Nonce,
     32
 );
+fixed_bytes!(
+    /// Random bytes by which a relay lets somebody register. Its text is what people pass on; `Debug` does not show it.
+    InviteCode,
+    16
+);
+
+impl fmt::Display for InviteCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
+/// Text that is no invite code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an invite code: those are 22 letters, digits, - and _")]
+pub struct InviteCodeError;
+
+impl FromStr for InviteCode {
+    type Err = InviteCodeError;
+
+    fn from_str(text: &str) -> Result<Self, InviteCodeError> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InviteCodeError)?;
+        Self::try_from(bytes.as_slice()).map_err(|_| InviteCodeError)
+    }
+}
 
 impl Hash {
     /// The SHA-256 digest of `bytes`.

@@ -115,6 +115,10 @@ codes! {
     ClockSkew = "clock_skew", 400;
     /// No session, or it has ended, or the device is no longer listed. Log in again.
     Unauthenticated = "unauthenticated", 401;
+    /// To register here takes an invite, and this is none that holds: it is missing, used up, expired or revoked.
+    InviteRequired = "invite_required", 403;
+    /// Nobody can register here.
+    RegistrationClosed = "registration_closed", 403;
     /// There is nothing here, or nothing for the caller.
     NotFound = "not_found", 404;
     /// The path does not take this method.
@@ -173,6 +177,8 @@ impl ErrorCode {
             Self::Malformed => "The request cannot be understood",
             Self::ClockSkew => "The message id's time is too far ahead",
             Self::Unauthenticated => "Log in first",
+            Self::InviteRequired => "It takes an invite that holds",
+            Self::RegistrationClosed => "Nobody can register here",
             Self::NotFound => "Not found",
             Self::MethodNotAllowed => "The path does not take this method",
             Self::NotAcceptable => "No encoding in common",

@@ -37,9 +37,10 @@ mod queue;
 mod signing;
 
 pub use account::{
-    Account, Challenge, LoginRequest, RegisterRequest, Relay, Session, UpdateDeviceListRequest, Username, UsernameError,
+    Account, Challenge, LoginRequest, RegisterRequest, Registration, Relay, Session, UpdateDeviceListRequest, Username,
+    UsernameError,
 };
-pub use bytes::{Bytes, Hash, LengthError, Nonce, PublicKey, Signature};
+pub use bytes::{Bytes, Hash, InviteCode, InviteCodeError, LengthError, Nonce, PublicKey, Signature};
 pub use credential::{CredentialError, LeafCredential};
 pub use device_list::{
     Certificate, DeviceEntry, DeviceList, DeviceListError, KeySet, ROTATIONS_MAX, RecoveryKey, Rotation,

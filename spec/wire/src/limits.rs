@@ -3,13 +3,18 @@
 use serde::{Deserialize, Serialize};
 
 macro_rules! limits {
-    ($($(#[$doc:meta])* $name:ident = $default:expr;)+) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $default:expr;)+) => {
         /// What a relay allows. Sizes in bytes, times in seconds unless the name says otherwise.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         #[serde(default)]
         pub struct Limits {
-            $($(#[$doc])* pub $name: u64,)+
+            $($(#[doc = $doc])* pub $name: u64,)+
+        }
+
+        impl Limits {
+            /// The name of each limit and what it means, in words that are separated by one or more spaces.
+            pub const DOCS: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),*)),)+];
         }
 
         impl Default for Limits {

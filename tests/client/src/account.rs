@@ -12,8 +12,9 @@ use openmls_traits::signatures::{Signer, SignerError};
 use tokio::task::JoinHandle;
 use undertone_wire::{
     AccountId, Bytes, Certificate, Challenge, ClaimRequest, ClaimResponse, DeviceEntry, DeviceId, DeviceList, Domain,
-    Encoding, FetchResponse, Hash, KeyCounts, KeySet, LeafCredential, LoginRequest, PublishRequest, RegisterRequest,
-    Relay, Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username, path, public_key, sign,
+    Encoding, FetchResponse, Hash, InviteCode, KeyCounts, KeySet, LeafCredential, LoginRequest, PublishRequest,
+    RegisterRequest, Relay, Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username, path,
+    public_key, sign,
 };
 
 use crate::{Api, Message, Reply, now_ms, random};
@@ -38,6 +39,8 @@ pub struct Account {
     pub identity: [u8; 32],
     /// Its name, if it has one.
     pub username: Option<Username>,
+    /// With what it registers, if it has an invite.
+    pub invite: Option<InviteCode>,
     /// Its devices, in ascending order.
     pub keys: Vec<Keys>,
     /// The version of its device list.
@@ -82,7 +85,7 @@ impl Account {
         let account_id = AccountId::from_identity_key(&public_key(&identity));
         let mut keys: Vec<_> = (0..devices).map(|_| Keys::new()).collect();
         keys.sort_by_key(|keys| keys.device_id);
-        Self { account_id, identity, username: None, keys, version: 1, previous: None }
+        Self { account_id, identity, username: None, invite: None, keys, version: 1, previous: None }
     }
 
     /// The same with a username.
@@ -133,7 +136,8 @@ impl Account {
         let list_hash = device_list.hash();
         let fields: &[&[u8]] = &[relay.relay_id.as_bytes(), list_hash.as_bytes(), username.as_bytes()];
         let signature = sign(&self.identity, Domain::Registration, fields);
-        RegisterRequest { account_id: self.account_id, username: self.username.clone(), device_list, signature }
+        let Self { account_id, username, invite, .. } = self.clone();
+        RegisterRequest { account_id, username, device_list, invite, signature }
     }
 
     /// Registers, and answers what the relay says.

@@ -11,8 +11,7 @@ use crate::{
 };
 
 pub(super) async fn register(place: &Place, register: &Register, output: Output) -> Result<(), Failure> {
-    let username = register.username.as_ref().map(undertone::Username::as_str);
-    let client = place.register(&register.relay, username).await?;
+    let client = place.register(register).await?;
     let told = tell(&client, output, "registered");
     close(client, CLOSE).await;
     told

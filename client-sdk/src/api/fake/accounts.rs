@@ -24,6 +24,10 @@ impl State {
         if request.username.as_ref().is_some_and(|username| self.account_by_username(username).is_ok()) {
             return Err(refused(ErrorCode::UsernameTaken, "choose another username"));
         }
+        if let Some(invites) = &mut self.invites {
+            let uses = request.invite.and_then(|code| invites.get_mut(&code)).filter(|uses| **uses > 0);
+            *uses.ok_or_else(|| refused(ErrorCode::InviteRequired, "ask for an invite"))? -= 1;
+        }
         self.add_devices(&list)?;
         self.accounts.insert(account.account_id, account.clone());
         Ok(account)

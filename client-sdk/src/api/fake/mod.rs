@@ -40,8 +40,8 @@ use tokio::sync::Notify;
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClaimedKeyPackage, ClientFrame,
     CommitRequest, CommitResponse, CreateGroupRequest, Delivery, DeviceId, Group, GroupCommits, GroupId, GroupList,
-    GroupMembers, GroupPosition, KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest, Relay,
-    SendRequest, SendResponse, ServerFrame, Session, Username, suite,
+    GroupMembers, GroupPosition, InviteCode, KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest,
+    Relay, SendRequest, SendResponse, ServerFrame, Session, Username, suite,
 };
 
 pub use self::swap::Backup;
@@ -114,6 +114,11 @@ impl FakeRelay {
         let now_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
         let state = Mutex::new(State::new(now_ms));
         Arc::new(Self { state, changed: Notify::new(), in_its_place: Mutex::default() })
+    }
+
+    /// From now on, whoever registers must bring this invite, which is good for so many.
+    pub fn invite_only(&self, code: InviteCode, uses: u64) {
+        self.change(|state| state.invites.get_or_insert_default().insert(code, uses));
     }
 
     /// A way to the relay for a device whose clock agrees with it.

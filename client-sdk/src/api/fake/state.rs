@@ -13,7 +13,8 @@ use std::{
 use serde::Serialize;
 use undertone_wire::{
     Account, AccountId, Bytes, Delivery, DeviceId, Encoding, Envelope, ErrorCode, GroupId, Hash, Incarnation,
-    LimitReached, Limits, MessageId, Nonce, Problem, PublicKey, Relay, RelayId, SignedCertificate, suite,
+    InviteCode, LimitReached, Limits, MessageId, Nonce, Problem, PublicKey, Registration, Relay, RelayId,
+    SignedCertificate, suite,
 };
 
 use super::{Faults, groups::GroupState, keys::StoredKeys};
@@ -32,6 +33,8 @@ pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) now_ms: u64,
     pub(super) limits: Limits,
+    /// How often each invite may still be used; `None` if everyone may register.
+    pub(super) invites: Option<BTreeMap<InviteCode, u64>>,
     pub(super) relay_id: RelayId,
     pub(super) incarnation: Incarnation,
     pub(super) accounts: BTreeMap<AccountId, Account>,
@@ -100,6 +103,7 @@ impl State {
             faults: Faults::default(),
             now_ms,
             limits: Limits::default(),
+            invites: None,
             relay_id: RelayId::from_random(id("relay")),
             incarnation: Incarnation::from_random(id("incarnation")),
             accounts: BTreeMap::new(),
@@ -118,6 +122,7 @@ impl State {
     pub(super) fn description(&self) -> Relay {
         self.descriptions_given.fetch_add(1, Relaxed);
         Relay {
+            registration: if self.invites.is_some() { Registration::Invite } else { Registration::Open },
             relay_id: self.relay_id,
             incarnation: self.incarnation,
             time_ms: self.now_ms,

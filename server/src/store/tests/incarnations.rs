@@ -4,6 +4,7 @@
 use super::*;
 use crate::store::{
     groups::Ending,
+    invites::{self, Invite},
     keys,
     queue::{PageRequest, cursor, page},
     relay::{self, JUMP},
@@ -21,6 +22,7 @@ pub(super) struct Standing {
     held: Vec<u64>,
     session: bool,
     challenge: bool,
+    invite: bool,
     one_time: u64,
     counted: Vec<KeyPackageCount>,
     last_resort: bool,
@@ -42,6 +44,8 @@ pub(super) async fn furnish(db: &Db) {
             ack(tx, 1, 1).await?;
             sessions::add(tx, &token(), &device_id(1), u64::MAX, 9).await?;
             sessions::add_challenge(tx, &nonce(1), u64::MAX).await?;
+            let invite = Invite { code_hash: Hash::of(b"code"), uses_left: 1, expires_ms: u64::MAX };
+            invites::add(tx, &invite).await?;
             let keys = [key_packages::key("once", false, 30), key_packages::key("last", true, 30)];
             keys::add(tx, &device_id(1), &keys).await
         })
@@ -72,6 +76,7 @@ pub(super) async fn read_standing(db: &Db) -> Result<Standing, StoreError> {
         held: page.deliveries.iter().map(|delivery| delivery.seq).collect(),
         session: page.authenticated && sessions::holder(conn, &token(), 1).await?.is_some(),
         challenge: challenges == 1,
+        invite: invites::count(conn).await? == 1,
         one_time: keys::one_time_left(conn, &device_id(1), key_packages::SUITE, 10).await?,
         counted: keys::counts(conn, &device_id(1), 10).await?,
         last_resort: keys::last_resort(conn, &device_id(1), key_packages::SUITE, 10).await?.is_some(),
@@ -88,6 +93,7 @@ impl Standing {
             next_seqs: self.next_seqs.map(|next_seq| next_seq + times * JUMP),
             session: false,
             challenge: false,
+            invite: false,
             one_time: 0,
             counted: vec![KeyPackageCount { suite, one_time: 0, last_resort: true }],
             ..self.clone()
@@ -98,7 +104,8 @@ impl Standing {
 /// The store is furnished, and its numbers, sessions and keys are those of its first incarnation.
 pub(super) fn assert_furnished(standing: &Standing) {
     assert_eq!((standing.next_seqs, &standing.held[..]), ([4, 4], &[2, 3][..]));
-    assert!(standing.session && standing.challenge && standing.last_resort && standing.one_time == 1, "{standing:?}");
+    let has_all = standing.session && standing.challenge && standing.invite && standing.last_resort;
+    assert!(has_all && standing.one_time == 1, "{standing:?}");
 }
 
 /// Since `before`, one new incarnation has begun.

@@ -11,6 +11,7 @@ mod counts;
 mod displacement;
 mod group_rows;
 mod incarnations;
+mod invites;
 mod key_packages;
 mod lost;
 mod messages;
@@ -175,6 +176,7 @@ suite! {
         a_device_belongs_to_one_account, a_list_is_replaced_by_the_next_only, accounts_are_found_by_id_and_name,
         accounts_go_with_all_they_had, holders_are_those_whose_sessions_hold, what_is_locked_is_what_is_listed,
         sessions_expire_in_batches;
+    invites on 1 thread: an_invite_is_used_up_and_gone, invites_expire_in_batches, as_many_as_an_invite_is_for_use_it;
     messages on 1 thread: an_id_is_free_once, what_is_given_back_is_free, ids_expire_in_batches,
         who_claims_second_waits_for_the_first;
     queues on 1 thread: envelopes_come_out_as_they_went_in, an_envelope_for_nobody_is_not_stored,

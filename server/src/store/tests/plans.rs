@@ -5,7 +5,7 @@
 use super::*;
 use crate::store::{
     groups::{Ending, NewCommit},
-    keys,
+    invites, keys,
     message_ids::{self, NewStub},
     queue::PageRequest,
     relay, sessions,
@@ -73,7 +73,18 @@ async fn people(tx: &mut Tx) -> Result<(), StoreError> {
     sessions::add(tx, &token, &device_id(1), 10, 5).await?;
     assert!(sessions::holder(tx, &token, 0).await?.is_some());
     assert_eq!(sessions::holders(tx, &[token], 0).await?.len(), 1);
-    sessions::end(tx, &token).await
+    sessions::end(tx, &token).await?;
+    invites(tx).await
+}
+
+async fn invites(tx: &mut Tx) -> Result<(), StoreError> {
+    let invite = invites::Invite { code_hash: Hash::of(b"code"), uses_left: 2, expires_ms: 10 };
+    invites::add(tx, &invite).await?;
+    assert_eq!(invites::count(tx).await?, 1);
+    assert!(invites::use_up(tx, &invite.code_hash, 0).await?);
+    assert_eq!(invites::holding(tx, 0).await?.len(), 1);
+    assert!(invites::delete(tx, &invite.code_hash).await?);
+    invites::expire(tx, 0, 500).await.map(|_| ())
 }
 
 async fn identity(tx: &mut Tx) -> Result<(), StoreError> {
@@ -210,7 +221,7 @@ async fn plans_on_postgres() -> Vec<(String, String)> {
 
 /// Tables that have one row, or a few.
 fn is_small(table: &str) -> bool {
-    ["relay", "pg_database"].contains(&table.split_whitespace().next().unwrap_or_default())
+    ["relay", "invites", "pg_database"].contains(&table.split_whitespace().next().unwrap_or_default())
 }
 
 #[tokio::test]

@@ -4,8 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
-use undertone_server::{Clock as _, Config, ManualClock, Relay, RelayError, SystemClock, SystemRandom, Upkeep};
-use undertone_wire::{Limits, path};
+use undertone_server::{
+    Admin, AdminAnswer, AdminRequest, Clock as _, Config, ManualClock, Relay, RelayError, SystemClock, SystemRandom,
+    Upkeep,
+};
+use undertone_wire::{InviteCode, Limits, Registration, path};
 
 use super::{Account, Api, Backend, Device, SOON, Store, store::Row, until};
 
@@ -17,6 +20,7 @@ pub(crate) struct TestRelay {
     pub(crate) url: String,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) upkeep: Upkeep,
+    admin: Admin,
     pub(crate) store: Arc<Store>,
     config: Config,
     stop: oneshot::Sender<()>,
@@ -30,6 +34,11 @@ impl TestRelay {
 
     pub(crate) async fn with_limits(on: Backend, limits: Limits) -> Self {
         Self::with(on, |config| config.limits = limits).await
+    }
+
+    /// A relay at which only some may register.
+    pub(crate) async fn with_registration(on: Backend, registration: Registration) -> Self {
+        Self::with(on, |config| config.registration = registration).await
     }
 
     /// A relay on a new store, configured in another way.
@@ -48,11 +57,11 @@ impl TestRelay {
         let relay = Relay::bind(config.clone(), clock.clone(), Arc::new(SystemRandom)).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let url = format!("http://{}", relay.local_addr());
-        let upkeep = relay.upkeep();
+        let (upkeep, admin) = (relay.upkeep(), relay.admin());
         let serving = tokio::spawn(relay.serve(async move {
             let _ = stopped.await;
         }));
-        let relay = Self { url, clock, upkeep, store, config, stop, serving };
+        let relay = Self { url, clock, upkeep, admin, store, config, stop, serving };
         until("a relay that is ready", async || relay.is_ready().await).await;
         relay
     }
@@ -97,6 +106,14 @@ impl TestRelay {
     /// Whether it says that it should be sent requests.
     pub(crate) async fn is_ready(&self) -> bool {
         self.api().get(path::READY).await.status == StatusCode::OK
+    }
+
+    /// A new invite.
+    pub(crate) async fn invite(&self, uses: u64, life_s: u64) -> InviteCode {
+        match self.admin.ask(AdminRequest::CreateInvite { uses, life_s }).await.unwrap() {
+            AdminAnswer::Created { code, .. } => code,
+            other => panic!("no invite: {other:?}"),
+        }
     }
 
     /// A connection that has said nothing yet.

@@ -103,12 +103,14 @@ fn accounts() -> Vec<Sample> {
         incarnation: Incarnation::from_random([0x69; 16]),
         time_ms: NOW_MS,
         suites: vec![suite::DEFAULT],
+        registration: Registration::Invite,
         limits: Limits::default(),
     };
     let register = RegisterRequest {
         account_id: account_id(),
         username: username.clone(),
         device_list: signed.clone(),
+        invite: Some(InviteCode::from([6; 16])),
         signature: Signature::from([7; 64]),
     };
     let account = Account { account_id: account_id(), username: None, device_list: signed.clone() };

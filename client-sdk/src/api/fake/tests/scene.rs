@@ -69,6 +69,7 @@ impl Person {
             username: username.map(|name| name.parse().unwrap()),
             signature: sign(&self.identity, Domain::Registration, fields),
             device_list,
+            invite: None,
         }
     }
 
