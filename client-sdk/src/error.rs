@@ -13,8 +13,8 @@ pub enum Error {
     /// The relay cannot be reached.
     #[error("{0}")]
     Offline(ApiError),
-    /// What answers, at every address there is, is another relay than the one where the account is registered. It is asked
-    /// for nothing but which relay it is, as often as one that cannot be reached is looked for.
+    /// What answers, at every address there is, is another relay than the one where the account is registered. Once that
+    /// is seen it is asked for nothing but which relay it is, as often as one that cannot be reached is looked for.
     #[error("{}", ApiError::OtherRelay)]
     OtherRelay,
     /// The relay said no.

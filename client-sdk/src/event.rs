@@ -108,8 +108,8 @@ pub enum Event {
         /// The account.
         account: Contact,
     },
-    /// An address of the relay turned out to be another relay's. It is asked for nothing but which relay it is, each time
-    /// its turn among the addresses comes. It is told once, and again only when it has been the relay's in between.
+    /// An address of the relay turned out to be another relay's. From now on it is asked for nothing but which relay it is,
+    /// each time its turn among the addresses comes. It is told once, and again only when it has been the relay's in between.
     OtherRelay {
         /// The address, as it was given.
         url: String,

@@ -5,8 +5,8 @@
 //! the store: each step is one transaction, and the next step is found by reading it, so that a restart goes on where the
 //! last one stopped.
 //!
-//! Another relay at the relay's address is to all of them as no relay: it is asked for nothing but which relay it is, and
-//! nothing is given up.
+//! Another relay at the relay's address is to all of them as no relay: once that is seen it is asked for nothing but which
+//! relay it is, and nothing is given up.
 //!
 //! Invariant: what was posted is not given up before the relay's word on it is known, from its answer or from this
 //! device's own queue.
