@@ -9,11 +9,10 @@ use std::{
 use futures_util::future::join_all;
 use tokio::sync::Mutex;
 use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, RelayId, Username};
-use url::Url;
 
 use crate::{
     Error,
-    api::{Address, Addresses, HttpApi, RelayApi},
+    api::{self, Address, Addresses, HttpApi, RelayApi},
     clock::{Clock, SystemClock},
     conversation::{self, Group, GroupSummary},
     crypto::{Entropy, Identity},
@@ -59,7 +58,8 @@ pub struct StoreAt {
 }
 
 impl Client {
-    /// Starts building a client for the relay at `relay`, an `http://` URL.
+    /// Starts building a client for the relay at `relay`: a connection string as the relay shows it (`undertone://...`,
+    /// with an invite or without), an `https://` URL, or for a relay on this machine an `http://` URL.
     pub fn builder(relay: impl Into<String>) -> ClientBuilder {
         ClientBuilder::at(vec![relay.into()])
     }
@@ -269,8 +269,9 @@ impl std::fmt::Debug for Client {
 }
 
 impl ClientBuilder {
-    fn at(relay_urls: Vec<String>) -> Self {
-        Self { relay_urls, store: (), apis: vec![], invite: None, clock: Arc::new(SystemClock) }
+    fn at(relays: Vec<String>) -> Self {
+        let builder = Self { relay_urls: vec![], store: (), apis: vec![], invite: None, clock: Arc::new(SystemClock) };
+        relays.into_iter().fold(builder, Self::also_at)
     }
 
     /// Where the device keeps everything: a folder, made if it is not there, encrypted with `key`.
@@ -291,7 +292,11 @@ impl<S> ClientBuilder<S> {
     /// [`Event::OtherRelay`]: crate::Event::OtherRelay
     #[must_use]
     pub fn also_at(mut self, relay: impl Into<String>) -> Self {
-        self.relay_urls.push(relay.into());
+        // What is none is refused when it is used.
+        let given = relay.into();
+        let place = api::Place::parse(&given).ok();
+        self.invite = self.invite.or(place.as_ref().and_then(|place| place.invite));
+        self.relay_urls.push(place.map_or(given, |place| place.text));
         self
     }
 
@@ -403,13 +408,10 @@ impl ClientBuilder<StoreAt> {
     }
 
     fn transport(&self, relay: &str, one_of_many: bool) -> Result<Arc<dyn RelayApi>, Error> {
-        let url = Url::parse(relay).map_err(|_| Error::Invalid("the relay's address is not a URL".into()))?;
-        if url.scheme() != "http" {
-            return Err(Error::Invalid("the relay's address must begin with http:// (TLS is still to come)".into()));
-        }
+        let place = api::Place::parse(relay).map_err(Error::Invalid)?;
         let clock = Arc::clone(&self.clock);
         let now_ms = Arc::new(move || clock.now_ms());
-        let api = if one_of_many { HttpApi::among_many(&url, now_ms) } else { HttpApi::new(&url, now_ms) };
+        let api = if one_of_many { HttpApi::among_many(&place, now_ms) } else { HttpApi::new(&place, now_ms) };
         Ok(Arc::new(api.map_err(Error::from)?))
     }
 }

@@ -1,7 +1,7 @@
-//! Connections: taken one by one, served as HTTP/1.1, closed when they say nothing or the relay stops.
+//! Connections: taken one by one, over TLS or not, served as HTTP/1.1, closed when they say nothing or the relay stops.
 //!
 //! Invariant: no more than `connections_max` are open at a time, streams included; others wait to be taken. One that has
-//! not said what it wants by the header timeout, at first or between requests, is closed.
+//! not come to speak TLS, or not said what it wants, by the header timeout, at first or between requests, is closed.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -12,9 +12,12 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower_http::add_extension::AddExtension;
 
 use crate::node::{Node, Stopping};
@@ -33,6 +36,7 @@ pub(crate) struct Slot(#[expect(dead_code, reason = "held, not read")] Arc<Owned
 /// and hold up [`Node::stopped`].
 pub(crate) async fn serve(
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     router: Router,
     node: &Node,
     header_timeout: Duration,
@@ -50,7 +54,21 @@ pub(crate) async fn serve(
         };
         let Some((connection, slot)) = taken else { return };
         let requests = AddExtension::new(router.clone(), slot.clone());
-        tokio::spawn(converse(http.clone(), connection, requests, node.stopping(), slot));
+        let (http, tls, stopping) = (http.clone(), tls.clone(), node.stopping());
+        tokio::spawn(async move {
+            if connection.set_nodelay(true).is_err() {
+                tracing::debug!("a connection does not take TCP_NODELAY");
+            }
+            match tls {
+                None => converse(http, connection, requests, stopping, slot).await,
+                Some(tls) => {
+                    let Some(connection) = encrypted(&tls, connection, header_timeout, stopping.clone()).await else {
+                        return tracing::debug!("a connection did not come to speak TLS");
+                    };
+                    converse(http, connection, requests, stopping, slot).await;
+                }
+            }
+        });
     }
 }
 
@@ -75,17 +93,27 @@ fn gone_already(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Answers a connection's requests; when the relay stops, the one in flight and no more.
-async fn converse(
-    http: http1::Builder,
+/// A connection once both sides have agreed on how to encrypt it, unless that fails, takes too long or the relay stops.
+async fn encrypted(
+    tls: &TlsAcceptor,
     connection: TcpStream,
+    patience: Duration,
+    mut stopping: Stopping,
+) -> Option<TlsStream<TcpStream>> {
+    tokio::select! {
+        agreed = timeout(patience, tls.accept(connection)) => agreed.ok()?.ok(),
+        () = stopping.wait() => None,
+    }
+}
+
+/// Answers a connection's requests; when the relay stops, the one in flight and no more.
+async fn converse<C: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    http: http1::Builder,
+    connection: C,
     requests: AddExtension<Router, Slot>,
     mut stopping: Stopping,
     _slot: Slot,
 ) {
-    if connection.set_nodelay(true).is_err() {
-        tracing::debug!("a connection does not take TCP_NODELAY");
-    }
     let serving = http.serve_connection(TokioIo::new(connection), TowerToHyperService::new(requests)).with_upgrades();
     tokio::pin!(serving);
     let ended = tokio::select! {

@@ -38,9 +38,11 @@ mod node;
 mod nodes;
 mod once;
 mod queue;
+mod reach;
 mod router;
 mod store;
 mod stream;
+mod tls;
 mod turns;
 mod wake;
 
@@ -50,11 +52,14 @@ use tokio::net::TcpListener;
 
 pub use admin::{AdminAnswer, AdminError, AdminRequest, InviteSummary, ask};
 pub use clock::{Clock, ManualClock, Random, RandomError, SystemClock, SystemRandom};
-pub use config::{Arguments, Command, Config, ConfigError, Invite, Origin, Settings};
+pub use config::{Arguments, Command, Config, ConfigError, Invite, Origin, Settings, Tls};
 pub use router::openapi;
 pub use store::{Place, PostgresConfig, StoreError};
+pub use tls::TlsError;
 
-use crate::{node::Node, store::Db, wake::Wake};
+use undertone_wire::{ConnectionString, InviteCode, Registration};
+
+use crate::{node::Node, store::Db, tls::SelfMade, wake::Wake};
 
 /// How long requests in flight and streams may take to finish when the relay stops.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -64,8 +69,8 @@ pub struct Relay {
     node: Node,
     listener: TcpListener,
     local_addr: SocketAddr,
-    header_timeout: Duration,
-    place: Place,
+    tls: Option<SelfMade>,
+    config: Config,
 }
 
 /// Why a relay cannot start or go on.
@@ -78,23 +83,45 @@ pub enum RelayError {
     /// The store cannot be opened, or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// TLS cannot be spoken.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl Relay {
     /// Opens the store, makes what is missing, migrates, and begins to listen.
     pub async fn bind(config: Config, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Result<Self, RelayError> {
+        let tls = match config.tls {
+            Tls::Off => None,
+            Tls::SelfMade => Some(SelfMade::open(&config.data)?),
+        };
         let wake = Arc::new(Wake::default());
         let db = Db::open(&config.place, Arc::clone(&wake), Arc::clone(&random)).await?;
         let listen = |error| RelayError::Listen(config.listen, error);
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
         let node = Node::new(db, wake, clock, random, &config).await?;
-        Ok(Self { node, listener, local_addr, header_timeout: config.header_timeout, place: config.place })
+        Ok(Self { node, listener, local_addr, tls, config })
     }
 
     /// The address that it listens on, with the port that was chosen if port 0 was asked for.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// How others reach it, to be passed on with an invite or without; `None` if it does not speak TLS.
+    pub fn connection_string(&self, invite: Option<InviteCode>) -> Option<ConnectionString> {
+        reach::connection_string(&self.config, self.local_addr, self.tls.as_ref()?.fingerprint, invite)
+    }
+
+    /// Whether this is its first start with TLS: the key by which others know it was made just now.
+    pub fn is_new(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_new)
+    }
+
+    /// Whether those who register must bring an invite.
+    pub fn takes_invites(&self) -> bool {
+        self.node.registration == Registration::Invite
     }
 
     /// A handle for upkeep out of turn.
@@ -110,11 +137,13 @@ impl Relay {
     /// Serves until `shutdown` ends. Then no connection is taken any more, streams are told `bye`, requests in flight
     /// finish, and the store is closed after a last checkpoint.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RelayError> {
-        let Self { node, listener, header_timeout, place, .. } = self;
+        let Self { node, listener, tls, config, .. } = self;
         let jobs = tokio::spawn(jobs::run(node.clone()));
         let nodes = tokio::spawn(nodes::run(node.clone()));
-        let admin = tokio::spawn(admin::serve(node.clone(), place));
-        connections::serve(listener, router::router(node.clone()), &node, header_timeout, shutdown).await;
+        let admin = tokio::spawn(admin::serve(node.clone(), config.place));
+        let acceptor = tls.map(|tls| tls.acceptor);
+        connections::serve(listener, acceptor, router::router(node.clone()), &node, config.header_timeout, shutdown)
+            .await;
         node.stop();
         if tokio::time::timeout(STOP_WITHIN, node.stopped()).await.is_err() {
             tracing::warn!("some connections did not end in time");
@@ -128,6 +157,14 @@ impl Relay {
         node.db.close().await?;
         Ok(())
     }
+}
+
+/// How others reach a relay with this configuration; `None` if it does not speak TLS, or chooses its port when it starts.
+pub fn connection_string(config: &Config, invite: Option<InviteCode>) -> Result<Option<ConnectionString>, TlsError> {
+    if config.tls == Tls::Off || config.listen.port() == 0 {
+        return Ok(None);
+    }
+    Ok(reach::connection_string(config, config.listen, tls::fingerprint(&config.data)?, invite))
 }
 
 /// Migrates a store and closes it. As at every start, a store that is a copy begins a new incarnation.

@@ -13,7 +13,7 @@ use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 use undertone_server::{
-    AdminAnswer, AdminRequest, Arguments, Command, Config, Invite, Place, Relay, Settings, SystemClock, SystemRandom,
+    AdminAnswer, AdminRequest, Arguments, Command, Config, Invite, Relay, Settings, SystemClock, SystemRandom,
 };
 
 /// Parts that would log what passes through them. They stay silent whatever the filter says.
@@ -28,6 +28,10 @@ const SILENT: [&str; 9] = [
     "tokio_tungstenite",
     "openmls",
 ];
+
+/// How many may register with the invite of the first start, and for how long.
+const FIRST_INVITE_USES: u64 = 10;
+const FIRST_INVITE_S: u64 = 24 * 60 * 60;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -44,7 +48,7 @@ async fn main() -> ExitCode {
     let done = match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(settings.config).await,
         Command::Config { .. } => return written(&settings.show()),
-        Command::Invite(invite) => tend(&place, invite).await,
+        Command::Invite(invite) => tend(&settings.config, invite).await,
         Command::Migrate => undertone_server::migrate(&place).await.map_err(Into::into),
         Command::Restore => undertone_server::restore(&place).await.map_err(Into::into),
         Command::Moved => undertone_server::moved(&place).await.map_err(Into::into),
@@ -67,7 +71,7 @@ fn written(text: &str) -> ExitCode {
 async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let relay = Relay::bind(config, Arc::new(SystemClock), Arc::new(SystemRandom)).await?;
-    say_ready(&relay)?;
+    say_ready(&relay).await?;
     relay
         .serve(async move {
             tokio::select! {
@@ -81,7 +85,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Makes, lists and revokes invites.
-async fn tend(place: &Place, invite: Invite) -> Result<(), Box<dyn std::error::Error>> {
+async fn tend(config: &Config, invite: Invite) -> Result<(), Box<dyn std::error::Error>> {
     let request = match invite {
         Invite::Create { uses, expires } => AdminRequest::CreateInvite { uses, life_s: expires.as_secs() },
         Invite::List => AdminRequest::ListInvites,
@@ -89,9 +93,12 @@ async fn tend(place: &Place, invite: Invite) -> Result<(), Box<dyn std::error::E
     };
     let mut stdout = std::io::stdout().lock();
     let end = |expires_ms| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(expires_ms));
-    match undertone_server::ask(place, request).await? {
+    match undertone_server::ask(&config.place, request).await? {
         AdminAnswer::Created { code, invite } => {
-            writeln!(stdout, "{code}")?;
+            match undertone_server::connection_string(config, Some(code))? {
+                Some(connection) => writeln!(stdout, "{connection}")?,
+                None => writeln!(stdout, "{code}")?,
+            }
             eprintln!("invite {}: {} use(s), until {}", invite.id, invite.uses_left, end(invite.expires_ms));
         }
         AdminAnswer::Invites { invites } => {
@@ -105,11 +112,37 @@ async fn tend(place: &Place, invite: Invite) -> Result<(), Box<dyn std::error::E
     Ok(stdout.flush()?)
 }
 
-fn say_ready(relay: &Relay) -> std::io::Result<()> {
-    let url = format!("http://{}", relay.local_addr());
+/// Says where the relay is, and what to do next. What lets others in is shown to somebody at a terminal only, since what is
+/// written elsewhere is a log.
+async fn say_ready(relay: &Relay) -> Result<(), Box<dyn std::error::Error>> {
+    let line = match relay.connection_string(None) {
+        None => {
+            let url = format!("http://{}", relay.local_addr());
+            format!("Undertone relay on {url} · next: undertone register --relay {url} --username alice")
+        }
+        Some(connection) if relay.is_new() && relay.takes_invites() && std::io::stdout().is_terminal() => {
+            let request = AdminRequest::CreateInvite { uses: FIRST_INVITE_USES, life_s: FIRST_INVITE_S };
+            let AdminAnswer::Created { code, .. } = relay.admin().ask(request).await? else {
+                return Err("the first invite was refused".into());
+            };
+            let invited = relay.connection_string(Some(code)).ok_or("the relay lost its address")?;
+            format!(
+                "Undertone relay on {connection} · next, for {FIRST_INVITE_USES} people within 24 hours: \
+                 undertone register --relay '{invited}' --username alice"
+            )
+        }
+        Some(connection) if relay.takes_invites() => {
+            format!("Undertone relay on {connection} · next: undertone-server invite create")
+        }
+        Some(connection) => {
+            format!(
+                "Undertone relay on {connection} · next: undertone register --relay '{connection}' --username alice"
+            )
+        }
+    };
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "Undertone relay on {url} · next: undertone register --relay {url} --username alice")?;
-    stdout.flush()
+    writeln!(stdout, "{line}")?;
+    Ok(stdout.flush()?)
 }
 
 /// Whether a target is none of the [`SILENT`] parts and in none of them.

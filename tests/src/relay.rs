@@ -136,23 +136,23 @@ impl Launch {
         assert_died_at(point, status, &said);
     }
 
-    fn spawn(&self) -> (Child, Lines<BufReader<ChildStdout>>) {
-        let log = File::options().create(true).append(true).open(&self.log).expect("a log can be made");
+    /// The program with what it is told at every start.
+    fn command(&self) -> Command {
         let mut command = Command::new(self.build.binary());
         let listen = format!("127.0.0.1:{}", self.port);
         command.args(["--listen", &listen, "--log", self.log_level, "--data"]).arg(&self.data);
         if let Some(database) = &self.database {
             command.args(["--database", database]);
         }
-        let mut child = command
-            .args(&self.arguments)
-            .env_remove("UNDERTONE_KILL_AT")
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the relay starts");
+        command.args(&self.arguments).env_remove("UNDERTONE_KILL_AT").stdout(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    fn spawn(&self) -> (Child, Lines<BufReader<ChildStdout>>) {
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log can be made");
+        let mut command = self.command();
+        command.envs(self.environment.iter().map(|(name, value)| (name, value))).stderr(log);
+        let mut child = command.spawn().expect("the relay starts");
         let stdout = child.stdout.take().expect("stdout is piped");
         (child, BufReader::new(stdout).lines())
     }
@@ -225,6 +225,16 @@ impl Relay {
         assert_died_at(point, status, &said);
     }
 
+    /// What another command of the program says about this relay.
+    ///
+    /// # Panics
+    /// If it does not succeed.
+    pub async fn command(&self, arguments: &[&str]) -> String {
+        let said = self.launch.command().args(arguments).output().await.expect("the program starts");
+        assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
+        String::from_utf8(said.stdout).expect("stdout is UTF-8").trim().to_owned()
+    }
+
     /// Starts the relay again over the same store, on the same port.
     pub async fn restart(&mut self) {
         *self = self.launch.clone().start().await;
@@ -249,7 +259,7 @@ fn assert_died_at(point: &str, status: ExitStatus, said: &[String]) {
 }
 
 fn port_in(ready: &str) -> Option<u16> {
-    let digits = ready.split("http://127.0.0.1:").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?;
+    let digits = ready.split("://127.0.0.1:").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?;
     digits.parse().ok()
 }
 

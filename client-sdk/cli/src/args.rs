@@ -58,7 +58,7 @@ pub(crate) enum Command {
 /// `register`
 #[derive(Debug, Args)]
 pub(crate) struct Register {
-    /// The relay's address, as its ready line says it; may be repeated if the relay has several
+    /// The relay's connection string or address, as it shows it; may be repeated if the relay has several
     ///
     /// All must be addresses of the same relay. They are kept in the store: every command stays with the one that works
     /// and moves on by itself when it does not.

@@ -255,7 +255,7 @@ mod tests {
     use undertone_wire::{Encoding, ErrorCode, Incarnation, KeyCounts, Limits, Problem, Registration, path};
 
     use super::*;
-    use crate::api::HttpApi;
+    use crate::api::{HttpApi, Place};
 
     /// What answers, but does not say which relay it is.
     const NAMELESS: u8 = 0;
@@ -286,7 +286,7 @@ mod tests {
                     tell.send(serve(socket, now.load(SeqCst)).await).unwrap();
                 }
             });
-            let api = HttpApi::among_many(&url::Url::parse(&url).unwrap(), Arc::new(|| 0)).unwrap();
+            let api = HttpApi::among_many(&Place::parse(&url).unwrap(), Arc::new(|| 0)).unwrap();
             Self { address: Address { url, api: Arc::new(api) }, relay, asked, serving }
         }
 

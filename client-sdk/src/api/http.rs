@@ -1,13 +1,12 @@
 //! A real relay over HTTP: one request, one answer, one row of the table below.
 //!
 //! It owns the connection pool and what an answer's status, media type and time header mean. It does not retry, follow
-//! redirects or use a proxy: the transport is plain HTTP for now, and tokens go to the relay or nowhere.
+//! redirects or use a proxy: tokens go to the relay or nowhere. By what the relay is known, [`place`] says.
 //!
 //! Invariant: what is not wholly an answer of an Undertone relay is never taken for one. Reasons in errors name no
 //! address and no id.
 
 use std::{
-    error::Error as _,
     io, iter,
     sync::{
         Arc,
@@ -29,9 +28,12 @@ use undertone_wire::{
     LoginRequest, PROBLEM_MEDIA_TYPE, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
     Session, TIME_HEADER, Username, path, path::fill,
 };
-use url::Url;
 
-use super::{Answer, ApiError, FrameStream, RelayApi, ws};
+use super::{
+    Answer, ApiError, FrameStream, RelayApi,
+    place::{self, Place},
+    ws,
+};
 
 /// The device's time, in milliseconds since the Unix epoch.
 pub(crate) type NowMs = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -54,29 +56,27 @@ pub(crate) struct HttpApi {
 }
 
 impl HttpApi {
-    /// The relay whose paths begin at `base`: `http://` only, until TLS is in. Nothing is connected yet.
-    pub(crate) fn new(base: &Url, now_ms: NowMs) -> Result<Self, ApiError> {
-        Self::connecting_within(PATIENCE, base, now_ms)
+    /// The relay at a place. Nothing is connected yet.
+    pub(crate) fn new(place: &Place, now_ms: NowMs) -> Result<Self, ApiError> {
+        Self::connecting_within(PATIENCE, place, now_ms)
     }
 
     /// The same for an address that is one of several: if it takes long to connect there, another is tried.
-    pub(crate) fn among_many(base: &Url, now_ms: NowMs) -> Result<Self, ApiError> {
-        Self::connecting_within(PATIENCE_AMONG_MANY, base, now_ms)
+    pub(crate) fn among_many(place: &Place, now_ms: NowMs) -> Result<Self, ApiError> {
+        Self::connecting_within(PATIENCE_AMONG_MANY, place, now_ms)
     }
 
-    fn connecting_within(patience: Duration, base: &Url, now_ms: NowMs) -> Result<Self, ApiError> {
-        if base.scheme() != "http" || base.query().is_some() || base.fragment().is_some() {
-            let reason = "its address must be http://HOST:PORT, because this version speaks no TLS";
-            return Err(ApiError::NotARelay(reason.into()));
-        }
+    fn connecting_within(patience: Duration, place: &Place, now_ms: NowMs) -> Result<Self, ApiError> {
+        let tls = place.tls().map_err(|error| ApiError::Unreachable(format!("TLS cannot be set up: {error}")))?;
         let client = Client::builder()
+            .tls_backend_preconfigured(tls)
             .connect_timeout(patience)
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .no_proxy()
             .build()
             .map_err(unreachable)?;
-        let base = base.as_str().trim_end_matches('/').to_owned();
+        let base = place.base.as_str().trim_end_matches('/').to_owned();
         Ok(Self { client, base, now_ms, clock_offset_ms: AtomicI64::new(0) })
     }
 
@@ -267,10 +267,22 @@ pub(super) fn unreachable(error: reqwest::Error) -> ApiError {
     if error.is_timeout() {
         return silent();
     }
-    let mut sources = iter::successors(error.source(), |&error| error.source());
-    let kind = sources.find_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
+    if let Some(why) = causes(&error).find_map(|cause| place::distrust(cause.downcast_ref()?)) {
+        return ApiError::Untrusted(why.to_owned());
+    }
+    let kind = causes(&error).find_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
     let what = if error.is_connect() { "no connection" } else { "the connection broke" };
     ApiError::Unreachable(kind.map_or_else(|| what.to_owned(), |kind| format!("{what}: {kind}")))
+}
+
+/// What an error came from, and that from, down to the first. An I/O error's own cause is what it wraps.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    iter::successors(error.source(), |&error| match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    })
 }
 
 #[cfg(test)]
@@ -289,7 +301,7 @@ mod tests {
     /// A relay that answers one request with `answer`, byte for byte, and closes. The handle gives the request.
     async fn relay_answering(answer: Vec<u8>) -> (HttpApi, JoinHandle<Vec<u8>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = Url::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+        let base = Place::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
         let served = tokio::spawn(async move {
             let (mut socket, _) = listener.accept().await.unwrap();
             let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
@@ -349,7 +361,7 @@ mod tests {
     #[tokio::test]
     async fn a_base_address_may_have_a_path() {
         let (api, served) = relay_answering(answer(200, "text/plain", b"")).await;
-        let base = Url::parse(&format!("{}/below/", api.base)).unwrap();
+        let base = Place::parse(&format!("{}/below/", api.base)).unwrap();
         let api = HttpApi::new(&base, Arc::new(|| NOW_MS)).unwrap();
         let id = GroupId::from_random([1; 16]);
         let _ = api.group_commits(&vec![1].into(), id, 7).await;
@@ -412,7 +424,7 @@ mod tests {
             assert!(matches!(result, Err(ApiError::Unreachable(_))), "{answer:?} gives {result:?}");
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let base = Place::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         drop(listener);
         let api = HttpApi::new(&base, Arc::new(|| NOW_MS)).unwrap();
         let Err(ApiError::Unreachable(reason)) = api.relay().await else { panic!("nobody listens there") };
@@ -435,12 +447,5 @@ mod tests {
         let mut endless = b"HTTP/1.1 200 OK\r\ncontent-type: application/cbor\r\n\r\n".to_vec();
         endless.resize(endless.len() + ANSWER_BYTES_MAX + 1, 0);
         assert!(matches!(challenge(endless).await, Err(ApiError::NotARelay(reason)) if reason.contains("16 MiB")));
-    }
-
-    #[tokio::test]
-    async fn only_plain_http_is_spoken() {
-        for bad in ["https://relay.example", "http://relay.example/?a=1", "file:///tmp/x"] {
-            assert!(HttpApi::new(&Url::parse(bad).unwrap(), Arc::new(|| 0)).is_err(), "{bad}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! What the SDK asks of a relay, as traits; transports stand beside them.
 //!
-//! `http` and `ws` speak to a real relay, `fake` is one in memory with faults on request. `addresses` is one relay at
+//! `http` and `ws` speak to a real relay, `place` says where it is and by what it is known there, `fake` is one in memory with faults on request. `addresses` is one relay at
 //! several addresses, and `route` the rule which of them is asked. Nothing here knows plaintext or SQL, retries a
 //! request, or decides what an answer means.
 //!
@@ -8,6 +8,7 @@
 
 mod addresses;
 mod http;
+mod place;
 mod route;
 mod ws;
 
@@ -24,6 +25,7 @@ use undertone_wire::{
 
 pub(crate) use addresses::{Address, Addresses, Whose};
 pub(crate) use http::HttpApi;
+pub(crate) use place::Place;
 
 /// The answer to a request, in time.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, ApiError>>;
@@ -41,6 +43,9 @@ pub enum ApiError {
     /// What answers is not an Undertone relay that this version understands.
     #[error("what answers is not an Undertone relay: {0}")]
     NotARelay(String),
+    /// What answers does not prove to be the relay. It was told nothing.
+    #[error("what answers does not prove to be the relay: {0}")]
+    Untrusted(String),
     /// What answers, at every address there is, is another relay than the one where the account is registered.
     #[error("what answers is another relay than the one where this account is registered")]
     OtherRelay,
@@ -51,7 +56,7 @@ impl ApiError {
     pub fn code(&self) -> Option<&ErrorCode> {
         match self {
             Self::Refused(problem) => Some(&problem.code),
-            Self::Unreachable(_) | Self::NotARelay(_) | Self::OtherRelay => None,
+            Self::Unreachable(_) | Self::NotARelay(_) | Self::Untrusted(_) | Self::OtherRelay => None,
         }
     }
 
@@ -62,7 +67,7 @@ impl ApiError {
             Self::Refused(problem) => {
                 problem.status < 500 && !matches!(problem.code, ErrorCode::Internal | ErrorCode::Unavailable)
             }
-            Self::Unreachable(_) | Self::NotARelay(_) | Self::OtherRelay => false,
+            Self::Unreachable(_) | Self::NotARelay(_) | Self::Untrusted(_) | Self::OtherRelay => false,
         }
     }
 
@@ -70,7 +75,7 @@ impl ApiError {
     /// word on it was heard here.
     pub(crate) fn may_do_elsewhere(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::NotARelay(_) => true,
+            Self::Unreachable(_) | Self::NotARelay(_) | Self::Untrusted(_) => true,
             Self::Refused(problem) => problem.code == ErrorCode::Unavailable || matches!(problem.status, 502..=504),
             Self::OtherRelay => false,
         }

@@ -319,7 +319,7 @@ mod tests {
         F: Future<Output: Send + 'static> + Send,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = url::Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let base = crate::api::Place::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let served = tokio::spawn(async move { serve(listener.accept().await.unwrap().0).await });
         (HttpApi::new(&base, Arc::new(|| 0)).unwrap(), served)
     }

@@ -51,7 +51,7 @@ async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
 }
 
 async fn register(relay: &Arc<FakeRelay>, folder: &TempDir, name: &str) -> Client {
-    let builder = Client::builder("http://fake").api(relay.connect());
+    let builder = Client::builder("http://localhost").api(relay.connect());
     let client = builder.store(folder.path().join(name), StoreKey::Raw32([1; 32])).register(name).await.unwrap();
     until("to be online", async || client.connection() == Connection::Online).await;
     client
@@ -210,7 +210,7 @@ async fn private_halves_are_forgotten_when_their_key_packages_are_over() {
     let clock = Arc::new(Moved(AtomicU64::new(now_ms())));
     let told = Arc::clone(&clock);
     let way = relay.connect_with_clock(Arc::new(move || told.now_ms()));
-    let builder = Client::builder("http://fake").api(way).clock(Arc::<Moved>::clone(&clock));
+    let builder = Client::builder("http://localhost").api(way).clock(Arc::<Moved>::clone(&clock));
     let alice = builder.store(folder.path(), StoreKey::Raw32([1; 32])).register("alice").await.unwrap();
     let engine = alice.engine();
     let kept = async || engine.store.with_tx(|tx| tx.key_packages().map_err(Error::from)).await.unwrap();

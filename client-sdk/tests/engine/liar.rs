@@ -118,7 +118,7 @@ pub(crate) fn refused(code: ErrorCode) -> ApiError {
 }
 
 pub(crate) async fn register_at(world: &World, liar: &Arc<Liar>, clock: Arc<dyn Clock>, name: &str) -> Client {
-    let builder = Client::builder("http://fake").api(Arc::<Liar>::clone(liar)).clock(clock);
+    let builder = Client::builder("http://localhost").api(Arc::<Liar>::clone(liar)).clock(clock);
     registered(builder.store(world.store(name), key()), name).await
 }
 

@@ -14,7 +14,7 @@ async fn a_store_belongs_to_one_account_one_key_and_one_process() {
     let again = builder_at(&world.relay, world.store("alice")).register("alice").await;
     assert!(matches!(again, Err(Error::AlreadyRegistered)));
     let wrong = StoreKey::Passphrase("wrong".into());
-    let opened = Client::builder("http://fake").api(world.relay.connect()).store(world.store("alice"), wrong);
+    let opened = Client::builder("http://localhost").api(world.relay.connect()).store(world.store("alice"), wrong);
     assert!(matches!(opened.open().await, Err(Error::WrongKey)));
     assert!(matches!(Client::open(world.store("nowhere"), key()).await, Err(Error::NotRegistered)));
     online(&world.open("alice").await).await;
@@ -23,7 +23,7 @@ async fn a_store_belongs_to_one_account_one_key_and_one_process() {
 #[tokio::test]
 async fn a_passphrase_is_never_taken_for_a_raw_key() {
     let world = World::new();
-    let at = |key| Client::builder("http://fake").api(world.relay.connect()).store(world.store("alice"), key);
+    let at = |key| Client::builder("http://localhost").api(world.relay.connect()).store(world.store("alice"), key);
     let looks_raw = StoreKey::Passphrase(format!("x'{}'", "07".repeat(32)));
     at(looks_raw.clone()).register("alice").await.unwrap().shutdown().await;
     assert!(matches!(at(StoreKey::Raw32([7; 32])).open().await, Err(Error::WrongKey)));

@@ -83,7 +83,7 @@ impl World {
 }
 
 pub(crate) fn builder_at(relay: &Arc<FakeRelay>, path: std::path::PathBuf) -> ClientBuilder<StoreAt> {
-    Client::builder("http://fake").api(relay.connect()).store(path, key())
+    Client::builder("http://localhost").api(relay.connect()).store(path, key())
 }
 
 /// Registers somebody and waits until they are online.

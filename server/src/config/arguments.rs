@@ -21,14 +21,20 @@ pub struct Arguments {
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:7611]
     #[arg(long, value_name = "ADDRESS", global = true)]
     pub listen: Option<String>,
-    /// Folder for the database; made if missing [default: ./undertone-data]
+    /// How connections are encrypted: self-made or off [default: off on loopback, self-made elsewhere]
+    #[arg(long, value_name = "HOW", global = true)]
+    pub tls: Option<String>,
+    /// Host, or host and port, by which others reach this relay; part of the connection string
+    #[arg(long, value_name = "HOST", global = true)]
+    pub address: Option<String>,
+    /// Folder for the database and the TLS key; made if missing [default: ./undertone-data]
     #[arg(long, value_name = "FOLDER", global = true)]
     pub data: Option<String>,
     /// Database as sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE [default: undertone.db in the data folder]
     ///
     /// A password on a command line can be read by others on this machine: give it as UNDERTONE_DATABASE, or as
     /// UNDERTONE_DATABASE_FILE, which names a file that holds it. Any number of relays may run over one Postgres database.
-    /// Nothing is then written to the data folder.
+    /// Nothing but the TLS key is then written to the data folder.
     #[arg(long, value_name = "URL", global = true)]
     pub database: Option<String>,
     /// Who may register: open, invite or closed [default: open on loopback, invite elsewhere]
@@ -52,7 +58,7 @@ pub struct Arguments {
     /// No level names anybody.
     #[arg(long, value_name = "FILTER", global = true)]
     pub log: Option<String>,
-    /// Listen on other addresses than loopback although tokens then cross the network in clear
+    /// Listen on other addresses than loopback with --tls off, although tokens then cross the network in clear
     #[arg(long, global = true)]
     pub insecure_plain_http: bool,
 }
@@ -89,7 +95,7 @@ pub enum Command {
 /// What to do with invites.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
 pub enum Invite {
-    /// Make an invite and print its code, which is not kept
+    /// Make an invite and print it, with how to reach the relay. Its code is not kept
     Create {
         /// How many accounts may register with it
         #[arg(long, default_value_t = 1, value_name = "COUNT")]
@@ -112,6 +118,8 @@ impl Arguments {
     pub(super) fn given(&self) -> Vec<(&'static str, String, String)> {
         let texts = [
             ("--listen", "listen", &self.listen),
+            ("--tls", "tls", &self.tls),
+            ("--address", "address", &self.address),
             ("--data", "data", &self.data),
             ("--database", "database", &self.database),
             ("--registration", "registration", &self.registration),

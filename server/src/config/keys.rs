@@ -28,13 +28,28 @@ pub(super) enum Kind {
 
 const KEYS: &[(&str, &str, Kind, &str)] = &[
     ("listen", "127.0.0.1:7611", Kind::Text, "Address and port to listen on; port 0 takes a free one."),
-    ("data", "./undertone-data", Kind::Text, "Folder for the database; made if missing."),
+    (
+        "tls",
+        "",
+        Kind::Text,
+        "How connections are encrypted: \"self-made\" with a key and a certificate that the relay makes once and keeps in the data \
+         folder, by whose fingerprint clients know it (see the connection string that it shows), or \"off\". If absent, off \
+         for a relay that listens on loopback, and self-made for any other.",
+    ),
+    (
+        "address",
+        "",
+        Kind::Text,
+        "Host, or host and port, by which others reach this relay, as they would write it: part of the connection string. If \
+         absent, the address that it listens on or, where that is all of them, the one from which this machine would reach others.",
+    ),
+    ("data", "./undertone-data", Kind::Text, "Folder for the database and the TLS key; made if missing."),
     (
         "database",
         "",
         Kind::Secret,
         "Database as sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; undertone.db in the data folder if absent. Any \
-         number of relays may run over one Postgres database; nothing is then written to the data folder.",
+         number of relays may run over one Postgres database; nothing but the TLS key is then written to the data folder.",
     ),
     ("database_file", "", Kind::Text, "File that holds the value of `database`, and nothing else."),
     (
@@ -63,7 +78,7 @@ const KEYS: &[(&str, &str, Kind, &str)] = &[
         "insecure_plain_http",
         "false",
         Kind::Bare,
-        "Whether to listen on other addresses than loopback although tokens then cross the network in clear.",
+        "Whether to listen on other addresses than loopback with tls = \"off\", although tokens then cross the network in clear.",
     ),
 ];
 

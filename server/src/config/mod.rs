@@ -15,6 +15,7 @@ use std::{fmt::Display, net::SocketAddr, path::PathBuf, str::FromStr, time::Dura
 
 use serde_json::{Map, Value};
 use undertone_wire::{Limits, Registration};
+use url::Url;
 
 pub use arguments::{Arguments, Command, Invite};
 pub use layers::{ConfigError, Origin};
@@ -43,6 +44,16 @@ const MAY_BE_ZERO: [&str; 10] = [
     "rotations_max",
 ];
 
+/// How connections are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Tls {
+    /// They are not.
+    Off,
+    /// With a key and a certificate that the relay made itself.
+    SelfMade,
+}
+
 /// What a relay needs to know.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -55,6 +66,12 @@ pub struct Config {
     pub limits: Limits,
     /// Who may register.
     pub registration: Registration,
+    /// How connections are encrypted.
+    pub tls: Tls,
+    /// The host, and the port if it is another than it listens on, by which others reach the relay.
+    pub address: Option<(String, Option<u16>)>,
+    /// The folder for the TLS key.
+    pub data: PathBuf,
     /// How long a connection may take to say what it wants, at first and between requests.
     pub header_timeout: Duration,
     /// How often to look for mail of which no wake came.
@@ -71,6 +88,9 @@ impl Config {
             listen,
             limits: Limits::default(),
             registration: Registration::Open,
+            tls: Tls::Off,
+            address: None,
+            data: PathBuf::from("."),
             header_timeout: HEADER_TIMEOUT,
             look_every: LOOK_EVERY,
             write_timeout: WRITE_TIMEOUT,
@@ -93,13 +113,18 @@ impl Settings {
     pub fn read(arguments: &Arguments, variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut layers = Layers::read(arguments, variable)?;
         let listen = layers.parsed("listen", "an address and a port, like 127.0.0.1:7611")?;
+        let tls = layers.checked("tls", |text| tls(text, listen))?;
         let insecure: bool = layers.parsed("insecure_plain_http", "true or false")?;
-        if !is_loopback(listen) && !insecure {
-            return Err(layers.refuse("listen", NOT_LOOPBACK));
+        if tls == Tls::Off && !is_loopback(listen) && !insecure {
+            return Err(layers.refuse("tls", IN_CLEAR));
         }
+        let address = layers.checked("address", address)?;
         let registration = layers.checked("registration", |text| registration(text, listen))?;
-        let config = Config { limits: limits(&layers)?, registration, ..Config::new(place(&layers)?, listen) };
+        let data = layers.get("data").1.into();
+        let base = Config::new(place(&layers)?, listen);
+        let config = Config { limits: limits(&layers)?, registration, tls, address, data, ..base };
         let log = layers.checked("log", is_filter)?;
+        layers.follows("tls", if tls == Tls::Off { "off" } else { "self-made" });
         layers.follows("registration", name_of(config.registration));
         if let Place::Sqlite(file) = &config.place {
             layers.follows("database", &format!("sqlite:{}", file.display()));
@@ -118,12 +143,34 @@ impl Settings {
     }
 }
 
-const NOT_LOOPBACK: &str = "this address can be reached from elsewhere, and without TLS, which is yet to come, tokens would \
-                            cross the network in clear; listen on 127.0.0.1, or set insecure_plain_http if something else \
-                            protects the way";
+const IN_CLEAR: &str = "the relay listens on an address that can be reached from elsewhere, and tokens would cross the \
+                        network in clear; leave it out, listen on 127.0.0.1, or set insecure_plain_http if something else \
+                        protects the way";
 
 fn is_loopback(listen: SocketAddr) -> bool {
     listen.ip().is_loopback()
+}
+
+fn tls(text: &str, listen: SocketAddr) -> Result<Tls, String> {
+    match text {
+        "" if is_loopback(listen) => Ok(Tls::Off),
+        "" | "self-made" => Ok(Tls::SelfMade),
+        "off" => Ok(Tls::Off),
+        _ => Err("it must be self-made or off".to_owned()),
+    }
+}
+
+/// A host, or a host and a port.
+fn address(text: &str) -> Result<Option<(String, Option<u16>)>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let such = || "it must be a host, or a host and a port, like relay.example.org:7611".to_owned();
+    let url = Url::parse(&format!("https://{text}")).map_err(|_| such())?;
+    let bare = url.path() == "/" && !text.contains(['/', '?', '#', '@']);
+    // The port that https has anyway is not told apart from none, unless it is written.
+    let port = if text.ends_with(":443") { Some(443) } else { url.port() };
+    url.host_str().filter(|_| bare).map(|host| Some((host.to_owned(), port))).ok_or_else(such)
 }
 
 /// Whoever can reach a relay that listens on this machine only has a place on it already.
@@ -284,7 +331,10 @@ mod tests {
         let table = [
             ("listen = 5", "listen", "127.0.0.1:7611"),
             ("listen = \"localhost\"", "listen", "127.0.0.1:7611"),
-            ("listen = \"0.0.0.0:7611\"", "listen", "insecure_plain_http"),
+            ("listen = \"0.0.0.0:7611\"\ntls = \"off\"", "tls", "insecure_plain_http"),
+            ("tls = \"on\"", "tls", "self-made or off"),
+            ("address = \"a/b\"", "address", "relay.example.org:7611"),
+            ("address = \"a:b\"", "address", "relay.example.org:7611"),
             ("lissten = \"127.0.0.1:1\"", "lissten", "listen"),
             ("insecure_plain_http = \"yes\"", "insecure_plain_http", "true or false"),
             ("registration = \"some\"", "registration", "open, invite or closed"),
@@ -369,11 +419,29 @@ mod tests {
     }
 
     #[test]
-    fn other_addresses_need_a_word() {
-        assert!(config(&["--listen", "0.0.0.0:7611"]).is_err());
-        let address = "0.0.0.0:7611".parse().unwrap();
-        assert_eq!(config(&["--listen", "0.0.0.0:7611", "--insecure-plain-http"]).unwrap().listen, address);
-        assert!(config(&["--listen", "[::1]:7611"]).is_ok());
+    fn what_can_be_reached_from_elsewhere_is_encrypted_and_by_invite() {
+        for (listen, tls, registration) in [
+            ("127.0.0.1:7611", Tls::Off, Registration::Open),
+            ("[::1]:7611", Tls::Off, Registration::Open),
+            ("0.0.0.0:7611", Tls::SelfMade, Registration::Invite),
+            ("192.0.2.1:7611", Tls::SelfMade, Registration::Invite),
+        ] {
+            let config = config(&["--listen", listen]).unwrap();
+            assert_eq!((config.tls, config.registration), (tls, registration), "{listen}");
+        }
+        assert!(config(&["--listen", "0.0.0.0:7611", "--tls", "off"]).is_err());
+        let insecure = config(&["--listen", "0.0.0.0:7611", "--tls", "off", "--insecure-plain-http"]).unwrap();
+        assert_eq!(insecure.tls, Tls::Off);
+        assert_eq!(config(&["--tls", "self-made"]).unwrap().tls, Tls::SelfMade);
+    }
+
+    #[test]
+    fn an_address_is_a_host_and_maybe_a_port() {
+        let address = |text| config(&["--address", text]).unwrap().address;
+        assert_eq!(address("relay.example"), Some(("relay.example".to_owned(), None)));
+        assert_eq!(address("relay.example:443"), Some(("relay.example".to_owned(), Some(443))));
+        assert_eq!(address("[2001:db8::1]:7611"), Some(("[2001:db8::1]".to_owned(), Some(7611))));
+        assert_eq!(address(""), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use undertone_wire::{
     SendResponse, path,
 };
 
-use crate::support::{Backend, Device, Message, Reply, TestRelay, both};
+use crate::support::{Backend, Device, Message, Reply, TestRelay, both, plain_http};
 
 both! {
     both_encodings_say_the_same,
@@ -39,7 +39,7 @@ async fn both_encodings_say_the_same(on: Backend) {
 
 async fn json_is_spoken_to_those_who_ask_for_nothing(on: Backend) {
     let relay = TestRelay::start(on).await;
-    let answer = reqwest::get(format!("{}{}", relay.url, path::RELAY)).await.unwrap();
+    let answer = plain_http().get(format!("{}{}", relay.url, path::RELAY)).send().await.unwrap();
     assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/json");
     let described: Relay = Reply::read(answer).await.unwrap().yes();
     assert_eq!(described.limits, Limits::default());
@@ -49,7 +49,7 @@ async fn json_is_spoken_to_those_who_ask_for_nothing(on: Backend) {
 async fn requests_that_cannot_be_understood_are_told_why(on: Backend) {
     let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
-    let http = reqwest::Client::new();
+    let http = plain_http();
     let login = format!("{}{}", relay.url, path::LOGIN);
 
     relay.api().get("/nowhere").await.no(ErrorCode::NotFound);
@@ -89,7 +89,7 @@ async fn bodies_are_measured_before_they_are_read(on: Backend) {
 async fn tokens_that_are_none_are_refused(on: Backend) {
     let relay = TestRelay::start(on).await;
     let alice = relay.device().await;
-    let http = reqwest::Client::new();
+    let http = plain_http();
     let queue = format!("{}{}", relay.url, path::QUEUE);
     for value in ["", "Bearer", "Bearer ", "Bearer !!!", "Basic YWxpY2U6eA", "Bearer \"\""] {
         let answer = http.get(&queue).header(header::AUTHORIZATION, value).send().await.unwrap();

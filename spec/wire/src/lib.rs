@@ -21,6 +21,7 @@
 
 mod account;
 mod bytes;
+mod connection;
 mod credential;
 mod device_list;
 mod direct;
@@ -41,6 +42,7 @@ pub use account::{
     UsernameError,
 };
 pub use bytes::{Bytes, Hash, InviteCode, InviteCodeError, LengthError, Nonce, PublicKey, Signature};
+pub use connection::{ConnectionString, ConnectionStringError};
 pub use credential::{CredentialError, LeafCredential};
 pub use device_list::{
     Certificate, DeviceEntry, DeviceList, DeviceListError, KeySet, ROTATIONS_MAX, RecoveryKey, Rotation,

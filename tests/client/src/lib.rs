@@ -14,7 +14,7 @@ mod socket;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use account::{Account, Device, Keys, log_in, login_request};
-pub use api::{Api, Reply, text_of};
+pub use api::{Api, Reply, plain_http, text_of};
 pub use direct::{ciphertext_for, direct_in};
 pub use message::{Message, Parsed, bytes_of, private_message};
 pub use socket::Socket;

@@ -9,7 +9,7 @@ pub(crate) use relay::TestRelay;
 pub(crate) use store::{Backend, Store, both, connect, postgres};
 pub(crate) use undertone_test_client::{
     Account, Api, Device, Keys, Message, Reply, SOON, Socket, bytes_of, ciphertext_for, direct_in, log_in,
-    login_request, private_message, random, text_of,
+    login_request, plain_http, private_message, random, text_of,
 };
 
 /// The relay's program, which knows of no configuration but these arguments.
