@@ -43,6 +43,9 @@ const LINE_BYTES_MAX: u64 = 1024 * 1024;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long to wait after the system had no connection to give, for it may have none left.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
@@ -218,11 +221,16 @@ pub(crate) async fn serve(node: Node, place: Place) {
         }
     };
     loop {
-        let answered = async {
-            let (mut asking, _) = listener.accept().await?;
-            timeout(PATIENCE, answer(&node, &socket.0, &mut asking)).await?
+        let (mut asking, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::error!(kind = %error.kind(), "cannot take a command");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
         };
-        if let Err(error) = answered.await {
+        let answered = timeout(PATIENCE, answer(&node, &socket.0, &mut asking)).await;
+        if let Err(error) = answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             tracing::warn!(kind = %error.kind(), "a command could not be answered");
         }
     }

@@ -49,6 +49,7 @@ mod wake;
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
+use undertone_wire::{ConnectionString, Registration};
 
 pub use admin::{AdminAnswer, AdminError, AdminRequest, InviteSummary, ask};
 pub use clock::{Clock, ManualClock, Random, RandomError, SystemClock, SystemRandom};
@@ -56,8 +57,6 @@ pub use config::{Arguments, Command, Config, ConfigError, Invite, Origin, Settin
 pub use router::openapi;
 pub use store::{Place, PostgresConfig, StoreError};
 pub use tls::TlsError;
-
-use undertone_wire::{ConnectionString, InviteCode, Registration};
 
 use crate::{node::Node, store::Db, tls::SelfMade, wake::Wake};
 
@@ -91,15 +90,16 @@ pub enum RelayError {
 impl Relay {
     /// Opens the store, makes what is missing, migrates, and begins to listen.
     pub async fn bind(config: Config, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Result<Self, RelayError> {
-        let tls = match config.tls {
-            Tls::Off => None,
-            Tls::SelfMade => Some(SelfMade::open(&config.data)?),
-        };
         let wake = Arc::new(Wake::default());
         let db = Db::open(&config.place, Arc::clone(&wake), Arc::clone(&random)).await?;
         let listen = |error| RelayError::Listen(config.listen, error);
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
+        // Last: a start that fails makes no key, and the next is still the first.
+        let tls = match config.tls {
+            Tls::Off => None,
+            Tls::SelfMade => Some(SelfMade::open(&config.data)?),
+        };
         let node = Node::new(db, wake, clock, random, &config).await?;
         Ok(Self { node, listener, local_addr, tls, config })
     }
@@ -109,9 +109,9 @@ impl Relay {
         self.local_addr
     }
 
-    /// How others reach it, to be passed on with an invite or without; `None` if it does not speak TLS.
-    pub fn connection_string(&self, invite: Option<InviteCode>) -> Option<ConnectionString> {
-        reach::connection_string(&self.config, self.local_addr, self.tls.as_ref()?.fingerprint, invite)
+    /// How others reach it; `None` if it does not speak TLS.
+    pub fn connection_string(&self) -> Option<ConnectionString> {
+        reach::connection_string(&self.config, self.local_addr, self.tls.as_ref()?.fingerprint)
     }
 
     /// Whether this is its first start with TLS: the key by which others know it was made just now.
@@ -160,11 +160,11 @@ impl Relay {
 }
 
 /// How others reach a relay with this configuration; `None` if it does not speak TLS, or chooses its port when it starts.
-pub fn connection_string(config: &Config, invite: Option<InviteCode>) -> Result<Option<ConnectionString>, TlsError> {
+pub fn connection_string(config: &Config) -> Result<Option<ConnectionString>, TlsError> {
     if config.tls == Tls::Off || config.listen.port() == 0 {
         return Ok(None);
     }
-    Ok(reach::connection_string(config, config.listen, tls::fingerprint(&config.data)?, invite))
+    Ok(reach::connection_string(config, config.listen, tls::fingerprint(&config.data)?))
 }
 
 /// Migrates a store and closes it. As at every start, a store that is a copy begins a new incarnation.

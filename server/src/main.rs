@@ -91,12 +91,17 @@ async fn tend(config: &Config, invite: Invite) -> Result<(), Box<dyn std::error:
         Invite::List => AdminRequest::ListInvites,
         Invite::Revoke { id } => AdminRequest::RevokeInvite { id },
     };
+    // Before it is made: its code is told now or never.
+    let connection = match request {
+        AdminRequest::CreateInvite { .. } => undertone_server::connection_string(config)?,
+        _ => None,
+    };
     let mut stdout = std::io::stdout().lock();
     let end = |expires_ms| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(expires_ms));
     match undertone_server::ask(&config.place, request).await? {
         AdminAnswer::Created { code, invite } => {
-            match undertone_server::connection_string(config, Some(code))? {
-                Some(connection) => writeln!(stdout, "{connection}")?,
+            match connection {
+                Some(connection) => writeln!(stdout, "{}", connection.with_invite(code))?,
                 None => writeln!(stdout, "{code}")?,
             }
             eprintln!("invite {}: {} use(s), until {}", invite.id, invite.uses_left, end(invite.expires_ms));
@@ -115,7 +120,7 @@ async fn tend(config: &Config, invite: Invite) -> Result<(), Box<dyn std::error:
 /// Says where the relay is, and what to do next. What lets others in is shown to somebody at a terminal only, since what is
 /// written elsewhere is a log.
 async fn say_ready(relay: &Relay) -> Result<(), Box<dyn std::error::Error>> {
-    let line = match relay.connection_string(None) {
+    let line = match relay.connection_string() {
         None => {
             let url = format!("http://{}", relay.local_addr());
             format!("Undertone relay on {url} · next: undertone register --relay {url} --username alice")
@@ -125,7 +130,7 @@ async fn say_ready(relay: &Relay) -> Result<(), Box<dyn std::error::Error>> {
             let AdminAnswer::Created { code, .. } = relay.admin().ask(request).await? else {
                 return Err("the first invite was refused".into());
             };
-            let invited = relay.connection_string(Some(code)).ok_or("the relay lost its address")?;
+            let invited = connection.clone().with_invite(code);
             format!(
                 "Undertone relay on {connection} · next, for {FIRST_INVITE_USES} people within 24 hours: \
                  undertone register --relay '{invited}' --username alice"

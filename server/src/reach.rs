@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use undertone_wire::{ConnectionString, Hash, InviteCode};
+use undertone_wire::{ConnectionString, Hash};
 
 use crate::config::Config;
 
@@ -10,18 +10,13 @@ use crate::config::Config;
 const NOWHERE: [(&str, &str); 2] = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
 
 /// The connection string of a relay that listens at `listening` and has a key with this fingerprint.
-pub(crate) fn connection_string(
-    config: &Config,
-    listening: SocketAddr,
-    fingerprint: Hash,
-    invite: Option<InviteCode>,
-) -> Option<ConnectionString> {
+pub(crate) fn connection_string(config: &Config, listening: SocketAddr, fingerprint: Hash) -> Option<ConnectionString> {
     let (host, port) = match &config.address {
         Some((host, port)) => (host.clone(), port.unwrap_or(listening.port())),
         None => (text(outward(listening.ip())), listening.port()),
     };
     let mut connection = ConnectionString::new(&host, port).ok()?;
-    (connection.fingerprint, connection.invite) = (Some(fingerprint), invite);
+    connection.fingerprint = Some(fingerprint);
     Some(connection)
 }
 
@@ -68,7 +63,7 @@ mod tests {
             let listen: SocketAddr = listen.parse().unwrap();
             let mut config = Config::new(Place::Sqlite("a".into()), listen);
             config.address = address.map(|(host, port)| (host.to_owned(), port));
-            let said = connection_string(&config, listen, key, None).unwrap().to_string();
+            let said = connection_string(&config, listen, key).unwrap().to_string();
             said.split_once('#').unwrap().0.to_owned()
         };
         assert_eq!(said("192.0.2.7:7611", None), "undertone://192.0.2.7:7611/");

@@ -49,7 +49,6 @@ pub enum TlsError {
 }
 
 /// A key and a certificate that the relay made itself.
-#[derive(Clone)]
 pub(crate) struct SelfMade {
     pub(crate) acceptor: TlsAcceptor,
     /// By what clients know it.
@@ -87,29 +86,30 @@ impl SelfMade {
 fn key(data: &Path) -> Result<(KeyPair, bool), TlsError> {
     let file = data.join(KEY_FILE);
     let unusable = |error| TlsError::Unusable(file.clone(), error);
-    let pem = match fs::read_to_string(&file) {
-        Ok(pem) => return Ok((KeyPair::from_pem(&pem).map_err(unusable)?, false)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable)?.serialize_pem()
-        }
-        Err(error) => return Err(TlsError::Key(file, error)),
-    };
-    match keep(data, &file, &pem) {
+    let kept = || fs::read_to_string(&file).map_err(|error| TlsError::Key(file.clone(), error));
+    match kept() {
+        Err(TlsError::Key(_, error)) if error.kind() == io::ErrorKind::NotFound => {}
+        pem => return Ok((KeyPair::from_pem(&pem?).map_err(unusable)?, false)),
+    }
+    let new = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
+    match keep(data, &file, &new.serialize_pem()).map_err(|error| TlsError::Key(file.clone(), error))? {
+        true => Ok((new, true)),
         // Another process made one at the same moment: that one holds.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => key(data),
-        Err(error) => Err(TlsError::Key(file, error)),
-        Ok(()) => Ok((KeyPair::from_pem(&pem).map_err(unusable)?, true)),
+        false => Ok((KeyPair::from_pem(&kept()?).map_err(unusable)?, false)),
     }
 }
 
-/// Keeps a new key: whole and durable, or not at all, and never in the place of another.
-fn keep(data: &Path, file: &Path, pem: &str) -> io::Result<()> {
+/// Keeps a new key: whole and durable, or not at all. `false` if there is one already.
+fn keep(data: &Path, file: &Path, pem: &str) -> io::Result<bool> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(data)?;
     let mut new = tempfile::NamedTempFile::new_in(data)?;
     new.write_all(pem.as_bytes())?;
     new.as_file().sync_all()?;
-    new.persist_noclobber(file).map_err(|kept| kept.error)?;
-    fs::File::open(data)?.sync_all()
+    match new.persist_noclobber(file) {
+        Ok(_) => fs::File::open(data)?.sync_all().map(|()| true),
+        Err(kept) if kept.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(kept) => Err(kept.error),
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +140,15 @@ mod tests {
         let said = SelfMade::open(folder.path()).err().unwrap().to_string();
         assert!(said.contains("undertone.tls.key") && said.contains("backup"), "{said}");
         assert_eq!(fs::read_to_string(&file).unwrap(), "no key");
+    }
+
+    #[test]
+    fn a_key_that_points_nowhere_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for (link, data) in [(KEY_FILE, folder.path().to_owned()), ("data", folder.path().join("data"))] {
+            std::os::unix::fs::symlink("/nowhere/at/all", folder.path().join(link)).unwrap();
+            assert!(matches!(fingerprint(&data), Err(TlsError::Key(..))), "{link}");
+        }
     }
 
     #[test]

@@ -39,7 +39,8 @@ impl Place {
             return Ok(Self { text: given.to_string(), base, invite, fingerprint });
         }
         let base = Url::parse(text).map_err(|_| NOT_ADDRESS.to_owned())?;
-        if base.query().is_some() || base.fragment().is_some() || !base.username().is_empty() {
+        let somebody = !base.username().is_empty() || base.password().is_some();
+        if base.query().is_some() || base.fragment().is_some() || somebody {
             return Err(NOT_ADDRESS.to_owned());
         }
         match base.scheme() {
@@ -169,7 +170,16 @@ mod tests {
         for there in ["http://192.0.2.1:7611", "http://relay.example", "http://[2001:db8::1]", "http://10.0.0.1"] {
             assert!(Place::parse(there).unwrap_err().contains("in clear"), "{there}");
         }
-        for bad in ["relay.example", "ftp://a", "https://a/?b", "https://a/#b", "https://you@a", "undertone://", ""] {
+        for bad in [
+            "relay.example",
+            "ftp://a",
+            "https://a/?b",
+            "https://a/#b",
+            "https://you@a",
+            "https://:word@a",
+            "undertone://",
+            "",
+        ] {
             assert!(Place::parse(bad).is_err(), "{bad}");
         }
     }

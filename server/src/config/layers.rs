@@ -2,7 +2,7 @@
 //!
 //! Invariant: values are texts until somebody says what they must be, and whoever refuses one can say where it was given.
 
-use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};
+use std::{cmp::Ordering, collections::BTreeMap, fmt, path::Path, str::FromStr};
 
 use super::{
     Arguments,
@@ -132,19 +132,25 @@ impl Layers {
     fn read_secrets(&mut self, keys: &[Key]) -> Result<(), ConfigError> {
         for key in keys.iter().filter(|key| key.kind == Kind::Secret) {
             let file = format!("{}_file", key.name);
-            let (Some((origin, path)), Some((direct, _))) = (self.given.get(&file), self.given.get(&key.name)) else {
-                continue;
-            };
-            if path.is_empty() || rank(direct) > rank(origin) {
+            let ((origin, path), (direct, _)) = (self.get(&file), self.get(&key.name));
+            if path.is_empty() {
                 continue;
             }
-            if rank(direct) == rank(origin) && *direct != Origin::Default {
-                return Err(self.refuse(&file, &format!("give either this or {}, not both", key.name)));
+            match rank(direct).cmp(&rank(origin)) {
+                // The file counts no more, and is not shown as if it did.
+                Ordering::Greater => self.give(&file, direct.clone(), String::new()),
+                Ordering::Equal => {
+                    return Err(self.refuse(&file, &format!("give either this or {}, not both", key.name)));
+                }
+                Ordering::Less => {
+                    let read = std::fs::read_to_string(path);
+                    let text = read.map_err(|error| self.refuse(&file, &format!("{path} cannot be read: {error}")))?;
+                    if text.trim().is_empty() {
+                        return Err(self.refuse(&file, &format!("{path} is empty")));
+                    }
+                    self.give(&key.name, origin.clone(), text.trim().to_owned());
+                }
             }
-            let read = std::fs::read_to_string(path);
-            let text = read.map_err(|error| self.refuse(&file, &format!("{path} cannot be read: {error}")))?;
-            let origin = origin.clone();
-            self.give(&key.name, origin, text.trim().to_owned());
         }
         Ok(())
     }

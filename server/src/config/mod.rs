@@ -11,7 +11,13 @@ mod keys;
 mod layers;
 mod show;
 
-use std::{fmt::Display, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt::Display,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use serde_json::{Map, Value};
 use undertone_wire::{Limits, Registration};
@@ -120,8 +126,8 @@ impl Settings {
         }
         let address = layers.checked("address", address)?;
         let registration = layers.checked("registration", |text| registration(text, listen))?;
-        let data = layers.get("data").1.into();
-        let base = Config::new(place(&layers)?, listen);
+        let data = PathBuf::from(layers.get("data").1);
+        let base = Config::new(place(&layers, &data)?, listen);
         let config = Config { limits: limits(&layers)?, registration, tls, address, data, ..base };
         let log = layers.checked("log", is_filter)?;
         layers.follows("tls", if tls == Tls::Off { "off" } else { "self-made" });
@@ -197,8 +203,7 @@ fn is_filter(text: &str) -> Result<String, String> {
     filter.map(|_| text.to_owned()).map_err(|_| "it must be error, warn, info, debug, trace or a tracing filter".into())
 }
 
-fn place(layers: &Layers) -> Result<Place, ConfigError> {
-    let data: PathBuf = layers.checked("data", |text| Ok(text.into()))?;
+fn place(layers: &Layers, data: &Path) -> Result<Place, ConfigError> {
     let connections = number(layers, "postgres_connections", 3, 1_000)?;
     let lossless = layers.checked("postgres_failover", |text| match text {
         "lossy" => Ok(false),
@@ -324,6 +329,10 @@ mod tests {
         assert_eq!(place(read(&["--database", "sqlite:a"], &given).unwrap()), Place::Sqlite("a".into()));
         let both = read(&[], &[("UNDERTONE_DATABASE", "sqlite:a"), ("UNDERTONE_DATABASE_FILE", secret)]);
         assert_eq!(both.unwrap_err().key(), Some("database_file"));
+        let empty = file("\n");
+        let nothing = read(&[], &[("UNDERTONE_DATABASE_FILE", empty.path().to_str().unwrap())]).unwrap_err();
+        assert!(nothing.to_string().starts_with("UNDERTONE_DATABASE_FILE: database_file: "), "{nothing}");
+        assert!(nothing.to_string().ends_with(" is empty"), "{nothing}");
     }
 
     #[test]
@@ -396,6 +405,22 @@ mod tests {
             shown.lines().filter_map(|line| line.split(" # from").next()).map(str::to_owned).collect()
         };
         assert_eq!(values(&again.show()), values(&shown));
+    }
+
+    #[test]
+    fn what_is_shown_of_secrets_can_be_read_back() {
+        let (here, away) = (file("sqlite:here"), file("postgres://u:word@h/d"));
+        let [here, away] = [&here, &away].map(|file| file.path().to_str().unwrap());
+        for (arguments, variables) in [
+            (vec![], [("UNDERTONE_DATABASE_FILE", here)]),
+            (vec![], [("UNDERTONE_DATABASE_FILE", away)]),
+            (vec!["--database", "sqlite:flag"], [("UNDERTONE_DATABASE_FILE", away)]),
+        ] {
+            let settings = read(&arguments, &variables).unwrap();
+            let shown = file(&settings.show());
+            let again = read(&["--config", shown.path().to_str().unwrap()], &[]).unwrap();
+            assert_eq!(again.config.place, settings.config.place, "{}", settings.show());
+        }
     }
 
     #[test]

@@ -15,7 +15,9 @@ pub(super) fn effective(layers: &Layers) -> String {
     written(|key| {
         let (origin, text) = layers.get(&key.name);
         let line = match key.kind {
-            Kind::Secret if may_hold_password(text) => return format!("# {} is set, from {origin}\n", key.name),
+            Kind::Secret if may_hold_password(text) || stands_elsewhere(layers, key) => {
+                return format!("# {} is set, from {origin}\n", key.name);
+            }
             _ if text.is_empty() => format!("#{}", assignment(key, text)),
             _ => assignment(key, text),
         };
@@ -52,6 +54,11 @@ fn assignment(key: &Key, text: &str) -> String {
 /// Whether a secret must not be shown: a file's path may.
 fn may_hold_password(text: &str) -> bool {
     !text.is_empty() && !text.starts_with("sqlite:")
+}
+
+/// Whether a secret is in the file that the key beside it names, which is shown.
+fn stands_elsewhere(layers: &Layers, secret: &Key) -> bool {
+    !layers.get(&format!("{}_file", secret.name)).1.is_empty()
 }
 
 fn comment(text: &str) -> String {

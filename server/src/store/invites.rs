@@ -1,6 +1,6 @@
 //! Invites: who has one may register.
 //!
-//! Invariant: a code is known by its hash only, and which account used it is not kept. A use is used up in the transaction
+//! Invariant: a code is known by its hash only, and no column says which account used it. A use is used up in the transaction
 //! that adds the account, and an invite without uses is gone.
 
 use undertone_wire::Hash;

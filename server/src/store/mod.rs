@@ -7,8 +7,8 @@
 //! ([`Db::write`]), and whoever has mail by it is woken after the commit.
 //!
 //! Invariant: every transaction locks in this order, each kind ascending and all of a kind at once: message ids, device
-//! lists, groups, devices, cursors, queue rows, key packages, invites, envelopes. So none waits for one that waits for it. Envelopes
-//! come last of all, just before the commit, whatever let go of them ([`Tx::release`]).
+//! lists, groups, devices, cursors, queue rows, key packages, invites, envelopes. So none waits for one that waits for it.
+//! Envelopes come last of all, just before the commit, whatever let go of them ([`Tx::release`]).
 //! Who only relies on a row locks it as one who changes it does: of those who may share a lock there can always be one,
 //! and who wants it alone would wait without end.
 

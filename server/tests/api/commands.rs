@@ -27,24 +27,20 @@ fn database(relay: &TestRelay) -> String {
     }
 }
 
-fn invited(code: InviteCode) -> Account {
-    Account { invite: Some(code), ..Account::new(1) }
-}
-
 async fn invites_are_tended_beside_a_relay_that_serves(on: Backend) {
     let relay = TestRelay::with_registration(on, Registration::Invite).await;
     let database = database(&relay);
     until("the relay answers commands", async || said(&database, &["invite", "list"]).await.is_ok()).await;
     let code = said(&database, &["invite", "create", "--uses", "2", "--expires", "7d"]).await.unwrap();
     let code: InviteCode = code.trim().parse().unwrap();
-    invited(code).try_register(&relay.api()).await.yes::<WireAccount>();
+    Account::new(1).invited(code).try_register(&relay.api()).await.yes::<WireAccount>();
 
     let listed = said(&database, &["invite", "list"]).await.unwrap();
     assert!(listed.contains("1 use(s) left") && listed.lines().count() == 1, "{listed}");
     assert!(!listed.contains(&code.to_string()), "the code is not kept");
     let (id, _) = listed.split_once(' ').unwrap();
     assert_eq!(said(&database, &["invite", "revoke", id]).await.unwrap(), "");
-    invited(code).try_register(&relay.api()).await.no(ErrorCode::InviteRequired);
+    Account::new(1).invited(code).try_register(&relay.api()).await.no(ErrorCode::InviteRequired);
     assert_eq!(said(&database, &["invite", "list"]).await.unwrap(), "");
     let refused = said(&database, &["invite", "revoke", id]).await.unwrap_err();
     assert!(refused.contains("no such invite"), "{refused}");
@@ -58,7 +54,7 @@ async fn invites_are_tended_while_no_relay_serves(on: Backend) {
     let stopped = relay.stop().await;
     let code = said(&database, &["invite", "create"]).await.unwrap();
     let relay = stopped.start().await;
-    invited(code.trim().parse().unwrap()).try_register(&relay.api()).await.yes::<WireAccount>();
+    Account::new(1).invited(code.trim().parse().unwrap()).try_register(&relay.api()).await.yes::<WireAccount>();
 }
 
 #[test]

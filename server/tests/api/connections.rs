@@ -1,16 +1,18 @@
 //! Connections that say nothing, break off, or are too many.
 
-use std::time::Duration;
+use std::{future::pending, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+use undertone_server::{Config, Relay, SystemClock, SystemRandom, Tls};
 
-use crate::support::{Backend, SOON, TestRelay, both};
+use crate::support::{Backend, SOON, Store, TestRelay, both};
 
 both! {
     those_that_do_not_say_what_they_want_are_closed,
+    those_that_do_not_come_to_speak_tls_are_closed,
     one_too_many_waits_for_a_place_and_streams_take_places,
     a_body_that_breaks_off_is_malformed_and_not_too_large,
     a_body_without_a_length_is_measured_as_it_comes,
@@ -36,6 +38,22 @@ async fn those_that_do_not_say_what_they_want_are_closed(on: Backend) {
     rest(&mut half).await;
     let answer = rest(&mut idle).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok\n"), "{answer}");
+}
+
+async fn those_that_do_not_come_to_speak_tls_are_closed(on: Backend) {
+    let (store, folder) = (Store::new(on).await, tempfile::tempdir().unwrap());
+    let mut config = Config::new(store.place(), "127.0.0.1:0".parse().unwrap());
+    (config.tls, config.data, config.header_timeout) = (Tls::SelfMade, folder.path().to_owned(), SHORT);
+    let relay = Relay::bind(config, Arc::new(SystemClock), Arc::new(SystemRandom)).await.unwrap();
+    let address = relay.local_addr();
+    let serving = tokio::spawn(relay.serve(pending()));
+    // The second begins a handshake and does not go on.
+    for begun in [&[][..], &[22, 3, 1, 0]] {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        connection.write_all(begun).await.unwrap();
+        assert_eq!(rest(&mut connection).await, "");
+    }
+    serving.abort();
 }
 
 async fn one_too_many_waits_for_a_place_and_streams_take_places(on: Backend) {

@@ -54,6 +54,12 @@ impl ConnectionString {
         Ok(Self { host, port, fingerprint: None, invite: None })
     }
 
+    /// The same with something to register with.
+    #[must_use]
+    pub fn with_invite(self, invite: InviteCode) -> Self {
+        Self { invite: Some(invite), ..self }
+    }
+
     /// The relay's URL.
     pub fn url(&self) -> String {
         match self.port {

@@ -93,6 +93,11 @@ impl Account {
         Self { username: Some(username.parse().unwrap()), ..self }
     }
 
+    /// The same with an invite.
+    pub fn invited(self, invite: InviteCode) -> Self {
+        Self { invite: Some(invite), ..self }
+    }
+
     /// The account with the next version of its list, naming these devices.
     pub fn next(&self, mut keys: Vec<Keys>) -> Self {
         keys.sort_by_key(|keys| keys.device_id);
