@@ -8,11 +8,12 @@ use std::{
 
 use futures_util::future::join_all;
 use tokio::sync::Mutex;
+use undertone_api::{HttpApi, RelayApi};
 use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, RelayId, Username};
 
 use crate::{
     Error,
-    api::{self, Address, Addresses, HttpApi, RelayApi},
+    api::{Address, Addresses},
     clock::{Clock, SystemClock},
     conversation::{self, Group, GroupSummary},
     crypto::{Entropy, Identity},
@@ -294,9 +295,9 @@ impl<S> ClientBuilder<S> {
     pub fn also_at(mut self, relay: impl Into<String>) -> Self {
         // What is none is refused when it is used.
         let given = relay.into();
-        let place = api::Place::parse(&given).ok();
-        self.invite = self.invite.or(place.as_ref().and_then(|place| place.invite));
-        self.relay_urls.push(place.map_or(given, |place| place.text));
+        let place = undertone_api::Place::parse(&given).ok();
+        self.invite = self.invite.or(place.as_ref().and_then(undertone_api::Place::invite));
+        self.relay_urls.push(place.map_or(given, |place| place.text().to_owned()));
         self
     }
 
@@ -408,7 +409,7 @@ impl ClientBuilder<StoreAt> {
     }
 
     fn transport(&self, relay: &str, one_of_many: bool) -> Result<Arc<dyn RelayApi>, Error> {
-        let place = api::Place::parse(relay).map_err(Error::Invalid)?;
+        let place = undertone_api::Place::parse(relay).map_err(|error| Error::Invalid(error.to_string()))?;
         let clock = Arc::clone(&self.clock);
         let now_ms = Arc::new(move || clock.now_ms());
         let api = if one_of_many { HttpApi::among_many(&place, now_ms) } else { HttpApi::new(&place, now_ms) };

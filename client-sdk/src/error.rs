@@ -2,9 +2,10 @@
 //!
 //! Invariant: `Display` of every error is fit for a log: no keys, no content, no ids of people.
 
+use undertone_api::ApiError;
 use undertone_wire::{DeviceListError, ErrorCode};
 
-use crate::{api::ApiError, crypto::CryptoError, store::StoreError};
+use crate::{crypto::CryptoError, store::StoreError};
 
 /// Why an operation did not happen.
 #[derive(Debug, thiserror::Error)]

@@ -43,6 +43,9 @@ const LINE_BYTES_MAX: u64 = 1024 * 1024;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How soon to look again for a relay that does not listen.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// How long to wait after the system had no connection to give, for it may have none left.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -65,6 +68,21 @@ pub enum AdminRequest {
         /// Its id, as in the list.
         id: String,
     },
+}
+
+impl AdminRequest {
+    /// Whether it may be done, whatever the store holds; an error says why not.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Self::CreateInvite { uses, .. } if !(1..=USES_MAX).contains(uses) => {
+                Err(format!("an invite has from 1 to {USES_MAX} uses"))
+            }
+            Self::CreateInvite { life_s, .. } if !(1..=LIFE_S_MAX).contains(life_s) => {
+                Err("an invite holds for a second to ten years".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What is answered.
@@ -116,30 +134,57 @@ impl From<&invites::Invite> for InviteSummary {
 #[non_exhaustive]
 pub enum AdminError {
     /// The store cannot be opened, or failed.
-    #[error(transparent)]
+    #[error("database: {0}{fix}", fix = .0.fix())]
     Store(#[from] StoreError),
     /// A relay has the store, and does not answer.
     #[error("a relay has the store open and does not answer at {0}: {1}. Stop it, or start it anew")]
     Silent(PathBuf, io::Error),
 }
 
-/// Does what is asked, over the store at a place: by itself if nobody has it, or through the relay that has it.
+/// Does what is asked, over the store at a place: by itself if nobody has it, or through the relay that has it. One that is
+/// starting or stopping is waited for.
 pub async fn ask(place: &Place, request: AdminRequest) -> Result<AdminAnswer, AdminError> {
+    if let Err(why) = request.check() {
+        return Ok(refused(why));
+    }
+    let mut silent = None;
+    let asked = timeout(PATIENCE, async {
+        loop {
+            match ask_once(place, &request).await {
+                Err(AdminError::Silent(socket, error)) if nobody_listens(&error) => silent = Some((socket, error)),
+                answered => return answered,
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    });
+    match (asked.await, silent) {
+        (Ok(answered), _) => answered,
+        (Err(_), Some((socket, error))) => Err(AdminError::Silent(socket, error)),
+        (Err(_), None) => Err(StoreError::Busy.into()),
+    }
+}
+
+async fn ask_once(place: &Place, request: &AdminRequest) -> Result<AdminAnswer, AdminError> {
     match (Db::open(place, Arc::default(), Arc::new(SystemRandom)).await, place) {
         (Ok(db), _) => {
-            let answer = perform(&db, &SystemClock, &SystemRandom, request).await;
+            let answer = perform(&db, &SystemClock, &SystemRandom, request.clone()).await;
             db.close().await?;
             Ok(answer?)
         }
         (Err(StoreError::InUse(_)), Place::Sqlite(store)) => {
             let socket = socket_beside(store);
-            let asked = timeout(PATIENCE, ask_relay(&socket, &request)).await;
+            let asked = timeout(PATIENCE, ask_relay(&socket, request)).await;
             asked
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 .map_err(|error| AdminError::Silent(socket, error))
         }
         (Err(error), _) => Err(error.into()),
     }
+}
+
+/// Whether the relay that has the store does not take commands yet, or no longer: nothing was asked of it.
+fn nobody_listens(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 async fn ask_relay(socket: &Path, request: &AdminRequest) -> io::Result<AdminAnswer> {
@@ -155,15 +200,12 @@ pub(crate) async fn perform(
     random: &dyn Random,
     request: AdminRequest,
 ) -> Result<AdminAnswer, StoreError> {
+    if let Err(why) = request.check() {
+        return Ok(refused(why));
+    }
     let now_ms = clock.now_ms();
     match request {
         AdminRequest::CreateInvite { uses, life_s } => {
-            if !(1..=USES_MAX).contains(&uses) {
-                return Ok(refused(format!("an invite has from 1 to {USES_MAX} uses")));
-            }
-            if !(1..=LIFE_S_MAX).contains(&life_s) {
-                return Ok(refused("an invite holds for a second to ten years".to_owned()));
-            }
             create(db, random, uses, now_ms.saturating_add(life_s * 1_000)).await
         }
         AdminRequest::ListInvites => {
@@ -354,23 +396,20 @@ mod tests {
         assert!(matches!(ask(&place, create.clone()).await.unwrap(), AdminAnswer::Created { .. }), "nobody has it");
 
         let node = testing::node(folder.path()).await;
-        assert!(matches!(ask(&place, create.clone()).await, Err(AdminError::Silent(..))), "nobody answers");
+        assert!(matches!(ask_once(&place, &create).await, Err(AdminError::Silent(..))), "nobody answers");
         // Left over by a relay that was killed.
         drop(UnixListener::bind(folder.path().join("undertone.db.admin")).unwrap());
-        let serving = tokio::spawn(serve(node.clone(), place.clone()));
-        let mut tick = tokio::time::interval(Duration::from_millis(10));
-        let answer = loop {
-            match ask(&place, create.clone()).await {
-                Ok(answer) => break answer,
-                Err(AdminError::Silent(..)) => tick.tick().await,
-                Err(error) => panic!("{error}"),
-            };
-        };
+        assert!(matches!(ask_once(&place, &create).await, Err(AdminError::Silent(..))), "nobody answers");
+        let mut serving = None;
+        let (answer, ()) = tokio::join!(ask(&place, create), async {
+            serving = Some(tokio::spawn(serve(node.clone(), place.clone())));
+        });
+        let answer = answer.unwrap();
         let AdminAnswer::Created { invite, .. } = answer else { panic!("{answer:?}") };
         let AdminAnswer::Invites { invites } = ask(&place, AdminRequest::ListInvites).await.unwrap() else { panic!() };
         assert!(invites.len() == 2 && invites.contains(&invite), "{invites:?}");
         let mode = fs::metadata(folder.path().join("undertone.db.admin")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        serving.abort();
+        serving.unwrap().abort();
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     error::Error,
     node::Node,
     store::{Tx, accounts, sessions},
+    strangers::Stranger,
 };
 
 /// The device that calls.
@@ -68,7 +69,7 @@ pub(crate) fn bearer_token(headers: &HeaderMap) -> Option<Bytes> {
 /// Gives a nonce for one log-in.
 #[utoipa::path(post, path = path::CHALLENGE, tag = "auth", security(()),
     responses((status = 200, body = Challenge), (status = "default", body = Problem)))]
-pub(crate) async fn challenge(State(node): State<Node>, accept: Accept) -> Result<Response, Error> {
+pub(crate) async fn challenge(State(node): State<Node>, _: Stranger, accept: Accept) -> Result<Response, Error> {
     let nonce = Nonce::from(random_bytes(&*node.random)?);
     let expires_at_ms = node.now_ms().saturating_add(node.limits.challenge_ttl_s.saturating_mul(1_000));
     node.db
@@ -82,6 +83,7 @@ pub(crate) async fn challenge(State(node): State<Node>, accept: Accept) -> Resul
     responses((status = 200, body = Session), (status = "default", body = Problem)))]
 pub(crate) async fn login(
     State(node): State<Node>,
+    _: Stranger,
     accept: Accept,
     Body(request): Body<LoginRequest>,
 ) -> Result<Response, Error> {

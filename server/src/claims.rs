@@ -2,77 +2,51 @@
 //!
 //! Nothing about who asks for whose keys is stored. Over the limit a claim is not refused: it gets the last-resort key.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use governor::{
-    Quota, RateLimiter, clock::Clock as GovernorClock, middleware::NoOpMiddleware, nanos::Nanos,
-    state::keyed::HashMapStateStore,
-};
 use undertone_wire::{AccountId, Limits};
 
-use crate::clock::Clock;
-
-type Limiter<K> = RateLimiter<K, HashMapStateStore<K>, PassedIn, NoOpMiddleware<Nanos>>;
+use crate::{clock::Clock, rates::Rate};
 
 /// Counts claims.
 pub(crate) struct Claims {
-    of_pair: Option<Limiter<(AccountId, AccountId)>>,
-    of_account: Option<Limiter<AccountId>>,
-}
-
-/// The clock that is passed in, as the counters read it.
-#[derive(Clone)]
-struct PassedIn(Arc<dyn Clock>);
-
-impl GovernorClock for PassedIn {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        Duration::from_millis(self.0.now_ms()).into()
-    }
+    of_pair: Rate<(AccountId, AccountId)>,
+    of_account: Rate<AccountId>,
 }
 
 impl Claims {
     /// Counters at zero.
     pub(crate) fn new(limits: &Limits, clock: &Arc<dyn Clock>) -> Self {
         Self {
-            of_pair: limiter(limits.claims_per_pair_hour_max, clock),
-            of_account: limiter(limits.claims_per_account_hour_max, clock),
+            of_pair: Rate::per_hour(limits.claims_per_pair_hour_max, clock),
+            of_account: Rate::per_hour(limits.claims_per_account_hour_max, clock),
         }
     }
 
     /// Counts a claim of `target`'s keys by `asking`; whether it is within the limits. Only for accounts that exist, so
     /// that nobody fills the memory with others.
     pub(crate) fn allow(&self, asking: AccountId, target: AccountId) -> bool {
-        // What one asker is not allowed does not count for all. Without a limiter nothing is allowed.
-        let pair = self.of_pair.as_ref().is_some_and(|limiter| limiter.check_key(&(asking, target)).is_ok());
-        pair && self.of_account.as_ref().is_some_and(|limiter| limiter.check_key(&target).is_ok())
+        // What one asker is not allowed does not count for all.
+        self.of_pair.allow(&(asking, target)) && self.of_account.allow(&target)
     }
 
     /// How many counts are kept: of pairs, and of accounts.
     #[cfg(test)]
     pub(crate) fn kept(&self) -> (usize, usize) {
-        (self.of_pair.as_ref().map_or(0, RateLimiter::len), self.of_account.as_ref().map_or(0, RateLimiter::len))
+        (self.of_pair.kept(), self.of_account.kept())
     }
 
     /// Forgets those whose count is back at zero.
     pub(crate) fn tidy(&self) {
-        if let Some(limiter) = &self.of_pair {
-            limiter.retain_recent();
-        }
-        if let Some(limiter) = &self.of_account {
-            limiter.retain_recent();
-        }
+        self.of_pair.tidy();
+        self.of_account.tidy();
     }
-}
-
-fn limiter<K: Clone + Eq + std::hash::Hash>(per_hour: u64, clock: &Arc<dyn Clock>) -> Option<Limiter<K>> {
-    let per_hour = NonZeroU32::new(u32::try_from(per_hour).unwrap_or(u32::MAX))?;
-    Some(RateLimiter::new(Quota::per_hour(per_hour), HashMapStateStore::default(), PassedIn(Arc::clone(clock))))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::clock::ManualClock;
     use undertone_wire::PublicKey;

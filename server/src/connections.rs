@@ -1,11 +1,21 @@
 //! Connections: taken one by one, over TLS or not, served as HTTP/1.1, closed when they say nothing or the relay stops.
 //!
+//! Without TLS, only this machine and the trusted proxies are spoken to.
+//!
 //! Invariant: no more than `connections_max` are open at a time, streams included; others wait to be taken. One that has
 //! not come to speak TLS, or not said what it wants, by the header timeout, at first or between requests, is closed.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use axum::Router;
+use axum::{Router, extract::ConnectInfo};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -32,6 +42,9 @@ const BUFFER_BYTES: usize = 64 * 1024;
 #[derive(Clone)]
 pub(crate) struct Slot(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
 
+/// What answers the requests of a connection.
+type Requests = AddExtension<AddExtension<Router, Slot>, ConnectInfo<SocketAddr>>;
+
 /// Takes connections until `shutdown` ends. Those that are open then go on by themselves until their request is answered,
 /// and hold up [`Node::stopped`].
 pub(crate) async fn serve(
@@ -52,8 +65,11 @@ pub(crate) async fn serve(
             taken = next(&listener, &slots) => taken,
             () = &mut shutdown => return,
         };
-        let Some((connection, slot)) = taken else { return };
-        let requests = AddExtension::new(router.clone(), slot.clone());
+        let Some((connection, peer, slot)) = taken else { return };
+        if tls.is_none() && !may_speak_in_clear(node, peer) {
+            continue;
+        }
+        let requests = AddExtension::new(AddExtension::new(router.clone(), slot.clone()), ConnectInfo(peer));
         let (http, tls, stopping) = (http.clone(), tls.clone(), node.stopping());
         tokio::spawn(async move {
             if connection.set_nodelay(true).is_err() {
@@ -73,11 +89,11 @@ pub(crate) async fn serve(
 }
 
 /// The next connection, once there is a slot for it. Cancel safe.
-async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStream, Slot)> {
+async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStream, SocketAddr, Slot)> {
     let permit = Arc::clone(slots).acquire_owned().await.ok()?;
     loop {
         match listener.accept().await {
-            Ok((connection, _)) => return Some((connection, Slot(Arc::new(permit)))),
+            Ok((connection, peer)) => return Some((connection, peer, Slot(Arc::new(permit)))),
             Err(error) if gone_already(&error) => {}
             Err(error) => {
                 tracing::error!(kind = %error.kind(), "cannot take a connection");
@@ -85,6 +101,18 @@ async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStre
             }
         }
     }
+}
+
+/// Whether a connection may go on without TLS. That one may not is told once: it may be the proxy.
+fn may_speak_in_clear(node: &Node, peer: SocketAddr) -> bool {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let may = node.trusted_proxies.may_speak_in_clear(peer, node.listen);
+    if !may && !TOLD.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            "a connection from an address that trusted_proxies does not name was closed, as all such will be"
+        );
+    }
+    may
 }
 
 /// Whether the connection, not the listener, is what failed.
@@ -110,7 +138,7 @@ async fn encrypted(
 async fn converse<C: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     http: http1::Builder,
     connection: C,
-    requests: AddExtension<Router, Slot>,
+    requests: Requests,
     mut stopping: Stopping,
     _slot: Slot,
 ) {

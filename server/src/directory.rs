@@ -30,6 +30,7 @@ use crate::{
         queue::{self, Room},
         relay as stored_relay,
     },
+    strangers::Stranger,
 };
 
 /// How often unlisting begins again before it gives up.
@@ -55,6 +56,7 @@ pub(crate) async fn relay(State(node): State<Node>, accept: Accept) -> Result<Re
     responses((status = 200, body = Account), (status = "default", body = Problem)))]
 pub(crate) async fn register(
     State(node): State<Node>,
+    _: Stranger,
     accept: Accept,
     Body(request): Body<RegisterRequest>,
 ) -> Result<Response, Error> {

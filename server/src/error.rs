@@ -54,7 +54,12 @@ impl Error {
                 Problem { detail: (!detail.is_empty()).then(|| detail.into_owned()), ..Problem::new(code) }
             }
             Self::OverLimit(code, limit) => {
-                let detail = format!("`{}` is {}", limit.name, limit.value);
+                let detail = match code {
+                    ErrorCode::TooManyRequests => {
+                        "too many requests from this address; try again in a minute".to_owned()
+                    }
+                    _ => format!("`{}` is {}", limit.name, limit.value),
+                };
                 Problem { limit: Some(limit), detail: Some(detail), ..Problem::new(code) }
             }
             Self::WrongTime(code, time_ms) => Problem { time_ms: Some(time_ms), ..Problem::new(code) },
@@ -97,9 +102,17 @@ impl IntoResponse for Error {
         let problem = self.problem();
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let media_type = HeaderValue::from_static(PROBLEM_MEDIA_TYPE);
-        (status, [(header::CONTENT_TYPE, media_type)], Encoding::Json.encode(&problem)).into_response()
+        let mut response =
+            (status, [(header::CONTENT_TYPE, media_type)], Encoding::Json.encode(&problem)).into_response();
+        if problem.code == ErrorCode::TooManyRequests {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+        }
+        response
     }
 }
+
+/// When who asked too often may try again, in seconds (RFC 9110, section 10.2.3): rates are per minute.
+const RETRY_AFTER_S: &str = "60";
 
 #[cfg(test)]
 mod tests {

@@ -31,6 +31,7 @@ pub(crate) async fn run(node: Node) {
 /// Does upkeep once.
 pub(crate) async fn upkeep(node: &Node) -> Result<(), StoreError> {
     node.claims.tidy();
+    node.strangers.tidy();
     let tidied = tidy(node).await;
     let looked = node.db.look().await;
     // Whatever became of that, what was acked must go from the log.

@@ -1,7 +1,7 @@
 //! Kill points: places at which a test lets this process die as by a power cut. Built only with the feature
 //! `kill-points`, which nothing that ships has.
 //!
-//! Invariant: without the feature, and without `UNDERTONE_KILL_AT`, a point is nothing.
+//! Invariant: without the feature, and without `TEST_KILL_AT`, a point is nothing.
 
 /// Before what was done becomes durable.
 pub(crate) const BEFORE_COMMIT: &str = "before_commit";
@@ -16,7 +16,7 @@ pub(crate) const HALFWAY: &str = "halfway";
 /// After everyone has been told that the relay stops, before the store is closed.
 pub(crate) const BEFORE_CLOSE: &str = "before_close";
 
-/// Dies here if `UNDERTONE_KILL_AT` is `what.moment`, or `what.moment:N` and this is the N-th time, and says so first on
+/// Dies here if `TEST_KILL_AT` is `what.moment`, or `what.moment:N` and this is the N-th time, and says so first on
 /// stdout.
 #[cfg(feature = "kill-points")]
 pub(crate) fn point(what: &str, moment: &str) {
@@ -30,7 +30,7 @@ pub(crate) fn point(what: &str, moment: &str) {
 
     /// Where to die, and how many more times to pass by.
     static AT: LazyLock<Option<(String, AtomicU64)>> = LazyLock::new(|| {
-        let at = std::env::var("UNDERTONE_KILL_AT").ok()?;
+        let at = std::env::var("TEST_KILL_AT").ok()?;
         let (name, nth) = at.split_once(':').map_or((at.as_str(), 1), |(name, nth)| (name, nth.parse().unwrap_or(1)));
         Some((name.to_owned(), AtomicU64::new(nth)))
     });

@@ -19,6 +19,7 @@
 mod admin;
 mod auth;
 mod batch;
+mod check;
 mod claims;
 mod clock;
 mod config;
@@ -37,10 +38,13 @@ mod mls;
 mod node;
 mod nodes;
 mod once;
+mod proxies;
 mod queue;
+mod rates;
 mod reach;
 mod router;
 mod store;
+mod strangers;
 mod stream;
 mod tls;
 mod turns;
@@ -48,17 +52,33 @@ mod wake;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    time::{Instant, sleep},
+};
 use undertone_wire::{ConnectionString, Registration};
 
 pub use admin::{AdminAnswer, AdminError, AdminRequest, InviteSummary, ask};
+pub use check::{CheckError, Left, RoundError, Step, Stop, Why, health, round_trip};
 pub use clock::{Clock, ManualClock, Random, RandomError, SystemClock, SystemRandom};
-pub use config::{Arguments, Command, Config, ConfigError, Invite, Origin, Settings, Tls};
+pub use config::{Acme, Arguments, Command, Config, ConfigError, Invite, Origin, Settings, Tls};
+pub use proxies::TrustedProxies;
 pub use router::openapi;
 pub use store::{Place, PostgresConfig, StoreError};
 pub use tls::TlsError;
 
-use crate::{node::Node, store::Db, tls::SelfMade, wake::Wake};
+use crate::{
+    node::Node,
+    store::{Db, accounts, invites},
+    wake::Wake,
+};
+
+/// How long a command may have the store that a relay is to open, and how soon to look again.
+const COMMAND_MAX: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// How many connections may wait to be taken, as the standard library has it.
+const BACKLOG: u32 = 1024;
 
 /// How long requests in flight and streams may take to finish when the relay stops.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -68,7 +88,7 @@ pub struct Relay {
     node: Node,
     listener: TcpListener,
     local_addr: SocketAddr,
-    tls: Option<SelfMade>,
+    tls: Option<tls::Spoken>,
     config: Config,
 }
 
@@ -77,10 +97,10 @@ pub struct Relay {
 #[non_exhaustive]
 pub enum RelayError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {0}: {1}")]
+    #[error("listen: cannot listen on {0}: {1}. Name an address of this machine, with a port that is free and allowed")]
     Listen(SocketAddr, io::Error),
     /// The store cannot be opened, or failed.
-    #[error(transparent)]
+    #[error("database: {0}{fix}", fix = .0.fix())]
     Store(#[from] StoreError),
     /// TLS cannot be spoken.
     #[error(transparent)]
@@ -90,16 +110,15 @@ pub enum RelayError {
 impl Relay {
     /// Opens the store, makes what is missing, migrates, and begins to listen.
     pub async fn bind(config: Config, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Result<Self, RelayError> {
-        let wake = Arc::new(Wake::default());
-        let db = Db::open(&config.place, Arc::clone(&wake), Arc::clone(&random)).await?;
         let listen = |error| RelayError::Listen(config.listen, error);
-        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        // What can be seen to fail is looked at before anything is made.
+        let socket = reserve(config.listen).map_err(listen)?;
+        tls::check(&config)?;
+        let wake = Arc::new(Wake::default());
+        let db = open(&config.place, &wake, &random).await?;
+        let tls = tls::open(&config)?;
+        let listener = socket.listen(BACKLOG).map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        // Last: a start that fails makes no key, and the next is still the first.
-        let tls = match config.tls {
-            Tls::Off => None,
-            Tls::SelfMade => Some(SelfMade::open(&config.data)?),
-        };
         let node = Node::new(db, wake, clock, random, &config).await?;
         Ok(Self { node, listener, local_addr, tls, config })
     }
@@ -109,14 +128,15 @@ impl Relay {
         self.local_addr
     }
 
-    /// How others reach it; `None` if it does not speak TLS.
+    /// How others reach it; `None` if only this machine does.
     pub fn connection_string(&self) -> Option<ConnectionString> {
-        reach::connection_string(&self.config, self.local_addr, self.tls.as_ref()?.fingerprint)
+        reach::connection_string(&self.config, self.local_addr, self.tls.as_ref().and_then(|tls| tls.fingerprint))
     }
 
-    /// Whether this is its first start with TLS: the key by which others know it was made just now.
-    pub fn is_new(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.is_new)
+    /// Whether nobody has registered and nobody is invited.
+    pub async fn is_unused(&self) -> Result<bool, StoreError> {
+        let mut conn = self.node.db.read().await?;
+        Ok(!accounts::any(&mut conn).await? && invites::count(&mut conn).await? == 0)
     }
 
     /// Whether those who register must bring an invite.
@@ -141,14 +161,15 @@ impl Relay {
         let jobs = tokio::spawn(jobs::run(node.clone()));
         let nodes = tokio::spawn(nodes::run(node.clone()));
         let admin = tokio::spawn(admin::serve(node.clone(), config.place));
-        let acceptor = tls.map(|tls| tls.acceptor);
+        let (acceptor, renewal) = tls.map(|tls| (tls.acceptor, tls.renewal)).unzip();
+        let renewal = renewal.flatten().map(|renewal| tokio::spawn(renewal.run()));
         connections::serve(listener, acceptor, router::router(node.clone()), &node, config.header_timeout, shutdown)
             .await;
         node.stop();
         if tokio::time::timeout(STOP_WITHIN, node.stopped()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
-        for task in [jobs, nodes, admin] {
+        for task in [jobs, nodes, admin].into_iter().chain(renewal) {
             task.abort();
             // That it was stopped is no news.
             let _ = task.await;
@@ -159,27 +180,47 @@ impl Relay {
     }
 }
 
-/// How others reach a relay with this configuration; `None` if it does not speak TLS, or chooses its port when it starts.
+/// Opens the store. A command that has it for a moment is waited for.
+async fn open(place: &Place, wake: &Arc<Wake>, random: &Arc<dyn Random>) -> Result<Db, StoreError> {
+    let began = Instant::now();
+    loop {
+        match Db::open(place, Arc::clone(wake), Arc::clone(random)).await {
+            Err(StoreError::InUse(_)) if began.elapsed() < COMMAND_MAX => sleep(AGAIN).await,
+            opened => return opened,
+        }
+    }
+}
+
+/// Takes an address without listening yet: who connects before the store is open is refused, and does not wait.
+fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// How others reach a relay with this configuration; `None` if only this machine does, or it chooses its port when it starts.
 pub fn connection_string(config: &Config) -> Result<Option<ConnectionString>, TlsError> {
-    if config.tls == Tls::Off || config.listen.port() == 0 {
+    // Nobody can say where a relay is that chooses its port, and no key is made for it.
+    if config.listen.port() == 0 && config.tls == Tls::SelfMade {
         return Ok(None);
     }
-    Ok(reach::connection_string(config, config.listen, tls::fingerprint(&config.data)?))
+    Ok(reach::connection_string(config, config.listen, tls::fingerprint(config)?))
 }
 
 /// Migrates a store and closes it. As at every start, a store that is a copy begins a new incarnation.
-pub async fn migrate(place: &Place) -> Result<(), StoreError> {
-    Db::open(place, Arc::default(), Arc::new(SystemRandom)).await?.close().await
+pub async fn migrate(place: &Place) -> Result<(), RelayError> {
+    Ok(Db::open(place, Arc::default(), Arc::new(SystemRandom)).await?.close().await?)
 }
 
 /// Begins a new incarnation of a store that was restored from a backup in a way that nothing shows.
-pub async fn restore(place: &Place) -> Result<(), StoreError> {
-    Db::open_restored(place, Arc::new(SystemRandom)).await?.close().await
+pub async fn restore(place: &Place) -> Result<(), RelayError> {
+    Ok(Db::open_restored(place, Arc::new(SystemRandom)).await?.close().await?)
 }
 
 /// Lets a store go on that was moved whole, and is not used any more where it was.
-pub async fn moved(place: &Place) -> Result<(), StoreError> {
-    Db::open_moved(place, Arc::new(SystemRandom)).await?.close().await
+pub async fn moved(place: &Place) -> Result<(), RelayError> {
+    Ok(Db::open_moved(place, Arc::new(SystemRandom)).await?.close().await?)
 }
 
 /// What whoever hosts a relay that serves may ask of it.

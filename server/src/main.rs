@@ -17,13 +17,15 @@ use undertone_server::{
 };
 
 /// Parts that would log what passes through them. They stay silent whatever the filter says.
-const SILENT: [&str; 9] = [
+const SILENT: [&str; 11] = [
     "sqlx",
     "sqlx_core",
     "sqlx_postgres",
     "sqlx_sqlite",
     "hyper",
     "hyper_util",
+    "reqwest",
+    "rustls",
     "tungstenite",
     "tokio_tungstenite",
     "openmls",
@@ -35,11 +37,15 @@ const FIRST_INVITE_S: u64 = 24 * 60 * 60;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => return fail(2, &in_a_line(&error)),
+        Err(shown) => shown.exit(),
+    };
     if arguments.command == Some(Command::Config { template: true }) {
         return written(&Settings::template());
     }
-    let settings = match Settings::read(&arguments, |name| std::env::var(name).ok()) {
+    let settings = match Settings::read(&arguments, std::env::vars_os()) {
         Ok(settings) => settings,
         Err(error) => return fail(2, &error.to_string()),
     };
@@ -49,6 +55,8 @@ async fn main() -> ExitCode {
         Command::Serve => serve(settings.config).await,
         Command::Config { .. } => return written(&settings.show()),
         Command::Invite(invite) => tend(&settings.config, invite).await,
+        Command::Health => health(&settings.config).await,
+        Command::Test { relay } => test(&settings.config, relay.as_deref()).await,
         Command::Migrate => undertone_server::migrate(&place).await.map_err(Into::into),
         Command::Restore => undertone_server::restore(&place).await.map_err(Into::into),
         Command::Moved => undertone_server::moved(&place).await.map_err(Into::into),
@@ -57,6 +65,15 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &error.to_string()),
     }
+}
+
+/// What is wrong with a command line, and what may be meant, without the usage.
+fn in_a_line(error: &clap::Error) -> String {
+    let said = error.to_string();
+    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let telling = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let told = telling.map(|line| line.trim_start_matches("error: ")).collect::<Vec<_>>().join("; ");
+    format!("{told}; --help shows what there is")
 }
 
 /// Writes to stdout. Whoever does not read it to the end has seen enough.
@@ -69,19 +86,46 @@ fn written(text: &str) -> ExitCode {
 }
 
 async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let told_to_stop = told_to_stop()?;
     let relay = Relay::bind(config, Arc::new(SystemClock), Arc::new(SystemRandom)).await?;
     say_ready(&relay).await?;
     relay
         .serve(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            told_to_stop.await;
             tracing::info!("stopping");
         })
         .await?;
     Ok(())
+}
+
+/// Ends when the process is told to stop. From now on that does nothing else.
+fn told_to_stop() -> std::io::Result<impl Future<Output = ()> + Send> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Says whether the relay is ready.
+async fn health(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    undertone_server::health(config).await?;
+    Ok(writeln!(std::io::stdout(), "ready")?)
+}
+
+/// Lets two guests talk to each other, and says how long each step took.
+async fn test(config: &Config, relay: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
+    let told_to_stop = told_to_stop()?;
+    let chance = (Arc::new(SystemClock) as _, &SystemRandom as _);
+    let mut unsaid = None;
+    let round = undertone_server::round_trip(config, relay, chance, told_to_stop, |step, took| {
+        // Whoever reads no further is told at the end; the accounts are removed all the same.
+        unsaid = writeln!(std::io::stdout(), "{step:<20} {:>6} ms", took.as_millis()).err().or(unsaid.take());
+    });
+    round.await?;
+    unsaid.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Makes, lists and revokes invites.
@@ -91,6 +135,7 @@ async fn tend(config: &Config, invite: Invite) -> Result<(), Box<dyn std::error:
         Invite::List => AdminRequest::ListInvites,
         Invite::Revoke { id } => AdminRequest::RevokeInvite { id },
     };
+    request.check()?;
     // Before it is made: its code is told now or never.
     let connection = match request {
         AdminRequest::CreateInvite { .. } => undertone_server::connection_string(config)?,
@@ -121,11 +166,15 @@ async fn tend(config: &Config, invite: Invite) -> Result<(), Box<dyn std::error:
 /// written elsewhere is a log.
 async fn say_ready(relay: &Relay) -> Result<(), Box<dyn std::error::Error>> {
     let line = match relay.connection_string() {
+        None if relay.takes_invites() => format!(
+            "Undertone relay on http://{} · next: say by --address where others reach it, then undertone-server invite create",
+            relay.local_addr()
+        ),
         None => {
             let url = format!("http://{}", relay.local_addr());
             format!("Undertone relay on {url} · next: undertone register --relay {url} --username alice")
         }
-        Some(connection) if relay.is_new() && relay.takes_invites() && std::io::stdout().is_terminal() => {
+        Some(connection) if relay.takes_invites() && std::io::stdout().is_terminal() && relay.is_unused().await? => {
             let request = AdminRequest::CreateInvite { uses: FIRST_INVITE_USES, life_s: FIRST_INVITE_S };
             let AdminAnswer::Created { code, .. } = relay.admin().ask(request).await? else {
                 return Err("the first invite was refused".into());
@@ -169,7 +218,9 @@ fn log_to_stderr(filter: EnvFilter) {
 }
 
 fn fail(status: u8, reason: &str) -> ExitCode {
-    eprintln!("undertone-server: {reason}");
+    // What somebody else said may be part of it.
+    let line: String = reason.chars().map(|said| if said.is_control() { ' ' } else { said }).collect();
+    eprintln!("undertone-server: {line}");
     ExitCode::from(status)
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: nothing here remembers what a restart would lose.
 
 use std::{
+    net::SocketAddr,
     ops::Deref,
     sync::{
         Arc,
@@ -20,8 +21,10 @@ use crate::{
     clock::{Clock, Random},
     config::Config,
     messages::Message,
+    proxies::TrustedProxies,
     queue::Ack,
     store::{Db, StoreError, relay},
+    strangers::Strangers,
     turns::Turns,
     wake::Wake,
 };
@@ -42,11 +45,15 @@ pub(crate) struct Parts {
     pub(crate) acks: Batch<Ack>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) claims: Claims,
+    pub(crate) strangers: Strangers,
     pub(crate) turns: Turns,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) limits: Limits,
     pub(crate) registration: Registration,
+    /// Where it listens, as configured.
+    pub(crate) listen: SocketAddr,
+    pub(crate) trusted_proxies: TrustedProxies,
     pub(crate) relay_id: RelayId,
     /// How often to look for mail of which no wake came.
     pub(crate) look_every: Duration,
@@ -73,11 +80,14 @@ impl Node {
             db,
             wake,
             claims: Claims::new(&config.limits, &clock),
+            strangers: Strangers::new(&config.limits, &clock),
             turns: Turns::default(),
             clock,
             random,
             limits: config.limits.clone(),
             registration: config.registration,
+            listen: config.listen,
+            trusted_proxies: config.trusted_proxies.clone(),
             relay_id,
             look_every: config.look_every,
             write_timeout: config.write_timeout,

@@ -4,19 +4,31 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use undertone_wire::{ConnectionString, Hash};
 
-use crate::config::Config;
+use crate::config::{Config, Tls};
 
 /// Addresses that nobody has (RFC 5737, RFC 3849): where they would be sent shows by which address this machine goes out.
 const NOWHERE: [(&str, &str); 2] = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
 
-/// The connection string of a relay that listens at `listening` and has a key with this fingerprint.
-pub(crate) fn connection_string(config: &Config, listening: SocketAddr, fingerprint: Hash) -> Option<ConnectionString> {
+/// The port of `https://`.
+const HTTPS: u16 = 443;
+
+/// The connection string of a relay that listens at `listening`, with the fingerprint of the key that it made itself. `None` if
+/// nobody but its own machine reaches it, as far as it is told, or nobody knows its port.
+pub(crate) fn connection_string(
+    config: &Config,
+    listening: SocketAddr,
+    fingerprint: Option<Hash>,
+) -> Option<ConnectionString> {
     let (host, port) = match &config.address {
-        Some((host, port)) => (host.clone(), port.unwrap_or(listening.port())),
+        // A certificate that an authority signed is shown at the usual port, by the relay or by a proxy.
+        Some((host, port)) => {
+            (host.clone(), port.unwrap_or(if fingerprint.is_some() { listening.port() } else { HTTPS }))
+        }
+        None if config.tls == Tls::Off => return None,
         None => (text(outward(listening.ip())), listening.port()),
     };
-    let mut connection = ConnectionString::new(&host, port).ok()?;
-    connection.fingerprint = Some(fingerprint);
+    let mut connection = ConnectionString::new(&host, port).ok().filter(|_| port != 0)?;
+    connection.fingerprint = fingerprint;
     Some(connection)
 }
 
@@ -44,7 +56,7 @@ fn an_interfaces() -> Option<IpAddr> {
 }
 
 /// An address as it stands in a URL.
-fn text(ip: IpAddr) -> String {
+pub(crate) fn text(ip: IpAddr) -> String {
     match ip {
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => format!("[{ip}]"),
@@ -58,10 +70,11 @@ mod tests {
 
     #[test]
     fn the_string_has_what_others_reach() {
-        let key = Hash::from([7; 32]);
+        let key = Some(Hash::from([7; 32]));
         let said = |listen: &str, address: Option<(&str, Option<u16>)>| {
             let listen: SocketAddr = listen.parse().unwrap();
             let mut config = Config::new(Place::Sqlite("a".into()), listen);
+            config.tls = Tls::SelfMade;
             config.address = address.map(|(host, port)| (host.to_owned(), port));
             let said = connection_string(&config, listen, key).unwrap().to_string();
             said.split_once('#').unwrap().0.to_owned()
@@ -72,5 +85,16 @@ mod tests {
         assert_eq!(said("0.0.0.0:7611", Some(("relay.example", Some(443)))), "undertone://relay.example/");
         let somewhere = said("0.0.0.0:7611", None);
         assert!(!somewhere.contains("0.0.0.0") && somewhere.ends_with(":7611/"), "{somewhere}");
+    }
+
+    #[test]
+    fn behind_a_proxy_the_string_has_what_the_proxy_is_known_by() {
+        let listen: SocketAddr = "127.0.0.1:7611".parse().unwrap();
+        let mut config = Config::new(Place::Sqlite("a".into()), listen);
+        assert_eq!(connection_string(&config, listen, None), None, "it is for this machine");
+        for (port, said) in [(None, "undertone://relay.example/"), (Some(8443), "undertone://relay.example:8443/")] {
+            config.address = Some(("relay.example".to_owned(), port));
+            assert_eq!(connection_string(&config, listen, None).unwrap().to_string(), said);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Chaos: nodes are killed, connections cut and answers lost, while ten devices post and twenty take what is theirs.
 //!
 //! Afterwards each device has each accepted message once, in one order for each group, under numbers without a gap; every
-//! group's commits come in one order on all devices; and no queue holds anything any more. `UNDERTONE_SEED` repeats a
+//! group's commits come in one order on all devices; and no queue holds anything any more. `TEST_SEED` repeats a
 //! run's choices, though not its timing.
 
 mod taker;

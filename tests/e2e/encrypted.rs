@@ -5,6 +5,7 @@ use undertone_tests::{Backend, Launch, Person, Relay, Store, on_both};
 on_both! {
     people_who_paste_the_connection_string_chat,
     whoever_shows_another_key_is_told_nothing,
+    the_relay_is_healthy_and_passes_its_own_test,
 }
 
 /// As a relay is that others can reach, but on loopback.
@@ -62,4 +63,23 @@ async fn whoever_shows_another_key_is_told_nothing(backend: Backend) {
         assert!(!refused.status.success() && refused.stderr.contains(words), "{there}: {}", refused.stderr);
     }
     mallory.ok(&["register", "--relay", &invited, "--username", "mallory"]).await;
+}
+
+async fn the_relay_is_healthy_and_passes_its_own_test(backend: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path(), backend).await;
+    let mut relay = Launch::over(&store).arguments(&["--tls", "self-made"]).start().await;
+    assert_eq!(relay.command(&["health"]).await, "ready");
+    // By its connection string, for no address is given: the key is pinned, as people pin it.
+    let said = relay.command(&["test"]).await;
+    assert!(said.lines().all(|line| line.ends_with(" ms")), "{said}");
+    for step in ["reach", "register", "receive by long poll", "receive by stream", "remove the accounts"] {
+        assert!(said.lines().any(|line| line.starts_with(step)), "{step}: {said}");
+    }
+    for table in ["accounts", "devices", "queue", "invites"] {
+        assert_eq!(store.number(&format!("SELECT COUNT(*) FROM {table}")).await, 0, "{table}");
+    }
+    relay.stop().await;
+    let gone = relay.says(&["health"]).await;
+    assert!(gone.status.code() == Some(1) && gone.stdout.is_empty(), "{gone:?}");
 }

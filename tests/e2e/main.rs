@@ -2,12 +2,17 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so")]
 
 mod abandoned;
+mod acme;
+mod behind_a_proxy;
 mod chaos;
 mod chat;
 mod crash_table;
 mod encrypted;
+mod image;
 mod memory;
+mod misconfigured;
 mod offline;
+mod packaging;
 mod readme;
 mod relay_killed;
 mod restore;

@@ -1,13 +1,13 @@
 //! The chat in the README, as written there: one block per terminal.
 
 use tokio::process::Command;
-use undertone_tests::{Running, binary, root, wait_until};
+use undertone_tests::{Running, binary, blocks, root, wait_until};
 
 /// The shell blocks of the README's chat, in order: the relay, bob, alice.
-fn blocks() -> Vec<String> {
+fn terminals() -> Vec<String> {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let chat = readme.split("\n## ").find(|section| section.starts_with("A chat to paste")).unwrap();
-    chat.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+    blocks(chat, "sh")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,8 +29,8 @@ async fn the_chat_in_the_readme_works_as_written() {
             .env("UNDERTONE_LISTEN", "127.0.0.1:0");
         Running::spawn(&mut command)
     };
-    let blocks = blocks();
-    let [relay, bob, alice] = blocks.as_slice() else { panic!("three terminals, found {}", blocks.len()) };
+    let terminals = terminals();
+    let [relay, bob, alice] = terminals.as_slice() else { panic!("three terminals, found {}", terminals.len()) };
 
     let mut relay = terminal(relay);
     let ready = relay.line(|line| line.contains("http://127.0.0.1:")).await;

@@ -9,13 +9,13 @@ use std::{
 #[derive(Debug, Clone)]
 pub struct Chance(u64);
 
-/// The run's seed: `UNDERTONE_SEED` if it is set, so that a run can be repeated, and random otherwise.
+/// The run's seed: `TEST_SEED` if it is set, so that a run can be repeated, and random otherwise.
 ///
 /// # Panics
 /// If it is set to something that is no number.
 pub fn seed() -> u64 {
-    match std::env::var("UNDERTONE_SEED") {
-        Ok(seed) => seed.parse().expect("UNDERTONE_SEED is a number"),
+    match std::env::var("TEST_SEED") {
+        Ok(seed) => seed.parse().expect("TEST_SEED is a number"),
         Err(_) => RandomState::new().build_hasher().finish(),
     }
 }

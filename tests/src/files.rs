@@ -34,3 +34,10 @@ fn search(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
     }
     found
 }
+
+/// The fenced blocks of a language in a page.
+pub fn blocks(page: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    let rests = page.split(&fence).skip(1);
+    rests.filter_map(|rest| Some(rest.split_once("```")?.0.to_owned())).collect()
+}

@@ -6,6 +6,9 @@
 
 mod chance;
 mod files;
+mod https;
+mod machine;
+mod namespace;
 mod person;
 mod proxy;
 mod relay;
@@ -18,7 +21,10 @@ use std::{
 };
 
 pub use chance::{Chance, seed};
-pub use files::containing;
+pub use files::{blocks, containing};
+pub use https::{ask, certificate_of, connect, connect_tls};
+pub use machine::{There, on_a_machine_of_its_own, program};
+pub use namespace::{Ids, command, inside, said};
 pub use person::{Done, Person, Running};
 pub use proxy::{Faults, Proxy};
 pub use relay::{Build, Launch, Relay};
@@ -46,7 +52,7 @@ pub async fn wait_until<T>(what: impl Display, mut look: impl AsyncFnMut() -> Op
 
 /// How much of a heavy test is done: its short form, or its long one if `tests/run --soak` asked for it.
 pub fn scaled(short: usize, soak: usize) -> usize {
-    if std::env::var_os("UNDERTONE_SOAK").is_some() { soak } else { short }
+    if std::env::var_os("TEST_SOAK").is_some() { soak } else { short }
 }
 
 /// The repository's root.

@@ -6,7 +6,7 @@ use std::{
     fs::File,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    process::{ExitStatus, Stdio},
+    process::{ExitStatus, Output, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -101,7 +101,7 @@ impl Launch {
 
     /// Lets it die at a point: `what.moment`, or `what.moment:N` for the N-th time.
     pub fn kill_at(self, point: &str) -> Self {
-        self.environment("UNDERTONE_KILL_AT", point)
+        self.environment("TEST_KILL_AT", point)
     }
 
     /// Starts it, and waits until it serves.
@@ -144,7 +144,7 @@ impl Launch {
         if let Some(database) = &self.database {
             command.args(["--database", database]);
         }
-        command.args(&self.arguments).env_remove("UNDERTONE_KILL_AT").stdout(Stdio::piped()).kill_on_drop(true);
+        command.args(&self.arguments).env_remove("TEST_KILL_AT").stdout(Stdio::piped()).kill_on_drop(true);
         command
     }
 
@@ -225,12 +225,20 @@ impl Relay {
         assert_died_at(point, status, &said);
     }
 
+    /// What becomes of another command of the program about this relay.
+    ///
+    /// # Panics
+    /// If there is no such program.
+    pub async fn says(&self, arguments: &[&str]) -> Output {
+        self.launch.command().args(arguments).output().await.expect("the program starts")
+    }
+
     /// What another command of the program says about this relay.
     ///
     /// # Panics
     /// If it does not succeed.
     pub async fn command(&self, arguments: &[&str]) -> String {
-        let said = self.launch.command().args(arguments).output().await.expect("the program starts");
+        let said = self.says(arguments).await;
         assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
         String::from_utf8(said.stdout).expect("stdout is UTF-8").trim().to_owned()
     }

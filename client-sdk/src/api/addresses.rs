@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 use undertone_wire::{
     Account, AccountId, AckRequest, ByeReason, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame,
     CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits, GroupId, GroupList, GroupMembers,
@@ -17,7 +18,7 @@ use undertone_wire::{
     ServerFrame, Session, Username,
 };
 
-use super::{Answer, ApiError, FrameStream, RelayApi, route::Route};
+use super::route::Route;
 
 /// One address.
 pub(crate) struct Address {
@@ -252,10 +253,10 @@ mod tests {
         net::{TcpListener, TcpStream},
         sync::mpsc,
     };
+    use undertone_api::{HttpApi, Place};
     use undertone_wire::{Encoding, ErrorCode, Incarnation, KeyCounts, Limits, Problem, Registration, path};
 
     use super::*;
-    use crate::api::{HttpApi, Place};
 
     /// What answers, but does not say which relay it is.
     const NAMELESS: u8 = 0;

@@ -1,146 +1,15 @@
-//! What the SDK asks of a relay, as traits; transports stand beside them.
+//! The relay as the engine asks it: at several addresses, or in memory.
 //!
-//! `http` and `ws` speak to a real relay, `place` says where it is and by what it is known there, `fake` is one in memory with faults on request. `addresses` is one relay at
-//! several addresses, and `route` the rule which of them is asked. Nothing here knows plaintext or SQL, retries a
-//! request, or decides what an answer means.
-//!
-//! Invariant: [`ApiError::Unreachable`] never means "refused". Whether the relay acted is then unknown.
+//! What a relay can be asked, and how one is reached, is `undertone-api`'s. `addresses` is one relay at several
+//! addresses, `route` the rule which of them is asked, and `fake` a relay in memory with faults on request. Nothing here
+//! retries a request, or decides what an answer means.
 
 mod addresses;
-mod http;
-mod place;
 mod route;
-mod ws;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 
-use futures_util::future::BoxFuture;
-use undertone_wire::{
-    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
-    CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupId, GroupList, GroupMembers, KeyCounts,
-    LeaveRequest, LoginRequest, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
-    ServerFrame, Session, Username,
-};
+pub use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 
 pub(crate) use addresses::{Address, Addresses, Whose};
-pub(crate) use http::HttpApi;
-pub(crate) use place::Place;
-
-/// The answer to a request, in time.
-pub type Answer<'a, T> = BoxFuture<'a, Result<T, ApiError>>;
-
-/// Why there is no answer of the expected kind.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum ApiError {
-    /// The relay said no, and why.
-    #[error("{}", .0.detail.as_deref().unwrap_or(&.0.title))]
-    Refused(Box<Problem>),
-    /// There was no answer, or not a whole one. The relay may have acted.
-    #[error("the relay cannot be reached: {0}")]
-    Unreachable(String),
-    /// What answers is not an Undertone relay that this version understands.
-    #[error("what answers is not an Undertone relay: {0}")]
-    NotARelay(String),
-    /// What answers does not prove to be the relay. It was told nothing.
-    #[error("what answers does not prove to be the relay: {0}")]
-    Untrusted(String),
-    /// What answers, at every address there is, is another relay than the one where the account is registered.
-    #[error("what answers is another relay than the one where this account is registered")]
-    OtherRelay,
-}
-
-impl ApiError {
-    /// The code of a refusal.
-    pub fn code(&self) -> Option<&ErrorCode> {
-        match self {
-            Self::Refused(problem) => Some(&problem.code),
-            Self::Unreachable(_) | Self::NotARelay(_) | Self::Untrusted(_) | Self::OtherRelay => None,
-        }
-    }
-
-    /// Whether it is the relay's no. A status of 500 or more is none, whatever the code: the outcome is not known, and the
-    /// same request is to be repeated.
-    pub(crate) fn is_a_no(&self) -> bool {
-        match self {
-            Self::Refused(problem) => {
-                problem.status < 500 && !matches!(problem.code, ErrorCode::Internal | ErrorCode::Unavailable)
-            }
-            Self::Unreachable(_) | Self::NotARelay(_) | Self::Untrusted(_) | Self::OtherRelay => false,
-        }
-    }
-
-    /// Whether the same request may be answered otherwise at another address of the relay: nothing that is the relay's
-    /// word on it was heard here.
-    pub(crate) fn may_do_elsewhere(&self) -> bool {
-        match self {
-            Self::Unreachable(_) | Self::NotARelay(_) | Self::Untrusted(_) => true,
-            Self::Refused(problem) => problem.code == ErrorCode::Unavailable || matches!(problem.status, 502..=504),
-            Self::OtherRelay => false,
-        }
-    }
-}
-
-/// A relay, as requests and answers. Every method is one request; none retries.
-///
-/// Methods with a `token` speak for a device, the others for nobody.
-pub trait RelayApi: Send + Sync + 'static {
-    /// `GET /v1/relay`
-    fn relay(&self) -> Answer<'_, Relay>;
-    /// `POST /v1/accounts`
-    fn register<'a>(&'a self, request: &'a RegisterRequest) -> Answer<'a, Account>;
-    /// `POST /v1/auth/challenge`
-    fn challenge(&self) -> Answer<'_, Challenge>;
-    /// `POST /v1/auth/login`
-    fn login<'a>(&'a self, request: &'a LoginRequest) -> Answer<'a, Session>;
-
-    /// `POST /v1/auth/logout`
-    fn logout<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()>;
-    /// `DELETE /v1/account`
-    fn delete_account<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()>;
-    /// `GET /v1/accounts/{account}`
-    fn account<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, Account>;
-    /// `GET /v1/usernames/{username}`
-    fn account_by_username<'a>(&'a self, token: &'a Bytes, username: &'a Username) -> Answer<'a, Account>;
-
-    /// `GET /v1/keys`
-    fn key_counts<'a>(&'a self, token: &'a Bytes) -> Answer<'a, KeyCounts>;
-    /// `POST /v1/keys/key-packages`
-    fn publish<'a>(&'a self, token: &'a Bytes, request: &'a PublishRequest) -> Answer<'a, KeyCounts>;
-    /// `POST /v1/keys/claim`
-    fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse>;
-
-    /// `GET /v1/groups`
-    fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList>;
-    /// `POST /v1/groups`
-    fn create_group<'a>(&'a self, token: &'a Bytes, request: &'a CreateGroupRequest) -> Answer<'a, Group>;
-    /// `GET /v1/groups/{group}/members`
-    fn group_members<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, GroupMembers>;
-    /// `GET /v1/groups/{group}/commits?after=`
-    fn group_commits<'a>(&'a self, token: &'a Bytes, group: GroupId, after: u64) -> Answer<'a, GroupCommits>;
-    /// `POST /v1/groups/{group}/commits`
-    fn commit<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a CommitRequest)
-    -> Answer<'a, CommitResponse>;
-    /// `POST /v1/groups/{group}/messages`
-    fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse>;
-    /// `POST /v1/groups/{group}/leave`
-    fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse>;
-
-    /// `POST /v1/queue/ack`
-    fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()>;
-    /// `GET /v1/stream?after=`, as a WebSocket.
-    fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>>;
-
-    /// The relay's time less this device's, in milliseconds, as the last answer told it; 0 before the first.
-    fn clock_offset_ms(&self) -> i64;
-}
-
-/// An open stream. Dropping it closes it.
-pub trait FrameStream: Send + 'static {
-    /// The next frame. Heartbeats are answered inside; a relay silent for too long is [`ApiError::Unreachable`].
-    /// Cancel safe: a frame is either returned or still to come.
-    fn next(&mut self) -> Answer<'_, ServerFrame>;
-    /// Sends a frame.
-    fn send(&mut self, frame: ClientFrame) -> Answer<'_, ()>;
-}

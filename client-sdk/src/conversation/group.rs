@@ -164,7 +164,7 @@ impl Group {
             return Err(Error::OtherRelay);
         }
         if !online {
-            return Err(Error::Offline(crate::api::ApiError::Unreachable("there is no connection".into())));
+            return Err(Error::Offline(undertone_api::ApiError::Unreachable("there is no connection".into())));
         }
         let id = self.id;
         let outcome = self

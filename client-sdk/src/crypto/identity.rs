@@ -9,9 +9,8 @@ use openmls::prelude::{BasicCredential, CredentialWithKey, SignatureScheme};
 use openmls_traits::signatures::{Signer, SignerError};
 use serde::{Deserialize, Serialize};
 use undertone_wire::{
-    AccountId, Certificate, DeviceEntry, DeviceId, DeviceList, Domain, Encoding, Hash, InviteCode, KeySet,
-    LeafCredential, LoginRequest, Nonce, PublicKey, RegisterRequest, RelayId, SignedCertificate, SignedDeviceList,
-    Username, public_key, sign,
+    AccountId, DeviceEntry, DeviceId, DeviceList, Encoding, InviteCode, LeafCredential, LoginRequest, Nonce, PublicKey,
+    RegisterRequest, RelayId, SignedDeviceList, Username, public_key,
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -66,20 +65,9 @@ impl Identity {
         let device = DeviceId::from_random(entropy.bytes()?);
         let first_identity_key = public_key(&identity_seed.0);
         let account = AccountId::from_identity_key(&first_identity_key);
-        let key_set = Encoding::Cbor.encode(&KeySet { device_key: public_key(&device_seed.0) });
-        let certificate =
-            Certificate { account, device, mls_key: public_key(&mls_seed.0), key_set: Hash::of(&key_set) };
-        let certificate = SignedCertificate::issue(&certificate, &identity_seed.0, &mls_seed.0);
-        let list = DeviceList {
-            account,
-            version: 1,
-            previous: None,
-            first_identity_key,
-            rotations: vec![],
-            recovery_key: None,
-            devices: vec![DeviceEntry { certificate: certificate.clone(), key_set: key_set.into() }],
-        };
-        let list = SignedDeviceList::sign(&list, &identity_seed.0);
+        let entry = DeviceEntry::issue(&identity_seed.0, device, &device_seed.0, &mls_seed.0);
+        let certificate = entry.certificate.clone();
+        let list = SignedDeviceList::sign(&DeviceList::first(first_identity_key, vec![entry]), &identity_seed.0);
         let credential = LeafCredential { first_identity_key, rotations: vec![], certificate };
         Ok(Self { account, device, identity_seed, device_seed, mls_seed, list, credential })
     }
@@ -107,17 +95,12 @@ impl Identity {
         username: Option<Username>,
         invite: Option<InviteCode>,
     ) -> RegisterRequest {
-        let list_hash = self.list.hash();
-        let name = username.as_ref().map_or("", Username::as_str).as_bytes();
-        let fields: &[&[u8]] = &[relay.as_bytes(), list_hash.as_bytes(), name];
-        let signature = sign(&self.identity_seed.0, Domain::Registration, fields);
-        RegisterRequest { account_id: self.account, username, device_list: self.list.clone(), invite, signature }
+        RegisterRequest::sign(&relay, self.account, username, self.list.clone(), invite, &self.identity_seed.0)
     }
 
     /// The request that logs this device in at a relay.
     pub(crate) fn login(&self, relay: RelayId, nonce: Nonce) -> LoginRequest {
-        let fields: &[&[u8]] = &[relay.as_bytes(), self.device.as_bytes(), nonce.as_bytes()];
-        LoginRequest { device_id: self.device, nonce, signature: sign(&self.device_seed.0, Domain::Login, fields) }
+        LoginRequest::sign(&relay, self.device, nonce, &self.device_seed.0)
     }
 
     /// What this device's leaves and key packages carry.
@@ -154,7 +137,7 @@ impl Signer for Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use undertone_wire::verify;
+    use undertone_wire::{Domain, verify};
 
     #[test]
     fn a_new_identity_holds_by_itself() {

@@ -7,10 +7,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use undertone_api::RelayApi as _;
 use undertone_wire::{KeyCounts, PublishRequest, suite};
 
 use super::{Engine, backoff::Backoff, session};
-use crate::{Error, api::RelayApi as _, crypto::key_package, event::Connection};
+use crate::{Error, crypto::key_package, event::Connection};
 
 /// A device has so many one-time key packages after topping up.
 const FULL: u64 = 100;

@@ -34,11 +34,12 @@ use tokio::{
     sync::{Mutex, watch},
     task::JoinSet,
 };
+use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{Account, AccountId, Bytes, DeviceList, MessageId, RelayId};
 
 use crate::{
     Error,
-    api::{Addresses, ApiError, RelayApi as _, Whose},
+    api::{Addresses, Whose},
     clock::Clock,
     crypto::{Entropy, Identity},
     event::{Connection, Contact, StoredEvent},

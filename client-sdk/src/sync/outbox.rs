@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{
     AccountId, Bytes, ClaimRequest, CommitRequest, CreateGroupRequest, Encoding, ErrorCode, LeaveRequest, Problem,
     SendRequest, StaleGroup, suite,
@@ -20,7 +21,6 @@ use undertone_wire::{
 use super::{Engine, backoff::Backoff, inbox};
 use crate::{
     Error,
-    api::{ApiError, RelayApi as _},
     crypto::{
         Member,
         group::{self, Change, Staged},

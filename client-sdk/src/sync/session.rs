@@ -3,12 +3,12 @@
 //! Invariant: one log-in at a time, whoever needs it.
 
 use tokio::sync::Mutex;
+use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{Bytes, ErrorCode};
 
 use super::Engine;
 use crate::{
     Error,
-    api::{ApiError, RelayApi as _},
     store::{StoreError, Tx},
 };
 

@@ -5,12 +5,12 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
+use undertone_api::{ApiError, FrameStream, RelayApi as _};
 use undertone_wire::{AckRequest, ByeReason, ClientFrame, Delivery, ServerFrame, Span};
 
 use super::{Engine, backoff::Backoff, inbox, session};
 use crate::{
     Error,
-    api::{ApiError, FrameStream, RelayApi as _},
     event::{Connection, StoredEvent},
 };
 

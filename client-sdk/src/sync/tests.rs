@@ -10,12 +10,13 @@ use std::{
 
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use tempfile::TempDir;
+use undertone_api::RelayApi as _;
 use undertone_wire::{Bytes, ClaimRequest, CommitRequest, Delivery, Envelope, GroupId, MessageId, WelcomeParts, suite};
 
 use super::inbox;
 use crate::{
     Client, Clock, Connection, Error, MessageStatus, StoreKey, SystemClock,
-    api::{RelayApi as _, fake::FakeRelay},
+    api::fake::FakeRelay,
     crypto::{
         Entropy, Identity, Member,
         group::{self, Change, Profile},

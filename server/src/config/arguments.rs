@@ -21,23 +21,26 @@ pub struct Arguments {
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:7611]
     #[arg(long, value_name = "ADDRESS", global = true)]
     pub listen: Option<String>,
-    /// How connections are encrypted: self-made or off [default: off on loopback, self-made elsewhere]
+    /// How connections are encrypted: self-made, acme or off [default: off on loopback and behind a proxy, self-made elsewhere]
     #[arg(long, value_name = "HOW", global = true)]
     pub tls: Option<String>,
     /// Host, or host and port, by which others reach this relay; part of the connection string
     #[arg(long, value_name = "HOST", global = true)]
     pub address: Option<String>,
-    /// Folder for the database and the TLS key; made if missing [default: ./undertone-data]
+    /// Folder for the database and what TLS needs; made if missing [default: ./undertone-data]
     #[arg(long, value_name = "FOLDER", global = true)]
     pub data: Option<String>,
     /// Database as sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE [default: undertone.db in the data folder]
     ///
     /// A password on a command line can be read by others on this machine: give it as UNDERTONE_DATABASE, or as
     /// UNDERTONE_DATABASE_FILE, which names a file that holds it. Any number of relays may run over one Postgres database.
-    /// Nothing but the TLS key is then written to the data folder.
+    /// Nothing but what TLS needs is then written to the data folder.
     #[arg(long, value_name = "URL", global = true)]
     pub database: Option<String>,
-    /// Who may register: open, invite or closed [default: open on loopback, invite elsewhere]
+    /// Proxies in front of the relay: addresses and networks with commas between them [default: none]
+    #[arg(long, value_name = "ADDRESSES", global = true)]
+    pub trusted_proxies: Option<String>,
+    /// Who may register: open, invite or closed [default: open for this machine only, invite otherwise]
     #[arg(long, value_name = "WHO", global = true)]
     pub registration: Option<String>,
     /// Most connections to Postgres [default: 16]
@@ -58,9 +61,6 @@ pub struct Arguments {
     /// No level names anybody.
     #[arg(long, value_name = "FILTER", global = true)]
     pub log: Option<String>,
-    /// Listen on other addresses than loopback with --tls off, although tokens then cross the network in clear
-    #[arg(long, global = true)]
-    pub insecure_plain_http: bool,
 }
 
 /// What the binary does.
@@ -79,6 +79,20 @@ pub enum Command {
     /// Make, list and revoke invites, by which others may register
     #[command(subcommand)]
     Invite(Invite),
+    /// Ask the relay of this configuration, on this machine, whether it can serve, and end
+    ///
+    /// It exits 0 if it can, and 1 if not, within five seconds.
+    Health,
+    /// Let two throw-away accounts talk to each other through the running relay, remove them, and end
+    ///
+    /// It shows what works from here, through whatever stands in front of the relay, and how long each step takes. Where an
+    /// invite is needed it makes one for two, and revokes it.
+    Test {
+        /// Where the relay is, as a client takes it: a connection string, with an invite for two or without, https://, or
+        /// http:// on this machine [default: how others reach the relay of this configuration]
+        #[arg(long, value_name = "ADDRESS")]
+        relay: Option<String>,
+    },
     /// Bring the database's schema up to date, and end. Serving does it too
     Migrate,
     /// Declare that the database was restored from a backup, and end
@@ -122,20 +136,18 @@ impl Arguments {
             ("--address", "address", &self.address),
             ("--data", "data", &self.data),
             ("--database", "database", &self.database),
+            ("--trusted-proxies", "trusted_proxies", &self.trusted_proxies),
             ("--registration", "registration", &self.registration),
             ("--postgres-connections", "postgres_connections", &self.postgres_connections),
             ("--postgres-failover", "postgres_failover", &self.postgres_failover),
             ("--log", "log", &self.log),
         ];
         let texts = texts.into_iter().filter_map(|(flag, key, text)| Some((flag, key.to_owned(), text.clone()?)));
-        let insecure = self
-            .insecure_plain_http
-            .then(|| ("--insecure-plain-http", "insecure_plain_http".to_owned(), "true".to_owned()));
         let limits = self.limits.iter().map(|limit| {
             // Without a value it is no number, and refused as such.
             let (name, value) = limit.split_once('=').unwrap_or((limit, ""));
             ("--limit", format!("limits.{}", name.trim()), value.trim().to_owned())
         });
-        texts.chain(insecure).chain(limits).collect()
+        texts.chain(limits).collect()
     }
 }

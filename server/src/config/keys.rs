@@ -6,6 +6,15 @@
 use serde_json::Value;
 use undertone_wire::Limits;
 
+/// With what the relay's variables begin.
+const PREFIX: &str = "UNDERTONE_";
+
+/// The variable that names the configuration file.
+pub(super) const FILE_VARIABLE: &str = "UNDERTONE_CONFIG";
+
+/// Variables that begin like the relay's and are the client's.
+const CLIENTS: [&str; 1] = ["UNDERTONE_PASSPHRASE"];
+
 /// A key.
 #[derive(Debug, Clone)]
 pub(super) struct Key {
@@ -33,23 +42,47 @@ const KEYS: &[(&str, &str, Kind, &str)] = &[
         "",
         Kind::Text,
         "How connections are encrypted: \"self-made\" with a key and a certificate that the relay makes once and keeps in the data \
-         folder, by whose fingerprint clients know it (see the connection string that it shows), or \"off\". If absent, off \
-         for a relay that listens on loopback, and self-made for any other.",
+         folder, by whose fingerprint clients know it (see the connection string that it shows), \"acme\" with a certificate for \
+         the domain name in `address`, or \"off\". If absent, off \
+         for a relay that listens on loopback or has trusted proxies, and self-made for any other.",
+    ),
+    (
+        "acme_directory",
+        "https://acme-v02.api.letsencrypt.org/directory",
+        Kind::Text,
+        "With tls = \"acme\": the directory of the authority that signs the certificate, to whose terms you agree. It connects to port \
+         443 of the domain name, which must lead to where this relay listens.",
+    ),
+    ("acme_contact", "", Kind::Text, "With tls = \"acme\": an e-mail address to which the authority may write."),
+    (
+        "trusted_proxies",
+        "",
+        Kind::Text,
+        "Proxies in front of this relay, which encrypt: addresses and networks with commas between them, like \"127.0.0.1\" or \
+         \"172.28.0.0/16\". What they say in X-Forwarded-For is taken for the address of who asks, and nobody else's word is. \
+         With tls = \"off\" a relay speaks to them and to its own machine only.",
     ),
     (
         "address",
         "",
         Kind::Text,
         "Host, or host and port, by which others reach this relay, as they would write it: part of the connection string. If \
-         absent, the address that it listens on or, where that is all of them, the one from which this machine would reach others.",
+         absent, the address that it listens on or, where that is all of them, the one from which this machine would reach others. \
+         With tls = \"off\" it is the proxy's.",
     ),
-    ("data", "./undertone-data", Kind::Text, "Folder for the database and the TLS key; made if missing."),
+    (
+        "data",
+        "./undertone-data",
+        Kind::Text,
+        "Folder for the database, and for the keys and certificates of TLS; made if missing.",
+    ),
     (
         "database",
         "",
         Kind::Secret,
         "Database as sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; undertone.db in the data folder if absent. Any \
-         number of relays may run over one Postgres database; nothing but the TLS key is then written to the data folder.",
+         number of relays may run over one Postgres database; nothing but keys and certificates is then written to the data \
+         folder.",
     ),
     ("database_file", "", Kind::Text, "File that holds the value of `database`, and nothing else."),
     (
@@ -57,7 +90,8 @@ const KEYS: &[(&str, &str, Kind, &str)] = &[
         "",
         Kind::Text,
         "Who may register: \"open\" for everyone, \"invite\" for whoever has an invite (see the command invite), or \"closed\". \
-         If absent, open for a relay that listens on loopback, and by invite for any other.",
+         If absent, open for a relay that listens on loopback and has no `address` and no trusted proxies, and by invite for any \
+         other.",
     ),
     ("postgres_connections", "16", Kind::Bare, "Most connections to Postgres, at least 3."),
     (
@@ -73,12 +107,6 @@ const KEYS: &[(&str, &str, Kind, &str)] = &[
         "info",
         Kind::Text,
         "What to log to stderr: a level (error, warn, info, debug, trace) or a tracing filter. No level names anybody.",
-    ),
-    (
-        "insecure_plain_http",
-        "false",
-        Kind::Bare,
-        "Whether to listen on other addresses than loopback with tls = \"off\", although tokens then cross the network in clear.",
     ),
 ];
 
@@ -103,12 +131,27 @@ pub(super) fn all() -> Vec<Key> {
 impl Key {
     /// The variable that gives it.
     pub(super) fn variable(&self) -> String {
-        format!("UNDERTONE_{}", self.name.replace('.', "_").to_uppercase())
+        format!("{PREFIX}{}", self.name.replace('.', "_").to_uppercase())
     }
+}
+
+/// Whether a variable is meant for the relay, by its name.
+pub(super) fn is_ours(variable: &str) -> bool {
+    variable.starts_with(PREFIX) && !CLIENTS.contains(&variable)
+}
+
+/// The known variable that is most like this one.
+pub(super) fn variable_most_like(name: &str) -> String {
+    let variables = all().iter().map(Key::variable).chain([FILE_VARIABLE.to_owned()]).collect::<Vec<_>>();
+    most_like_of(variables, name).unwrap_or_default()
 }
 
 /// The known key that is most like this one.
 pub(super) fn most_like(name: &str) -> Option<String> {
-    let likeness = |key: &Key| strsim::jaro_winkler(&key.name, name);
-    all().into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).map(|key| key.name)
+    most_like_of(all().into_iter().map(|key| key.name), name)
+}
+
+fn most_like_of(known: impl IntoIterator<Item = String>, name: &str) -> Option<String> {
+    let likeness = |known: &String| strsim::jaro_winkler(known, name);
+    known.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
 }

@@ -2,7 +2,14 @@
 //!
 //! Invariant: values are texts until somebody says what they must be, and whoever refuses one can say where it was given.
 
-use std::{cmp::Ordering, collections::BTreeMap, fmt, path::Path, str::FromStr};
+use std::{
+    cmp::Ordering,
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use super::{
     Arguments,
@@ -27,17 +34,17 @@ pub enum Origin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The configuration file cannot be read, or is not TOML.
-    File(Origin, String),
+    /// What is given there cannot be read, or belongs to no key.
+    Given(Origin, String),
     /// The value of a key is not what it must be, or there is no such key.
     Key(Origin, String, String),
 }
 
 impl ConfigError {
-    /// The key that is wrong; `None` if the file is.
+    /// The key that is wrong; `None` if it is not known which.
     pub fn key(&self) -> Option<&str> {
         match self {
-            Self::File(..) => None,
+            Self::Given(..) => None,
             Self::Key(_, key, _) => Some(key),
         }
     }
@@ -46,7 +53,7 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(origin, why) => write!(f, "{origin}: {why}"),
+            Self::Given(origin, why) => write!(f, "{origin}: {why}"),
             Self::Key(origin, key, why) => write!(f, "{origin}: {key}: {why}"),
         }
     }
@@ -61,6 +68,17 @@ impl fmt::Display for Origin {
             Self::File(name) | Self::Variable(name) | Self::Flag(name) => name,
         })
     }
+}
+
+/// The variables that are the relay's, by name. One that is set to nothing is as good as none.
+fn ours(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<BTreeMap<String, String>, ConfigError> {
+    let names = variables.into_iter().filter_map(|(name, text)| Some((name.into_string().ok()?, text)));
+    let ours = names.filter(|(name, text)| keys::is_ours(name) && !text.is_empty());
+    let text = |(name, text): (String, OsString)| match text.into_string() {
+        Ok(text) => Ok((name, text)),
+        Err(_) => Err(ConfigError::Given(Origin::Variable(name), "it must be UTF-8".to_owned())),
+    };
+    ours.map(text).collect()
 }
 
 /// What is given for each key.
@@ -78,21 +96,28 @@ impl fmt::Debug for Layers {
 
 impl Layers {
     /// Puts all that is given on top of each other.
-    pub(super) fn read(arguments: &Arguments, variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        // A variable that is set to nothing is as good as none.
-        let variable = |name: &str| variable(name).filter(|text| !text.is_empty());
+    pub(super) fn read(
+        arguments: &Arguments,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ConfigError> {
         let mut layers = Self { given: BTreeMap::new() };
         let keys = keys::all();
         for key in &keys {
             layers.give(&key.name, Origin::Default, key.default.clone());
         }
-        if let Some(path) = arguments.config.clone().or_else(|| variable("UNDERTONE_CONFIG").map(Into::into)) {
+        let mut variables = ours(variables)?;
+        let file = variables.remove(keys::FILE_VARIABLE).map(PathBuf::from);
+        if let Some(path) = arguments.config.clone().or(file) {
             layers.read_file(&path)?;
         }
         for key in &keys {
-            if let Some(text) = variable(&key.variable()) {
+            if let Some(text) = variables.remove(&key.variable()) {
                 layers.give(&key.name, Origin::Variable(key.variable()), text);
             }
+        }
+        if let Some((unknown, _)) = variables.pop_first() {
+            let why = format!("there is no such variable; is it {} that is meant?", keys::variable_most_like(&unknown));
+            return Err(ConfigError::Given(Origin::Variable(unknown), why));
         }
         for (flag, key, text) in arguments.given() {
             layers.give_known(Origin::Flag(flag.to_owned()), &key, text)?;
@@ -103,7 +128,7 @@ impl Layers {
 
     fn read_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let origin = Origin::File(path.display().to_string());
-        let refused = |why: String| ConfigError::File(origin.clone(), why);
+        let refused = |why: String| ConfigError::Given(origin.clone(), why);
         let text = std::fs::read_to_string(path).map_err(|error| refused(format!("it cannot be read: {error}")))?;
         let table: toml::Table = text.parse().map_err(|error| refused(not_toml(&text, &error)))?;
         for (key, value) in table {

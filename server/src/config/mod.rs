@@ -4,7 +4,7 @@
 //! command line; `show` writes them out again. What a value must be stands here.
 //!
 //! Invariant: what is wrong is refused before anything is opened or made, in one line that names the key, where it was
-//! given, and what it must be. A [`Config`] that was read sends no token across a network in clear unless it was told to.
+//! given, and what it must be. A [`Config`] that was read sends no token across a network in clear, but for what passes between it and a trusted proxy.
 
 mod arguments;
 mod keys;
@@ -12,6 +12,7 @@ mod layers;
 mod show;
 
 use std::{
+    ffi::OsString,
     fmt::Display,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -21,13 +22,16 @@ use std::{
 
 use serde_json::{Map, Value};
 use undertone_wire::{Limits, Registration};
-use url::Url;
+use url::{Host, Url};
 
 pub use arguments::{Arguments, Command, Invite};
 pub use layers::{ConfigError, Origin};
 
 use self::layers::Layers;
-use crate::store::{Place, PostgresConfig};
+use crate::{
+    proxies::TrustedProxies,
+    store::{Place, PostgresConfig},
+};
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -51,13 +55,26 @@ const MAY_BE_ZERO: [&str; 10] = [
 ];
 
 /// How connections are encrypted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Tls {
     /// They are not.
     Off,
     /// With a key and a certificate that the relay made itself.
     SelfMade,
+    /// With a certificate for a domain name that an authority signs.
+    Acme(Acme),
+}
+
+/// From whom a certificate comes, and for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acme {
+    /// The domain name.
+    pub domain: String,
+    /// Where the authority's directory is (RFC 8555, section 7.1.1).
+    pub directory: String,
+    /// An e-mail address to which the authority may write.
+    pub contact: Option<String>,
 }
 
 /// What a relay needs to know.
@@ -74,9 +91,11 @@ pub struct Config {
     pub registration: Registration,
     /// How connections are encrypted.
     pub tls: Tls,
-    /// The host, and the port if it is another than it listens on, by which others reach the relay.
+    /// The host, and the port if it is not the usual one, by which others reach the relay: itself or the proxy.
     pub address: Option<(String, Option<u16>)>,
-    /// The folder for the TLS key.
+    /// Whose word on where a request comes from counts.
+    pub trusted_proxies: TrustedProxies,
+    /// The folder for keys and certificates.
     pub data: PathBuf,
     /// How long a connection may take to say what it wants, at first and between requests.
     pub header_timeout: Duration,
@@ -96,6 +115,7 @@ impl Config {
             registration: Registration::Open,
             tls: Tls::Off,
             address: None,
+            trusted_proxies: TrustedProxies::default(),
             data: PathBuf::from("."),
             header_timeout: HEADER_TIMEOUT,
             look_every: LOOK_EVERY,
@@ -116,21 +136,26 @@ pub struct Settings {
 
 impl Settings {
     /// Reads and checks what is given on the command line, in variables and in the file that either of them names.
-    pub fn read(arguments: &Arguments, variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut layers = Layers::read(arguments, variable)?;
+    pub fn read(
+        arguments: &Arguments,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Layers::read(arguments, variables)?;
         let listen = layers.parsed("listen", "an address and a port, like 127.0.0.1:7611")?;
-        let tls = layers.checked("tls", |text| tls(text, listen))?;
-        let insecure: bool = layers.parsed("insecure_plain_http", "true or false")?;
-        if tls == Tls::Off && !is_loopback(listen) && !insecure {
+        let trusted_proxies: TrustedProxies = layers.checked("trusted_proxies", str::parse)?;
+        let alone = trusted_proxies.is_empty();
+        let address = layers.checked("address", address)?;
+        let tls = tls(&layers, address.as_ref(), is_loopback(listen) || !alone)?;
+        if tls == Tls::Off && !is_loopback(listen) && alone {
             return Err(layers.refuse("tls", IN_CLEAR));
         }
-        let address = layers.checked("address", address)?;
-        let registration = layers.checked("registration", |text| registration(text, listen))?;
+        let private = is_loopback(listen) && alone && address.is_none();
+        let registration = layers.checked("registration", |text| registration(text, private))?;
         let data = PathBuf::from(layers.get("data").1);
         let base = Config::new(place(&layers, &data)?, listen);
-        let config = Config { limits: limits(&layers)?, registration, tls, address, data, ..base };
+        let config = Config { limits: limits(&layers)?, registration, tls, address, trusted_proxies, data, ..base };
         let log = layers.checked("log", is_filter)?;
-        layers.follows("tls", if tls == Tls::Off { "off" } else { "self-made" });
+        layers.follows("tls", if config.tls == Tls::Off { "off" } else { "self-made" });
         layers.follows("registration", name_of(config.registration));
         if let Place::Sqlite(file) = &config.place {
             layers.follows("database", &format!("sqlite:{}", file.display()));
@@ -150,19 +175,47 @@ impl Settings {
 }
 
 const IN_CLEAR: &str = "the relay listens on an address that can be reached from elsewhere, and tokens would cross the \
-                        network in clear; leave it out, listen on 127.0.0.1, or set insecure_plain_http if something else \
-                        protects the way";
+                        network in clear; leave it out, listen on 127.0.0.1, or name the proxy that encrypts in \
+                        trusted_proxies";
 
 fn is_loopback(listen: SocketAddr) -> bool {
     listen.ip().is_loopback()
 }
 
-fn tls(text: &str, listen: SocketAddr) -> Result<Tls, String> {
-    match text {
-        "" if is_loopback(listen) => Ok(Tls::Off),
+fn tls(layers: &Layers, address: Option<&(String, Option<u16>)>, needless: bool) -> Result<Tls, ConfigError> {
+    let (directory, contact) = (layers.checked("acme_directory", directory)?, layers.checked("acme_contact", contact)?);
+    match layers.get("tls").1 {
+        "" if needless => Ok(Tls::Off),
         "" | "self-made" => Ok(Tls::SelfMade),
         "off" => Ok(Tls::Off),
-        _ => Err("it must be self-made or off".to_owned()),
+        "acme" => Ok(Tls::Acme(Acme { domain: domain(layers, address)?, directory, contact })),
+        _ => Err(layers.refuse("tls", "it must be self-made, acme or off")),
+    }
+}
+
+/// The domain name that others reach the relay by.
+fn domain(layers: &Layers, address: Option<&(String, Option<u16>)>) -> Result<String, ConfigError> {
+    match address.map(|(host, _)| Host::parse(host)) {
+        Some(Ok(Host::Domain(domain))) => Ok(domain),
+        None => Err(layers.refuse("tls", "acme takes a domain name; give it as address, like relay.example.org")),
+        Some(_) => {
+            Err(layers.refuse("address", "with tls = \"acme\" it must be a domain name, like relay.example.org"))
+        }
+    }
+}
+
+fn directory(text: &str) -> Result<String, String> {
+    match Url::parse(text) {
+        Ok(url) if url.scheme() == "https" => Ok(text.to_owned()),
+        _ => Err("it must be an https:// URL".to_owned()),
+    }
+}
+
+fn contact(text: &str) -> Result<Option<String>, String> {
+    match text.split_once('@') {
+        _ if text.is_empty() => Ok(None),
+        Some((name, host)) if !name.is_empty() && !host.is_empty() => Ok(Some(text.to_owned())),
+        _ => Err("it must be an e-mail address".to_owned()),
     }
 }
 
@@ -176,13 +229,14 @@ fn address(text: &str) -> Result<Option<(String, Option<u16>)>, String> {
     let bare = url.path() == "/" && !text.contains(['/', '?', '#', '@']);
     // The port that https has anyway is not told apart from none, unless it is written.
     let port = if text.ends_with(":443") { Some(443) } else { url.port() };
+    let bare = bare && port != Some(0);
     url.host_str().filter(|_| bare).map(|host| Some((host.to_owned(), port))).ok_or_else(such)
 }
 
-/// Whoever can reach a relay that listens on this machine only has a place on it already.
-fn registration(text: &str, listen: SocketAddr) -> Result<Registration, String> {
+/// Whoever can reach a relay that is for this machine only has a place on it already.
+fn registration(text: &str, private: bool) -> Result<Registration, String> {
     match text {
-        "" if is_loopback(listen) => Ok(Registration::Open),
+        "" if private => Ok(Registration::Open),
         "" | "invite" => Ok(Registration::Invite),
         "open" => Ok(Registration::Open),
         "closed" => Ok(Registration::Closed),
@@ -212,13 +266,19 @@ fn place(layers: &Layers, data: &Path) -> Result<Place, ConfigError> {
     })?;
     layers.checked("database", |url| match url {
         "" => Ok(Place::Sqlite(data.join("undertone.db"))),
-        url if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+        url if ["postgres", "postgresql"].contains(&scheme_of(url).as_str()) => {
             let mut postgres = PostgresConfig::new(url);
             (postgres.connections, postgres.lossless_failover) = (connections, lossless);
             Ok(Place::Postgres(postgres))
         }
         url => sqlite_place(url),
     })
+}
+
+/// The scheme of a URL with two slashes; nothing if it is none.
+fn scheme_of(text: &str) -> String {
+    let url = Url::parse(text).ok().filter(|_| text.contains("://"));
+    url.map(|url| url.scheme().to_owned()).unwrap_or_default()
 }
 
 fn sqlite_place(url: &str) -> Result<Place, String> {
@@ -272,8 +332,7 @@ mod tests {
 
     fn read(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Settings, ConfigError> {
         let arguments = Arguments::parse_from([&["undertone-server"], arguments].concat());
-        let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, to)| (*to).to_owned());
-        Settings::read(&arguments, variable)
+        Settings::read(&arguments, variables.iter().map(|(name, text)| (name.into(), text.into())))
     }
 
     fn config(arguments: &[&str]) -> Result<Config, ConfigError> {
@@ -314,6 +373,16 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_that_is_no_key_is_refused_and_the_clients_are_left_alone() {
+        let said = read(&[], &[("UNDERTONE_REGISTATION", "closed")]).unwrap_err().to_string();
+        assert!(said.starts_with("UNDERTONE_REGISTATION: ") && said.contains("UNDERTONE_REGISTRATION"), "{said}");
+        assert!(read(&[], &[("UNDERTONE_PASSPHRASE", "word"), ("UNDERTON_LISTEN", "nowhere")]).is_ok());
+        let arguments = Arguments::parse_from(["undertone-server"]);
+        let odd = [("UNDERTONE_LOG".into(), std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]))];
+        assert!(Settings::read(&arguments, odd).unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
     fn a_secret_may_stand_in_a_file_of_its_own() {
         let (secret, other) = (file("postgres://u:word@h/d\n"), file("postgres://v@h/e"));
         let [secret, other] = [&secret, &other].map(|file| file.path().to_str().unwrap());
@@ -340,12 +409,17 @@ mod tests {
         let table = [
             ("listen = 5", "listen", "127.0.0.1:7611"),
             ("listen = \"localhost\"", "listen", "127.0.0.1:7611"),
-            ("listen = \"0.0.0.0:7611\"\ntls = \"off\"", "tls", "insecure_plain_http"),
-            ("tls = \"on\"", "tls", "self-made or off"),
+            ("listen = \"0.0.0.0:7611\"\ntls = \"off\"", "tls", "trusted_proxies"),
+            ("tls = \"on\"", "tls", "self-made, acme or off"),
+            ("tls = \"acme\"", "tls", "a domain name"),
+            ("tls = \"acme\"\naddress = \"192.0.2.1\"", "address", "a domain name"),
+            ("acme_directory = \"http://a\"", "acme_directory", "https://"),
+            ("address = \"a.example:0\"", "address", "a host and a port"),
+            ("acme_contact = \"me\"", "acme_contact", "e-mail"),
             ("address = \"a/b\"", "address", "relay.example.org:7611"),
             ("address = \"a:b\"", "address", "relay.example.org:7611"),
             ("lissten = \"127.0.0.1:1\"", "lissten", "listen"),
-            ("insecure_plain_http = \"yes\"", "insecure_plain_http", "true or false"),
+            ("trusted_proxies = \"caddy\"", "trusted_proxies", "172.28.0.0/16"),
             ("registration = \"some\"", "registration", "open, invite or closed"),
             ("log = \"a=b=c\"", "log", "info"),
             ("database = \"mysql://h/d\"", "database", "postgres://"),
@@ -455,9 +529,18 @@ mod tests {
             assert_eq!((config.tls, config.registration), (tls, registration), "{listen}");
         }
         assert!(config(&["--listen", "0.0.0.0:7611", "--tls", "off"]).is_err());
-        let insecure = config(&["--listen", "0.0.0.0:7611", "--tls", "off", "--insecure-plain-http"]).unwrap();
-        assert_eq!(insecure.tls, Tls::Off);
         assert_eq!(config(&["--tls", "self-made"]).unwrap().tls, Tls::SelfMade);
+    }
+
+    #[test]
+    fn what_is_behind_a_proxy_leaves_encryption_to_it_and_is_by_invite() {
+        for listen in ["127.0.0.1:7611", "0.0.0.0:7611"] {
+            let config = config(&["--listen", listen, "--trusted-proxies", "172.28.0.0/16"]).unwrap();
+            assert_eq!((config.tls, config.registration), (Tls::Off, Registration::Invite), "{listen}");
+            assert!(config.trusted_proxies.contains("172.28.0.9".parse().unwrap()));
+        }
+        let named = config(&["--address", "relay.example"]).unwrap();
+        assert_eq!((named.tls, named.registration), (Tls::Off, Registration::Invite), "others are meant to reach it");
     }
 
     #[test]

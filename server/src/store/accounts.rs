@@ -16,6 +16,9 @@ use super::{
 /// for.
 const ADD_ACCOUNT: &str = "INSERT INTO accounts (account_id, username) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 
+/// 1 if there is an account, else 0.
+const ANY: &str = "SELECT COUNT(*) FROM (SELECT 1 FROM accounts LIMIT 1) AS one";
+
 /// Adds an account's first list.
 const ADD_LIST: &str = "INSERT INTO device_lists (account_id, version, list, signature) VALUES ($1, $2, $3, $4)";
 
@@ -117,6 +120,12 @@ pub(crate) async fn add(
     }
     execute!(**tx, ADD_LIST, account, stored(version), bytes, signature)?;
     Ok(true)
+}
+
+/// Whether there is an account.
+pub(crate) async fn any(conn: &mut Conn) -> Result<bool, StoreError> {
+    let (count,): (i64,) = on!(*conn, db => sqlx::query_as(ANY).fetch_one(db).await)?;
+    Ok(count != 0)
 }
 
 /// Locks the lists of accounts, so that nobody is listed or unlisted until the transaction ends; answers the devices in

@@ -37,6 +37,9 @@ pub enum StoreError {
     /// Another process has it open.
     #[error("another relay is running on {}", .0.display())]
     InUse(PathBuf),
+    /// What should be a SQLite store is something else.
+    #[error("{} is not a SQLite database", .0.display())]
+    NotSqlite(PathBuf),
     /// The file of a SQLite store is damaged.
     #[error(
         "{file} is damaged. If a copy was put there beside the {file}-wal and {file}-shm of another state, they do not \
@@ -73,6 +76,20 @@ pub enum StoreError {
     /// The operating system gives no random bytes.
     #[error(transparent)]
     Random(#[from] RandomError),
+}
+
+impl StoreError {
+    /// What whoever starts a relay can do about it, as a sentence; nothing if the error says so itself.
+    pub(crate) fn fix(&self) -> &'static str {
+        match self {
+            Self::Busy | Self::Database(_) => ". See that it runs, that the URL is right, and that the user may use it",
+            Self::InUse(_) => ". Stop it, or name another database, or another data folder",
+            Self::NotSqlite(_) | Self::File { .. } => {
+                ". Name a place where the relay may read and write, as database or as data"
+            }
+            _ => "",
+        }
+    }
 }
 
 impl From<sqlx::Error> for StoreError {

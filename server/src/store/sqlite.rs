@@ -5,7 +5,7 @@
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
-    io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -37,6 +37,9 @@ const QUICK_CHECK: &str = "PRAGMA quick_check(1)";
 /// Codes of SQLite for a file that is damaged, and for one that is no database.
 const DAMAGED: [&str; 2] = ["11", "26"];
 
+/// With what the file of a SQLite database begins.
+const HEAD: &[u8] = b"SQLite format 3\0";
+
 /// Truncates the write-ahead log, so that deleted bytes are in no file. Answers 1 first if a reader stands in the way.
 const CHECKPOINT: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 
@@ -57,6 +60,7 @@ impl Sqlite {
     /// store this is.
     pub(super) async fn open(path: &Path, random: Arc<dyn Random>, judgement: Judgement) -> Result<Self, StoreError> {
         make_folder(path.parent().unwrap_or(Path::new(".")))?;
+        check_kind(path)?;
         let lock = lock(path)?;
         make_file(path)?;
         let marker = Marker::open(path)?;
@@ -144,6 +148,18 @@ impl Sqlite {
         let emptied = self.checkpoint().await;
         self.writer.close().await;
         emptied.map(|_| ())
+    }
+}
+
+/// Refuses what is no SQLite database before anything is made beside it.
+fn check_kind(path: &Path) -> Result<(), StoreError> {
+    let mut head = Vec::new();
+    match File::open(path).and_then(|file| file.take(HEAD.len() as u64).read_to_end(&mut head)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(at(path)(error)),
+        // What was made and never written is empty.
+        Ok(_) if head.is_empty() || head == HEAD => Ok(()),
+        Ok(_) => Err(StoreError::NotSqlite(path.to_owned())),
     }
 }
 

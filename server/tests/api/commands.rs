@@ -5,7 +5,7 @@ use std::process::Output;
 use undertone_server::Place;
 use undertone_wire::{Account as WireAccount, ErrorCode, InviteCode, Registration};
 
-use crate::support::{Account, Backend, TestRelay, both, server, until};
+use crate::support::{Account, Backend, TestRelay, both, server};
 
 both! {
     invites_are_tended_beside_a_relay_that_serves,
@@ -30,7 +30,6 @@ fn database(relay: &TestRelay) -> String {
 async fn invites_are_tended_beside_a_relay_that_serves(on: Backend) {
     let relay = TestRelay::with_registration(on, Registration::Invite).await;
     let database = database(&relay);
-    until("the relay answers commands", async || said(&database, &["invite", "list"]).await.is_ok()).await;
     let code = said(&database, &["invite", "create", "--uses", "2", "--expires", "7d"]).await.unwrap();
     let code: InviteCode = code.trim().parse().unwrap();
     Account::new(1).invited(code).try_register(&relay.api()).await.yes::<WireAccount>();

@@ -102,7 +102,7 @@ fn the_binary_says_in_one_line_why_it_does_not_start() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
 
-    refused(&["--data", &data, "--listen", "0.0.0.0:0", "--tls", "off"], 2, "insecure_plain_http");
+    refused(&["--data", &data, "--listen", "0.0.0.0:0", "--tls", "off"], 2, "trusted_proxies");
     refused(&["--data", &data, "--database", "mysql://h/d"], 2, "postgres://");
     refused(&["--data", &data, "--log", "=="], 2, "--log: log: ");
     refused(&["--data", &data, "--config", file.with_extension("toml").to_str().unwrap()], 2, "it cannot be read");

@@ -7,6 +7,7 @@
 
 mod accounts;
 mod auth;
+mod check;
 mod commands;
 mod connections;
 mod contention;
@@ -28,6 +29,7 @@ mod queue;
 mod registration;
 mod slow_reader;
 mod stopping;
+mod strangers;
 mod stream;
 mod support;
 mod traces;

@@ -4,7 +4,9 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::{AccountId, Bytes, DeviceId, Incarnation, InviteCode, Limits, Nonce, RelayId, Signature, SignedDeviceList};
+use crate::{
+    AccountId, Bytes, DeviceId, Incarnation, InviteCode, Limits, Nonce, RelayId, Signature, SignedDeviceList, sign,
+};
 
 /// `GET /v1/relay`: who the relay is and what it allows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,31 @@ pub struct RegisterRequest {
     pub invite: Option<InviteCode>,
     /// The identity key's signature ([`Domain::Registration`](crate::Domain::Registration)).
     pub signature: Signature,
+}
+
+impl RegisterRequest {
+    /// Registers an account with its first list at one relay, signed with the identity key whose seed is `identity`.
+    pub fn sign(
+        relay: &RelayId,
+        account_id: AccountId,
+        username: Option<Username>,
+        device_list: SignedDeviceList,
+        invite: Option<InviteCode>,
+        identity: &[u8; 32],
+    ) -> Self {
+        let (list_hash, name) = (device_list.hash(), username.as_ref().map_or("", Username::as_str));
+        let fields: &[&[u8]] = &[relay.as_bytes(), list_hash.as_bytes(), name.as_bytes()];
+        let signature = sign(identity, crate::Domain::Registration, fields);
+        Self { account_id, username, device_list, invite, signature }
+    }
+}
+
+impl LoginRequest {
+    /// Answers a challenge of one relay, signed with the device key whose seed is `device_key`.
+    pub fn sign(relay: &RelayId, device_id: DeviceId, nonce: Nonce, device_key: &[u8; 32]) -> Self {
+        let fields: &[&[u8]] = &[relay.as_bytes(), device_id.as_bytes(), nonce.as_bytes()];
+        Self { device_id, nonce, signature: sign(device_key, crate::Domain::Login, fields) }
+    }
 }
 
 /// `PUT /v1/account/devices`: replaces the account's device list by the next one.

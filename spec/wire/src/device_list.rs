@@ -182,6 +182,12 @@ impl SignedDeviceList {
 }
 
 impl DeviceList {
+    /// The first list of the account whose first identity key is this, with these devices in ascending order.
+    pub fn first(first_identity_key: PublicKey, devices: Vec<DeviceEntry>) -> Self {
+        let account = AccountId::from_identity_key(&first_identity_key);
+        Self { account, version: 1, previous: None, first_identity_key, rotations: vec![], recovery_key: None, devices }
+    }
+
     /// How many times the identity key has changed.
     pub fn generation(&self) -> u64 {
         self.rotations.len() as u64
@@ -240,6 +246,19 @@ impl DeviceList {
 }
 
 impl DeviceEntry {
+    /// The entry of a device of the account whose first identity key has the seed `identity`. The other seeds are the
+    /// device's own: of the key that signs log-ins, and of its MLS signing key.
+    pub fn issue(identity: &[u8; 32], device: DeviceId, device_key: &[u8; 32], mls_key: &[u8; 32]) -> Self {
+        let key_set = Encoding::Cbor.encode(&KeySet { device_key: crate::public_key(device_key) });
+        let certificate = Certificate {
+            account: AccountId::from_identity_key(&crate::public_key(identity)),
+            device,
+            mls_key: crate::public_key(mls_key),
+            key_set: Hash::of(&key_set),
+        };
+        Self { certificate: SignedCertificate::issue(&certificate, identity, mls_key), key_set: key_set.into() }
+    }
+
     /// The key set, decoded.
     pub fn key_set(&self) -> Result<KeySet, DeviceListError> {
         Encoding::Cbor.decode(self.key_set.as_slice()).map_err(|_| DeviceListError::Malformed)
@@ -336,15 +355,7 @@ mod tests {
     }
 
     fn first_list() -> DeviceList {
-        DeviceList {
-            account: account(),
-            version: 1,
-            previous: None,
-            first_identity_key: crate::public_key(&IDENTITY),
-            rotations: vec![],
-            recovery_key: None,
-            devices: vec![entry(1, &IDENTITY, &MLS)],
-        }
+        DeviceList::first(crate::public_key(&IDENTITY), vec![entry(1, &IDENTITY, &MLS)])
     }
 
     fn recovery_key(named_by: &[u8; 32], generation: u64) -> RecoveryKey {
@@ -357,6 +368,12 @@ mod tests {
         let (account, identity_key) = (account(), crate::public_key(&NEXT));
         let fields: &[&[u8]] = &[account.as_bytes(), &generation.to_be_bytes(), identity_key.as_bytes()];
         Rotation { identity_key, authority, signature: crate::sign(signer, Domain::Rotation, fields) }
+    }
+
+    #[test]
+    fn an_entry_is_issued_for_the_account_of_its_identity_key() {
+        let device = DeviceId::from_random([1; 16]);
+        assert_eq!(DeviceEntry::issue(&IDENTITY, device, &DEVICE, &MLS), entry(1, &IDENTITY, &MLS));
     }
 
     #[test]

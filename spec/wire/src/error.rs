@@ -26,7 +26,7 @@ pub struct Problem {
     /// What happened here, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// With `too_large` and `limit_reached`: which limit.
+    /// With `too_large`, `limit_reached` and `too_many_requests`: which limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitReached>,
     /// With `stale_group`: where the group stands.
@@ -165,6 +165,8 @@ codes! {
     BadMessage = "bad_message", 422;
     /// More of something than a limit allows; `limit` names it.
     LimitReached = "limit_reached", 422;
+    /// More requests in a time than a limit allows; `limit` names it. Try later.
+    TooManyRequests = "too_many_requests", 429;
     /// The relay failed. Trying again is safe.
     Internal = "internal", 500;
     /// The relay is stopping or overloaded. Trying again is safe.
@@ -202,6 +204,7 @@ impl ErrorCode {
             Self::UnsupportedSuite => "The cipher suite is not supported",
             Self::BadMessage => "The message breaks a rule",
             Self::LimitReached => "A limit is reached",
+            Self::TooManyRequests => "Too many requests in too short a time",
             Self::Internal => "The relay failed",
             Self::Unavailable => "The relay is not available",
             Self::Unknown(_) => "Unknown problem",

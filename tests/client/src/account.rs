@@ -11,10 +11,9 @@ use openmls_rust_crypto::OpenMlsRustCrypto;
 use openmls_traits::signatures::{Signer, SignerError};
 use tokio::task::JoinHandle;
 use undertone_wire::{
-    AccountId, Bytes, Certificate, Challenge, ClaimRequest, ClaimResponse, DeviceEntry, DeviceId, DeviceList, Domain,
-    Encoding, FetchResponse, Hash, InviteCode, KeyCounts, KeySet, LeafCredential, LoginRequest, PublishRequest,
-    RegisterRequest, Relay, Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username, path,
-    public_key, sign,
+    AccountId, Bytes, Certificate, Challenge, ClaimRequest, ClaimResponse, DeviceEntry, DeviceId, DeviceList, Encoding,
+    FetchResponse, Hash, InviteCode, KeyCounts, KeySet, LeafCredential, LoginRequest, PublishRequest, RegisterRequest,
+    Relay, Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username, path, public_key,
 };
 
 use crate::{Api, Message, Reply, now_ms, random};
@@ -136,13 +135,9 @@ impl Account {
 
     /// The request that registers it.
     pub fn registration(&self, relay: &Relay) -> RegisterRequest {
-        let device_list = self.signed_list();
-        let username = self.username.as_ref().map_or("", Username::as_str);
-        let list_hash = device_list.hash();
-        let fields: &[&[u8]] = &[relay.relay_id.as_bytes(), list_hash.as_bytes(), username.as_bytes()];
-        let signature = sign(&self.identity, Domain::Registration, fields);
         let Self { account_id, username, invite, .. } = self.clone();
-        RegisterRequest { account_id, username, device_list, invite, signature }
+        let list = self.signed_list();
+        RegisterRequest::sign(&relay.relay_id, account_id, username, list, invite, &self.identity)
     }
 
     /// Registers, and answers what the relay says.
@@ -188,10 +183,7 @@ pub async fn log_in(api: &Api, keys: &Keys) -> Reply {
 
 /// The answer to a challenge.
 pub fn login_request(relay: &Relay, keys: &Keys, challenge: &Challenge) -> LoginRequest {
-    let fields: &[&[u8]] =
-        &[relay.relay_id.as_bytes(), keys.device_id.as_bytes(), challenge.nonce.as_bytes().as_slice()];
-    let signature = sign(&keys.device, Domain::Login, fields);
-    LoginRequest { device_id: keys.device_id, nonce: challenge.nonce, signature }
+    LoginRequest::sign(&relay.relay_id, keys.device_id, challenge.nonce, &keys.device)
 }
 
 impl Device {

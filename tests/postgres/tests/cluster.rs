@@ -14,7 +14,7 @@ use undertone_test_postgres::{Cluster, Options};
 use self::support::{in_process, told_by, wait_until};
 
 /// Set in the process that is to be killed.
-const DOOMED: &str = "UNDERTONE_TEST_POSTGRES_DOOMED";
+const DOOMED: &str = "TEST_POSTGRES_DOOMED";
 
 async fn query(url: &str, sql: &'static str) -> Vec<PgRow> {
     let mut connection = PgConnection::connect(url).await.unwrap();

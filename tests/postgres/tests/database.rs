@@ -15,7 +15,7 @@ use undertone_test_postgres::{Cluster, Database, Options, database};
 use self::support::{in_process, told_by, wait_until};
 
 /// Set in the process that uses a named server: what it is to do with its database.
-const ROLE: &str = "UNDERTONE_TEST_POSTGRES_ROLE";
+const ROLE: &str = "TEST_POSTGRES_ROLE";
 static PREPARED: AtomicUsize = AtomicUsize::new(0);
 
 async fn connect(url: &str) -> PgConnection {

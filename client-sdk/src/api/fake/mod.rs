@@ -37,6 +37,7 @@ use std::{
 };
 
 use tokio::sync::Notify;
+use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClaimedKeyPackage, ClientFrame,
     CommitRequest, CommitResponse, CreateGroupRequest, Delivery, DeviceId, Group, GroupCommits, GroupId, GroupList,
@@ -50,7 +51,6 @@ use self::{
     state::{Outcome, State},
     stream::Stream,
 };
-use super::{Answer, ApiError, FrameStream, RelayApi};
 
 /// A device's time, in milliseconds since the Unix epoch.
 pub type DeviceClock = Arc<dyn Fn() -> u64 + Send + Sync>;

@@ -381,7 +381,7 @@ impl Dice {
     }
 }
 
-/// The figure of a heavy test: its short form, or its long one if `UNDERTONE_SOAK` asks for that.
+/// The figure of a heavy test: its short form, or its long one if `TEST_SOAK` asks for that.
 fn short_or_soak(short: usize, soak: usize) -> usize {
-    if std::env::var_os("UNDERTONE_SOAK").is_some() { soak } else { short }
+    if std::env::var_os("TEST_SOAK").is_some() { soak } else { short }
 }

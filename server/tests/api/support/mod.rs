@@ -1,10 +1,12 @@
 //! A relay in process; those who talk to it are `undertone-test-client`'s.
 
+mod front;
 pub(crate) mod relay;
 mod store;
 
 use std::process::{Command, Stdio};
 
+pub(crate) use front::{Fault, in_front_of};
 pub(crate) use relay::TestRelay;
 pub(crate) use store::{Backend, Store, both, connect, postgres};
 pub(crate) use undertone_test_client::{
@@ -24,7 +26,7 @@ pub(crate) fn server(arguments: &[&str]) -> Command {
 
 /// How much of a heavy test is done: its short form, or its long one if `tests/run --soak` asked for it.
 pub(crate) fn scaled(short: u64, soak: u64) -> u64 {
-    if std::env::var_os("UNDERTONE_SOAK").is_some() { soak } else { short }
+    if std::env::var_os("TEST_SOAK").is_some() { soak } else { short }
 }
 
 /// Waits until a condition holds. Asks again and again, so it is for what has no better way to be waited for.

@@ -28,7 +28,7 @@ use tokio_tungstenite::{
 };
 use undertone_wire::{ClientFrame, Encoding, ServerFrame, subprotocol};
 
-use super::{
+use crate::{
     Answer, ApiError, FrameStream,
     http::{self, HttpApi, Reply},
 };
@@ -43,7 +43,7 @@ const SENDING: Duration = Duration::from_secs(10);
 const FRAME_BYTES_MAX: usize = 5 * 1024 * 1024;
 
 /// Opens the stream that `request` asks for.
-pub(super) async fn open(api: &HttpApi, request: RequestBuilder) -> Result<Box<dyn FrameStream>, ApiError> {
+pub(crate) async fn open(api: &HttpApi, request: RequestBuilder) -> Result<Box<dyn FrameStream>, ApiError> {
     let key = generate_key();
     let request = request
         .header(CONNECTION, "Upgrade")
@@ -51,7 +51,7 @@ pub(super) async fn open(api: &HttpApi, request: RequestBuilder) -> Result<Box<d
         .header(SEC_WEBSOCKET_VERSION, "13")
         .header(SEC_WEBSOCKET_KEY, &key)
         .header(SEC_WEBSOCKET_PROTOCOL, subprotocol(Encoding::Cbor));
-    let response = api.send(request).await?;
+    let response = api.exchange(request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(Reply::read(response).await?.refusal());
     }
@@ -184,7 +184,7 @@ mod tests {
     use undertone_wire::{Bytes, ErrorCode, Problem};
 
     use super::*;
-    use crate::api::RelayApi as _;
+    use crate::{Place, RelayApi as _};
 
     type Relay = WebSocketStream<DuplexStream>;
 
@@ -319,7 +319,7 @@ mod tests {
         F: Future<Output: Send + 'static> + Send,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = crate::api::Place::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let base = Place::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let served = tokio::spawn(async move { serve(listener.accept().await.unwrap().0).await });
         (HttpApi::new(&base, Arc::new(|| 0)).unwrap(), served)
     }

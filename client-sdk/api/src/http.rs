@@ -24,19 +24,19 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, CommitRequest, CommitResponse,
-    CreateGroupRequest, Encoding, Group, GroupCommits, GroupId, GroupList, GroupMembers, KeyCounts, LeaveRequest,
-    LoginRequest, PROBLEM_MEDIA_TYPE, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
-    Session, TIME_HEADER, Username, path, path::fill,
+    CreateGroupRequest, Encoding, FetchResponse, Group, GroupCommits, GroupId, GroupList, GroupMembers, KeyCounts,
+    LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, Problem, PublishRequest, RegisterRequest, Relay, SendDirectRequest,
+    SendRequest, SendResponse, Session, TIME_HEADER, Username, path, path::fill,
 };
 
-use super::{
+use crate::{
     Answer, ApiError, FrameStream, RelayApi,
     place::{self, Place},
     ws,
 };
 
 /// The device's time, in milliseconds since the Unix epoch.
-pub(crate) type NowMs = Arc<dyn Fn() -> u64 + Send + Sync>;
+pub type NowMs = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// How long connecting may take, how long the relay may think, and how long it may pause within an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,8 +47,9 @@ const UPLOAD_BYTES_PER_S_MIN: u64 = 16 * 1024;
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 const ACCEPTED: &str = "application/cbor, application/problem+json";
 
-/// A relay at an address.
-pub(crate) struct HttpApi {
+/// A relay at an address. Beside what [`RelayApi`] has, it is asked whether it can serve, and carries direct messages, which
+/// the SDK's engine does not do yet.
+pub struct HttpApi {
     client: Client,
     base: String,
     now_ms: NowMs,
@@ -57,12 +58,18 @@ pub(crate) struct HttpApi {
 
 impl HttpApi {
     /// The relay at a place. Nothing is connected yet.
-    pub(crate) fn new(place: &Place, now_ms: NowMs) -> Result<Self, ApiError> {
+    ///
+    /// # Errors
+    /// [`ApiError::Unreachable`] if TLS cannot be set up on this machine.
+    pub fn new(place: &Place, now_ms: NowMs) -> Result<Self, ApiError> {
         Self::connecting_within(PATIENCE, place, now_ms)
     }
 
     /// The same for an address that is one of several: if it takes long to connect there, another is tried.
-    pub(crate) fn among_many(place: &Place, now_ms: NowMs) -> Result<Self, ApiError> {
+    ///
+    /// # Errors
+    /// As for [`HttpApi::new`].
+    pub fn among_many(place: &Place, now_ms: NowMs) -> Result<Self, ApiError> {
         Self::connecting_within(PATIENCE_AMONG_MANY, place, now_ms)
     }
 
@@ -76,8 +83,34 @@ impl HttpApi {
             .no_proxy()
             .build()
             .map_err(unreachable)?;
-        let base = place.base.as_str().trim_end_matches('/').to_owned();
+        let base = place.base().as_str().trim_end_matches('/').to_owned();
         Ok(Self { client, base, now_ms, clock_offset_ms: AtomicI64::new(0) })
+    }
+
+    /// `GET /readyz`: whether the relay can serve.
+    ///
+    /// # Errors
+    /// [`ApiError::Refused`] if it cannot.
+    pub async fn ready(&self) -> Result<(), ApiError> {
+        Reply::read(self.exchange(self.get(path::READY)).await?).await?.says(b"ready\n")
+    }
+
+    /// `GET /v1/queue?after=&wait=`: what is in the device's queue after a number, waited for so many seconds if nothing is.
+    ///
+    /// # Errors
+    /// As for every request.
+    pub async fn fetch(&self, token: &Bytes, after: u64, wait_s: u64) -> Result<FetchResponse, ApiError> {
+        let request = self.get(&format!("{}?after={after}&wait={wait_s}", path::QUEUE)).bearer_auth(text(token));
+        let response = self.exchange_waiting(request, Duration::from_secs(wait_s)).await?;
+        Reply::read(response).await?.decode()
+    }
+
+    /// `POST /v1/messages`: a direct message.
+    ///
+    /// # Errors
+    /// As for every request.
+    pub async fn send_direct(&self, token: &Bytes, request: &SendDirectRequest) -> Result<SendResponse, ApiError> {
+        self.ask(self.post(path::MESSAGES, request).bearer_auth(text(token))).await
     }
 
     fn get(&self, path: &str) -> RequestBuilder {
@@ -94,10 +127,15 @@ impl HttpApi {
     }
 
     /// Sends a request and takes the head of the answer, and the relay's time from it.
-    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ApiError> {
+    pub(crate) async fn exchange(&self, request: RequestBuilder) -> Result<Response, ApiError> {
+        self.exchange_waiting(request, Duration::ZERO).await
+    }
+
+    /// The same for a request that the relay is asked to answer only after so long.
+    async fn exchange_waiting(&self, request: RequestBuilder, wait: Duration) -> Result<Response, ApiError> {
         let request = request.build().map_err(unreachable)?;
         let bytes = request.body().and_then(reqwest::Body::as_bytes).map_or(0, <[u8]>::len) as u64;
-        let patience = PATIENCE + Duration::from_secs(bytes / UPLOAD_BYTES_PER_S_MIN);
+        let patience = PATIENCE + wait + Duration::from_secs(bytes / UPLOAD_BYTES_PER_S_MIN);
         let response = timeout(patience, self.client.execute(request)).await.map_err(|_| silent())?;
         let response = response.map_err(unreachable)?;
         self.note_time(response.headers());
@@ -113,12 +151,12 @@ impl HttpApi {
 
     /// A request whose answer has a body.
     fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> Answer<'_, T> {
-        Box::pin(async { Reply::read(self.send(request).await?).await?.decode() })
+        Box::pin(async { Reply::read(self.exchange(request).await?).await?.decode() })
     }
 
     /// A request whose answer has none.
     fn tell(&self, request: RequestBuilder) -> Answer<'_, ()> {
-        Box::pin(async { Reply::read(self.send(request).await?).await?.nothing() })
+        Box::pin(async { Reply::read(self.exchange(request).await?).await?.nothing() })
     }
 }
 
@@ -206,14 +244,14 @@ fn text(token: &Bytes) -> String {
 }
 
 /// A whole answer.
-pub(super) struct Reply {
+pub(crate) struct Reply {
     status: StatusCode,
     encoding: Option<Encoding>,
     body: Vec<u8>,
 }
 
 impl Reply {
-    pub(super) async fn read(mut response: Response) -> Result<Self, ApiError> {
+    pub(crate) async fn read(mut response: Response) -> Result<Self, ApiError> {
         let (status, encoding) = (response.status(), encoding(response.headers()));
         let mut body = Vec::new();
         while let Some(chunk) = timeout(PATIENCE, response.chunk()).await.map_err(|_| silent())?.map_err(unreachable)? {
@@ -234,12 +272,16 @@ impl Reply {
         }
     }
 
+    fn says(self, text: &[u8]) -> Result<(), ApiError> {
+        if self.status.is_success() && self.body == text { Ok(()) } else { Err(self.refusal()) }
+    }
+
     fn nothing(self) -> Result<(), ApiError> {
         if self.status.is_success() && self.body.is_empty() { Ok(()) } else { Err(self.refusal()) }
     }
 
     /// What an answer says that is not the one hoped for.
-    pub(super) fn refusal(self) -> ApiError {
+    pub(crate) fn refusal(self) -> ApiError {
         let failed = self.status.is_client_error() || self.status.is_server_error();
         let problem = self.encoding.filter(|_| failed).and_then(|encoding| encoding.decode::<Problem>(&self.body).ok());
         match (problem, self.status.as_u16()) {
@@ -263,7 +305,7 @@ fn silent() -> ApiError {
 }
 
 /// The kind of a failure; its text might hold an address.
-pub(super) fn unreachable(error: reqwest::Error) -> ApiError {
+pub(crate) fn unreachable(error: reqwest::Error) -> ApiError {
     if error.is_timeout() {
         return silent();
     }
@@ -385,6 +427,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_request_too_many_is_no_no() {
+        for code in [ErrorCode::TooManyRequests, ErrorCode::Unknown("of_a_later_version".into())] {
+            let problem = Problem { status: 429, ..Problem::new(code) };
+            let refused =
+                challenge(answer(429, PROBLEM_MEDIA_TYPE, &Encoding::Json.encode(&problem))).await.unwrap_err();
+            assert!(!refused.is_a_no() && !refused.may_do_elsewhere(), "{refused:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn the_status_of_the_answer_counts_not_the_one_in_its_body() {
         let problem = Problem { status: 400, ..Problem::new(ErrorCode::Unknown("of_a_later_version".into())) };
         let refused = challenge(answer(507, PROBLEM_MEDIA_TYPE, &Encoding::Json.encode(&problem))).await.unwrap_err();
@@ -414,6 +466,28 @@ mod tests {
         assert!(api.logout(&vec![1].into()).await.is_ok());
         let (api, _) = relay_answering(answer(200, "text/html", b"<p>Pay first</p>")).await;
         assert!(matches!(api.logout(&vec![1].into()).await, Err(ApiError::NotARelay(_))));
+    }
+
+    #[tokio::test]
+    async fn a_relay_is_ready_if_it_says_so_and_in_no_other_case() {
+        let ready = async |answer: Vec<u8>| relay_answering(answer).await.0.ready().await;
+        ready(answer(200, "text/plain; charset=utf-8", b"ready\n")).await.unwrap();
+        let problem = Encoding::Json.encode(&Problem::new(ErrorCode::Unavailable));
+        let refused = ready(answer(503, PROBLEM_MEDIA_TYPE, &problem)).await.unwrap_err();
+        assert_eq!(refused.code(), Some(&ErrorCode::Unavailable));
+        for other in [answer(200, "text/html", b"<p>Welcome</p>"), answer(200, "text/plain", b"ready")] {
+            assert!(matches!(ready(other).await, Err(ApiError::NotARelay(_))));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_is_asked_to_wait_may_take_that_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let place = Place::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let api = HttpApi::new(&place, Arc::new(|| NOW_MS)).unwrap();
+        let start = tokio::time::Instant::now();
+        assert!(matches!(api.fetch(&vec![1].into(), 0, 50).await, Err(ApiError::Unreachable(_))));
+        assert_eq!(start.elapsed().as_secs(), 60, "what it was asked to wait, and what every answer may take");
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! Invariant: what leaves the device for another machine is encrypted for whoever proves to be the relay: by the key whose
 //! fingerprint the connection string has, or by a certificate for the host that this machine's authorities signed.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
@@ -19,37 +19,88 @@ use url::{Host, Url};
 
 /// Where a relay is, and by what it is known there.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
-    /// As it is kept: what was given, without the invite.
-    pub(crate) text: String,
-    /// Where its paths begin.
-    pub(crate) base: Url,
-    /// What to register with, if that was given along.
-    pub(crate) invite: Option<InviteCode>,
+pub struct Place {
+    text: String,
+    base: Url,
+    invite: Option<InviteCode>,
     fingerprint: Option<Hash>,
 }
 
+/// Why text says no place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlaceError {
+    /// It begins like a connection string, and is none.
+    #[error(transparent)]
+    Connection(#[from] ConnectionStringError),
+    /// It is no address, or has more than an address has.
+    #[error("the relay's address must be a connection string (undertone://...) or begin with https://")]
+    NotAddress,
+    /// It would send everything to another machine in clear.
+    #[error(
+        "http:// is for a relay on this machine only: to another, everything would cross the network in clear. Use the \
+         connection string that the relay shows (undertone://...), or https://"
+    )]
+    InClear,
+}
+
 impl Place {
-    /// Understands what people give. The error says what is wrong with it.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    /// Understands what people give.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for people.
+    pub fn parse(text: &str) -> Result<Self, PlaceError> {
         if text.trim_start().starts_with("undertone:") {
-            let mut given: ConnectionString = text.parse().map_err(|error: ConnectionStringError| error.to_string())?;
-            let base = Url::parse(&given.url()).map_err(|_| NOT_ADDRESS.to_owned())?;
-            let (invite, fingerprint) = (given.invite.take(), given.fingerprint);
-            return Ok(Self { text: given.to_string(), base, invite, fingerprint });
+            return Self::connection(text.parse()?);
         }
-        let base = Url::parse(text).map_err(|_| NOT_ADDRESS.to_owned())?;
+        let base = Url::parse(text).map_err(|_| PlaceError::NotAddress)?;
         let somebody = !base.username().is_empty() || base.password().is_some();
         if base.query().is_some() || base.fragment().is_some() || somebody {
-            return Err(NOT_ADDRESS.to_owned());
+            return Err(PlaceError::NotAddress);
         }
         match base.scheme() {
             "https" => {}
             "http" if is_this_machine(&base) => {}
-            "http" => return Err(IN_CLEAR.to_owned()),
-            _ => return Err(NOT_ADDRESS.to_owned()),
+            "http" => return Err(PlaceError::InClear),
+            _ => return Err(PlaceError::NotAddress),
         }
         Ok(Self { text: text.to_owned(), base, invite: None, fingerprint: None })
+    }
+
+    /// Where a connection string says.
+    ///
+    /// # Errors
+    /// [`PlaceError::NotAddress`] if its host stands in no URL.
+    pub fn connection(mut given: ConnectionString) -> Result<Self, PlaceError> {
+        let base = Url::parse(&given.url()).map_err(|_| PlaceError::NotAddress)?;
+        let (invite, fingerprint) = (given.invite.take(), given.fingerprint);
+        Ok(Self { text: given.to_string(), base, invite, fingerprint })
+    }
+
+    /// A relay on this machine that does not speak TLS and listens at one of the machine's own addresses, which need not be
+    /// a loopback one: what a machine sends to itself crosses no network. That the address is its own is the caller's word.
+    ///
+    /// # Errors
+    /// [`PlaceError::NotAddress`] if the address stands in no URL.
+    pub fn own_machine(listening: SocketAddr) -> Result<Self, PlaceError> {
+        let text = format!("http://{listening}");
+        let base = Url::parse(&text).map_err(|_| PlaceError::NotAddress)?;
+        Ok(Self { text, base, invite: None, fingerprint: None })
+    }
+
+    /// As it is to be kept: what was given, without the invite.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// What to register with, if that was given along.
+    pub fn invite(&self) -> Option<InviteCode> {
+        self.invite
+    }
+
+    /// Where the relay's paths begin.
+    pub(crate) fn base(&self) -> &Url {
+        &self.base
     }
 
     /// How TLS is spoken there; with nobody, if it is not.
@@ -68,11 +119,6 @@ impl Place {
         Ok(builder.with_no_client_auth())
     }
 }
-
-const NOT_ADDRESS: &str = "the relay's address must be a connection string (undertone://...) or begin with https://";
-
-const IN_CLEAR: &str = "http:// is for a relay on this machine only: to another, everything would cross the network in \
-                        clear. Use the connection string that the relay shows (undertone://...), or https://";
 
 fn is_this_machine(url: &Url) -> bool {
     match url.host() {
@@ -168,7 +214,7 @@ mod tests {
     #[test]
     fn nothing_goes_to_another_machine_in_clear() {
         for there in ["http://192.0.2.1:7611", "http://relay.example", "http://[2001:db8::1]", "http://10.0.0.1"] {
-            assert!(Place::parse(there).unwrap_err().contains("in clear"), "{there}");
+            assert!(matches!(Place::parse(there), Err(PlaceError::InClear)), "{there}");
         }
         for bad in [
             "relay.example",
@@ -182,5 +228,19 @@ mod tests {
         ] {
             assert!(Place::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_machines_own_addresses_are_where_they_say() {
+        for (own, base) in [
+            ("127.0.0.1:7611", "http://127.0.0.1:7611/"),
+            ("192.0.2.1:80", "http://192.0.2.1/"),
+            ("[2001:db8::1]:7611", "http://[2001:db8::1]:7611/"),
+        ] {
+            let place = Place::own_machine(own.parse().unwrap()).unwrap();
+            assert_eq!((place.base.as_str(), place.invite, place.fingerprint), (base, None, None));
+        }
+        let scoped = "[fe80::1%3]:7611".parse().unwrap();
+        assert_eq!(Place::own_machine(scoped).unwrap_err(), PlaceError::NotAddress, "a URL has no room for the scope");
     }
 }
