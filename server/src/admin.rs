@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 use undertone_wire::{Hash, InviteCode};
 
@@ -147,20 +147,14 @@ pub async fn ask(place: &Place, request: AdminRequest) -> Result<AdminAnswer, Ad
     if let Err(why) = request.check() {
         return Ok(refused(why));
     }
-    let mut silent = None;
-    let asked = timeout(PATIENCE, async {
-        loop {
-            match ask_once(place, &request).await {
-                Err(AdminError::Silent(socket, error)) if nobody_listens(&error) => silent = Some((socket, error)),
-                answered => return answered,
+    let began = Instant::now();
+    loop {
+        match ask_once(place, &request).await {
+            Err(AdminError::Silent(_, error)) if nobody_listens(&error) && began.elapsed() < PATIENCE => {
+                sleep(AGAIN).await;
             }
-            tokio::time::sleep(AGAIN).await;
+            answered => return answered,
         }
-    });
-    match (asked.await, silent) {
-        (Ok(answered), _) => answered,
-        (Err(_), Some((socket, error))) => Err(AdminError::Silent(socket, error)),
-        (Err(_), None) => Err(StoreError::Busy.into()),
     }
 }
 
@@ -267,7 +261,7 @@ pub(crate) async fn serve(node: Node, place: Place) {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::error!(kind = %error.kind(), "cannot take a command");
-                tokio::time::sleep(PAUSE).await;
+                sleep(PAUSE).await;
                 continue;
             }
         };

@@ -8,10 +8,7 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Once},
     time::Duration,
 };
 
@@ -105,12 +102,14 @@ async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStre
 
 /// Whether a connection may go on without TLS. That one may not is told once: it may be the proxy.
 fn may_speak_in_clear(node: &Node, peer: SocketAddr) -> bool {
-    static TOLD: AtomicBool = AtomicBool::new(false);
+    static TOLD: Once = Once::new();
     let may = node.trusted_proxies.may_speak_in_clear(peer, node.listen);
-    if !may && !TOLD.swap(true, Ordering::Relaxed) {
-        tracing::warn!(
-            "a connection from an address that trusted_proxies does not name was closed, as all such will be"
-        );
+    if !may {
+        TOLD.call_once(|| {
+            tracing::warn!(
+                "a connection from an address that trusted_proxies does not name was closed, as all such will be"
+            );
+        });
     }
     may
 }

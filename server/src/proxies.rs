@@ -6,7 +6,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     str::FromStr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::Once,
 };
 
 use http::{HeaderMap, HeaderName};
@@ -88,9 +88,13 @@ impl TrustedProxies {
 
     /// Tells whoever hosts the relay, once, when requests come through a proxy that is not trusted.
     pub(crate) fn note(&self, peer: IpAddr, headers: &HeaderMap) {
-        static TOLD: AtomicBool = AtomicBool::new(false);
-        if headers.contains_key(FORWARDED_FOR) && !self.contains(peer) && !TOLD.swap(true, Ordering::Relaxed) {
-            tracing::warn!("a request came with X-Forwarded-For from an address that trusted_proxies does not name");
+        static TOLD: Once = Once::new();
+        if headers.contains_key(FORWARDED_FOR) && !self.contains(peer) {
+            TOLD.call_once(|| {
+                tracing::warn!(
+                    "a request came with X-Forwarded-For from an address that trusted_proxies does not name"
+                );
+            });
         }
     }
 }
