@@ -86,6 +86,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// A relay that listens, and serves once [`Relay::serve`] runs.
 pub struct Relay {
     node: Node,
+    /// Where other nodes are heard.
+    nodes: Option<store::Listener>,
     listener: TcpListener,
     local_addr: SocketAddr,
     tls: Option<tls::Spoken>,
@@ -117,10 +119,12 @@ impl Relay {
         let wake = Arc::new(Wake::default());
         let db = open(&config.place, &wake, &random).await?;
         let tls = tls::open(&config)?;
+        // Who is told that the relay listens finds it ready.
+        let nodes = db.listen().await?;
+        let node = Node::new(db, wake, clock, random, &config).await?;
         let listener = socket.listen(BACKLOG).map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        let node = Node::new(db, wake, clock, random, &config).await?;
-        Ok(Self { node, listener, local_addr, tls, config })
+        Ok(Self { node, nodes, listener, local_addr, tls, config })
     }
 
     /// The address that it listens on, with the port that was chosen if port 0 was asked for.
@@ -157,9 +161,9 @@ impl Relay {
     /// Serves until `shutdown` ends. Then no connection is taken any more, streams are told `bye`, requests in flight
     /// finish, and the store is closed after a last checkpoint.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RelayError> {
-        let Self { node, listener, tls, config, .. } = self;
+        let Self { node, nodes, listener, tls, config, .. } = self;
         let jobs = tokio::spawn(jobs::run(node.clone()));
-        let nodes = tokio::spawn(nodes::run(node.clone()));
+        let nodes = tokio::spawn(nodes::run(node.clone(), nodes));
         let admin = tokio::spawn(admin::serve(node.clone(), config.place));
         let (acceptor, renewal) = tls.map(|tls| (tls.acceptor, tls.renewal)).unzip();
         let renewal = renewal.flatten().map(|renewal| tokio::spawn(renewal.run()));

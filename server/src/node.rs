@@ -65,7 +65,7 @@ pub(crate) struct Parts {
 }
 
 impl Node {
-    /// A node over an open store.
+    /// A node over an open store, on which it listens already if there may be other nodes.
     pub(crate) async fn new(
         db: Db,
         wake: Arc<Wake>,
@@ -91,7 +91,7 @@ impl Node {
             relay_id,
             look_every: config.look_every,
             write_timeout: config.write_timeout,
-            hears: AtomicBool::new(false),
+            hears: AtomicBool::new(true),
             stopping: watch::Sender::new(false),
         })))
     }

@@ -64,10 +64,10 @@ pub(crate) struct ToGroup {
     pub(crate) ciphertext: Bytes,
 }
 
-/// Speaks, listens and looks, until dropped.
-pub(crate) async fn run(node: Node) {
+/// Speaks, listens and looks, until dropped. `listener` has been listening since before anyone was served.
+pub(crate) async fn run(node: Node, listener: Option<Listener>) {
     let (passing, to_pass_on) = mpsc::channel(PASSING_MAX);
-    tokio::join!(speak(&node), listen(&node, &passing), look(&node), pass_on(&node, to_pass_on));
+    tokio::join!(speak(&node), listen(&node, listener, &passing), look(&node), pass_on(&node, to_pass_on));
 }
 
 /// Says something ephemeral to all nodes, this one included.
@@ -104,10 +104,11 @@ async fn speak(node: &Node) {
 }
 
 /// Hears what is said, and listens anew when nothing more can be heard.
-async fn listen(node: &Node, passing: &mpsc::Sender<ToGroup>) {
+async fn listen(node: &Node, listener: Option<Listener>, passing: &mpsc::Sender<ToGroup>) {
+    let mut listening = Ok(listener);
     loop {
-        match node.db.listen().await {
-            Ok(None) => return node.hears.store(true, Ordering::SeqCst),
+        match listening {
+            Ok(None) => return,
             Ok(Some(listener)) => {
                 node.hears.store(true, Ordering::SeqCst);
                 let error = hear_until_deaf(node, listener, passing).await;
@@ -117,6 +118,7 @@ async fn listen(node: &Node, passing: &mpsc::Sender<ToGroup>) {
         }
         node.hears.store(false, Ordering::SeqCst);
         tokio::time::sleep(PAUSE).await;
+        listening = node.db.listen().await;
     }
 }
 

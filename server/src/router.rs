@@ -122,7 +122,7 @@ impl Modify for BearerToken {
 async fn ready(State(node): State<Node>) -> Result<&'static str, Error> {
     match node.is_ready().await {
         true => Ok("ready\n"),
-        false => Err(Error::refused(ErrorCode::Unavailable, "this node is starting, stopping or cut off")),
+        false => Err(Error::refused(ErrorCode::Unavailable, "this node is stopping or cut off")),
     }
 }
 
