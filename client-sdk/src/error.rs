@@ -42,9 +42,8 @@ pub enum Error {
     /// This device is not a member of the group, or no longer.
     #[error("this device is not a member of the group")]
     NotMember,
-    /// The group received a commit that this device cannot apply, or the relay has lost a commit that this device has
-    /// applied.
-    #[error("the group cannot go on: a commit could not be applied, or the relay has lost one")]
+    /// The relay has lost the group, or a commit of it that this device has applied.
+    #[error("the group cannot go on: the relay has lost it, or a commit of it")]
     GroupStuck,
     /// The account is not a member of the group.
     #[error("that account is not a member of the group")]

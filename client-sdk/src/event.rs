@@ -57,8 +57,8 @@ pub enum Event {
     MembersChanged {
         /// The group.
         group_id: GroupId,
-        /// Who did it.
-        by: Contact,
+        /// Who did it; `None` if this device learned of it when it was in the group again.
+        by: Option<Contact>,
         /// Accounts that are members now.
         added: Vec<Contact>,
         /// Accounts that are no longer.
@@ -76,8 +76,27 @@ pub enum Event {
         /// The group.
         group_id: GroupId,
     },
-    /// A commit came that cannot be applied, or the relay, restored from a copy, has lost one that was applied here. The
-    /// group cannot be used on this device.
+    /// What this device has of a group is of no use: a commit cannot be applied, or is missing. The device is about to come
+    /// back into the group; until then, what is sent there waits, and what others send cannot be read here.
+    GroupRecovering {
+        /// The group.
+        group_id: GroupId,
+    },
+    /// A step of [`Event::GroupRecovering`]: this device could not come back by itself and has asked the other members. One of
+    /// them lets it in as soon as one is online. It is told again each time they are asked, once an hour.
+    GroupAskedIn {
+        /// The group.
+        group_id: GroupId,
+    },
+    /// A group is as it should be again.
+    GroupRecovered {
+        /// The group.
+        group_id: GroupId,
+        /// What it took.
+        how: Recovered,
+    },
+    /// The relay, restored from a copy, has lost the group, or a commit of it that was applied here. The group cannot be used
+    /// on this device.
     GroupStuck {
         /// The group.
         group_id: GroupId,
@@ -118,6 +137,19 @@ pub enum Event {
     Connection(Connection),
 }
 
+/// What brought a group back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Recovered {
+    /// Commits that this device had missed; nothing else was lost. No [`Event::GroupRecovering`] came before.
+    MissedCommits,
+    /// The device has joined the group on its own.
+    Rejoined,
+    /// Another member has let it in.
+    LetIn,
+}
+
 /// The state of the connection to the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -144,9 +176,12 @@ pub(crate) enum StoredEvent {
     Status { group_id: GroupId, message_id: MessageId, status: MessageStatus },
     Undecryptable { group_id: GroupId },
     Joined { group_id: GroupId, name: String, by: AccountId },
-    Members { group_id: GroupId, by: AccountId, added: Vec<AccountId>, removed: Vec<AccountId> },
+    Members { group_id: GroupId, by: Option<AccountId>, added: Vec<AccountId>, removed: Vec<AccountId> },
     Removed { group_id: GroupId, by: Option<AccountId> },
     Left { group_id: GroupId },
+    Recovering { group_id: GroupId },
+    AskedIn { group_id: GroupId },
+    Recovered { group_id: GroupId, how: Recovered },
     Stuck { group_id: GroupId },
     Missed { from: u64, to: u64 },
     Identity { account: AccountId },
@@ -165,12 +200,15 @@ impl StoredEvent {
             | Self::StaleList { account }
             | Self::Unlisted { account, .. } => vec![*account],
             Self::Members { by, added, removed, .. } => {
-                [*by].into_iter().chain(added.iter().copied()).chain(removed.iter().copied()).collect()
+                by.iter().copied().chain(added.iter().copied()).chain(removed.iter().copied()).collect()
             }
             Self::Removed { by, .. } => by.iter().copied().collect(),
             Self::Status { .. }
             | Self::Undecryptable { .. }
             | Self::Left { .. }
+            | Self::Recovering { .. }
+            | Self::AskedIn { .. }
+            | Self::Recovered { .. }
             | Self::Stuck { .. }
             | Self::Missed { .. }
             | Self::OtherRelay { .. } => vec![],

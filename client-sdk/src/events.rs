@@ -133,12 +133,16 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
         StoredEvent::Undecryptable { group_id } => Event::Undecryptable { group_id },
         StoredEvent::Joined { group_id, name, by } => Event::Joined { group_id, name, by: contact(tx, by)? },
         StoredEvent::Members { group_id, by, added, removed } => {
-            Event::MembersChanged { group_id, by: contact(tx, by)?, added: all(added)?, removed: all(removed)? }
+            let by = by.map(|account| contact(tx, account)).transpose()?;
+            Event::MembersChanged { group_id, by, added: all(added)?, removed: all(removed)? }
         }
         StoredEvent::Removed { group_id, by } => {
             Event::Removed { group_id, by: by.map(|account| contact(tx, account)).transpose()? }
         }
         StoredEvent::Left { group_id } => Event::Left { group_id },
+        StoredEvent::Recovering { group_id } => Event::GroupRecovering { group_id },
+        StoredEvent::AskedIn { group_id } => Event::GroupAskedIn { group_id },
+        StoredEvent::Recovered { group_id, how } => Event::GroupRecovered { group_id, how },
         StoredEvent::Stuck { group_id } => Event::GroupStuck { group_id },
         StoredEvent::Missed { from, to } => Event::Missed { from, to },
         StoredEvent::OtherRelay { url } => Event::OtherRelay { url },

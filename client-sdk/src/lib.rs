@@ -56,7 +56,7 @@ pub use client::{Client, ClientBuilder, StoreAt};
 pub use clock::{Clock, SystemClock};
 pub use conversation::{Group, GroupSummary};
 pub use error::{Error, ErrorKind};
-pub use event::{Connection, Contact, Event};
+pub use event::{Connection, Contact, Event, Recovered};
 pub use events::Events;
 pub use message::{Message, MessageBody};
 pub use store::{MessageStatus, StoreKey};

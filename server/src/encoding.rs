@@ -37,6 +37,8 @@ impl Measured for undertone_wire::CreateGroupRequest {}
 impl Measured for undertone_wire::DirectEphemeralRequest {}
 impl Measured for undertone_wire::GroupEphemeralRequest {}
 impl Measured for undertone_wire::LeaveRequest {}
+impl Measured for undertone_wire::RejoinRequest {}
+impl Measured for undertone_wire::SuccessorRequest {}
 impl Measured for undertone_wire::PublishRequest {}
 impl Measured for undertone_wire::ReconcileRequest {}
 impl Measured for undertone_wire::RegisterRequest {}

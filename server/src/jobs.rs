@@ -32,6 +32,7 @@ pub(crate) async fn run(node: Node) {
 pub(crate) async fn upkeep(node: &Node) -> Result<(), StoreError> {
     node.claims.tidy();
     node.strangers.tidy();
+    node.recoveries.tidy();
     let tidied = tidy(node).await;
     let looked = node.db.look().await;
     // Whatever became of that, what was acked must go from the log.
@@ -68,6 +69,7 @@ async fn tidy_batch(node: &Node) -> Result<u64, StoreError> {
     count += expired.await?;
     kill::point("job", kill::HALFWAY);
     count += db.write(move |tx| Box::pin(groups::expire_commits(tx, kept_since_ms, BATCH))).await?;
+    count += db.write(move |tx| Box::pin(groups::expire_successors(tx, kept_since_ms, BATCH))).await?;
     count += db.write(move |tx| Box::pin(groups::expire_deserted(tx, kept_since_ms, BATCH))).await?;
     count += db.write(move |tx| Box::pin(groups::expire_stays(tx, kept_since_ms, BATCH))).await?;
     Ok(count)

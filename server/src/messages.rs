@@ -422,7 +422,8 @@ mod tests {
     }
 
     fn to_group(at: u64) -> To {
-        let header = Header { epoch: at, data: AuthenticatedData { at, ..AuthenticatedData::default() } };
+        let data = AuthenticatedData { at, ..AuthenticatedData::default() };
+        let header = Header { epoch: at, data, joins: false };
         To::Group { group: GroupId::from_random(GROUP), header, message: vec![7; 16].into() }
     }
 

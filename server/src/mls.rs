@@ -9,7 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use openmls::prelude::{
     BasicCredential, Ciphersuite, ContentType, KeyPackage, KeyPackageIn, KeyPackageVerifyError, MlsMessageIn,
-    OpenMlsProvider as _, ProtocolMessage, ProtocolVersion, tls_codec::Deserialize as _,
+    OpenMlsProvider as _, ProtocolMessage, ProtocolVersion, Sender, VLBytes,
+    tls_codec::{self, Deserialize as _},
 };
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use undertone_wire::{
@@ -34,13 +35,15 @@ pub(crate) enum Content {
 /// What the relay reads of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// The epoch in which it was encrypted.
+    /// The epoch for which it was made.
     pub(crate) epoch: u64,
     /// What its sender tells the relay.
     pub(crate) data: AuthenticatedData,
+    /// Whether it is a commit by which its author joins on its own.
+    pub(crate) joins: bool,
 }
 
-/// The header of a message that must be a `PrivateMessage` of this group and kind.
+/// The header of a message that must be of this group and kind: a `PrivateMessage`, or a new member's commit.
 pub(crate) fn header(bytes: &[u8], group: &GroupId, content: Content) -> Result<Header, Error> {
     guarded(|| read_header(bytes, group, content)).unwrap_or_else(|| Err(bad_message("the message cannot be parsed")))
 }
@@ -50,9 +53,6 @@ fn read_header(bytes: &[u8], group: &GroupId, content: Content) -> Result<Header
         .ok()
         .and_then(|message| message.try_into_protocol_message().ok())
         .ok_or_else(|| bad_message("the message is not an MLSMessage of RFC 9420"))?;
-    let ProtocolMessage::PrivateMessage(message) = message else {
-        return Err(bad_message("the message must be a PrivateMessage"));
-    };
     let expected = match content {
         Content::Application => ContentType::Application,
         Content::Commit => ContentType::Commit,
@@ -63,12 +63,37 @@ fn read_header(bytes: &[u8], group: &GroupId, content: Content) -> Result<Header
     if message.group_id().as_slice() != group.as_bytes() {
         return Err(bad_message("the message is for another group than the path names"));
     }
+    let (joins, data) = match &message {
+        ProtocolMessage::PrivateMessage(message) => (false, message.aad().to_vec()),
+        ProtocolMessage::PublicMessage(message)
+            if content == Content::Commit && *message.sender() == Sender::NewMemberCommit =>
+        {
+            (true, public_authenticated_data(bytes)?)
+        }
+        ProtocolMessage::PublicMessage(_) => {
+            return Err(bad_message("the message must be a PrivateMessage, or the commit of a new member"));
+        }
+    };
     let data: AuthenticatedData =
-        Encoding::Cbor.decode(message.aad()).map_err(|_| bad_message("the authenticated data cannot be decoded"))?;
+        Encoding::Cbor.decode(&data).map_err(|_| bad_message("the authenticated data cannot be decoded"))?;
     if !ascends(&data.added) || !ascends(&data.removed) {
         return Err(bad_message("added and removed devices must be in ascending order, each once"));
     }
-    Ok(Header { epoch: message.epoch().as_u64(), data })
+    Ok(Header { epoch: message.epoch().as_u64(), data, joins })
+}
+
+/// The authenticated data of a `PublicMessage`, which openmls does not hand out: what comes before it is skipped (RFC 9420,
+/// section 6).
+fn public_authenticated_data(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut rest = bytes;
+    let mut read = || -> Result<Vec<u8>, tls_codec::Error> {
+        <(u16, u16)>::tls_deserialize(&mut rest)?;
+        VLBytes::tls_deserialize(&mut rest)?;
+        u64::tls_deserialize(&mut rest)?;
+        Sender::tls_deserialize(&mut rest)?;
+        Ok(VLBytes::tls_deserialize(&mut rest)?.into())
+    };
+    read().map_err(|_| bad_message("the message is not an MLSMessage of RFC 9420"))
 }
 
 /// Whether devices stand in ascending order, each once.

@@ -27,6 +27,8 @@ pub(crate) enum Purpose {
     Message,
     Leave,
     Direct,
+    Rejoin,
+    Successor,
 }
 
 /// A request that has its effect once.
@@ -63,6 +65,8 @@ impl Once {
             Purpose::Message => b'm',
             Purpose::Leave => b'l',
             Purpose::Direct => b'd',
+            Purpose::Rejoin => b'r',
+            Purpose::Successor => b's',
         };
         let group = group.map_or([0; 16], |group| *group.as_bytes());
         let body = [&[route][..], &group, &Encoding::Cbor.encode(body)].concat();

@@ -65,6 +65,8 @@ fn api() -> OpenApiRouter<Node> {
         .routes(routes!(ephemeral::to_group))
         .routes(routes!(ephemeral::direct))
         .routes(routes!(groups::leave))
+        .routes(routes!(groups::rejoin))
+        .routes(routes!(groups::succession, groups::succeed))
         .routes(routes!(queue::fetch))
         .routes(routes!(queue::ack))
         .routes(routes!(stream::stream))

@@ -18,4 +18,5 @@ mod relay_killed;
 mod restore;
 mod secrecy;
 mod simultaneous;
+mod too_late;
 mod two_hosts;

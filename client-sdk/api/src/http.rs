@@ -25,8 +25,9 @@ use tokio::time::timeout;
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, CommitRequest, CommitResponse,
     CreateGroupRequest, Encoding, FetchResponse, Group, GroupCommits, GroupId, GroupList, GroupMembers, KeyCounts,
-    LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, Problem, PublishRequest, RegisterRequest, Relay, SendDirectRequest,
-    SendRequest, SendResponse, Session, TIME_HEADER, Username, path, path::fill,
+    LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, Problem, PublishRequest, RegisterRequest, RejoinRequest, Relay,
+    SendDirectRequest, SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER, Username, path,
+    path::fill,
 };
 
 use crate::{
@@ -203,6 +204,9 @@ impl RelayApi for HttpApi {
     fn create_group<'a>(&'a self, token: &'a Bytes, request: &'a CreateGroupRequest) -> Answer<'a, Group> {
         self.ask(self.post(path::GROUPS, request).bearer_auth(text(token)))
     }
+    fn group<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, Group> {
+        self.ask(self.get(&fill(path::GROUP, group)).bearer_auth(text(token)))
+    }
     fn group_members<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, GroupMembers> {
         self.ask(self.get(&fill(path::GROUP_MEMBERS, group)).bearer_auth(text(token)))
     }
@@ -223,6 +227,21 @@ impl RelayApi for HttpApi {
     }
     fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse> {
         self.ask(self.post(&fill(path::GROUP_LEAVE, group), request).bearer_auth(text(token)))
+    }
+    fn rejoin<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a RejoinRequest) -> Answer<'a, SendResponse> {
+        self.ask(self.post(&fill(path::GROUP_REJOIN, group), request).bearer_auth(text(token)))
+    }
+    fn succession<'a>(&'a self, token: &'a Bytes, group: GroupId, at: u64) -> Answer<'a, Succession> {
+        let path = format!("{}?at={at}", fill(path::GROUP_SUCCESSOR, group));
+        self.ask(self.get(&path).bearer_auth(text(token)))
+    }
+    fn succeed<'a>(
+        &'a self,
+        token: &'a Bytes,
+        group: GroupId,
+        request: &'a SuccessorRequest,
+    ) -> Answer<'a, Succession> {
+        self.ask(self.post(&fill(path::GROUP_SUCCESSOR, group), request).bearer_auth(text(token)))
     }
 
     fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()> {

@@ -26,8 +26,8 @@ use futures_util::future::BoxFuture;
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
     CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupId, GroupList, GroupMembers, KeyCounts,
-    LeaveRequest, LoginRequest, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
-    ServerFrame, Session, Username,
+    LeaveRequest, LoginRequest, Problem, PublishRequest, RegisterRequest, RejoinRequest, Relay, SendRequest,
+    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username,
 };
 
 pub use http::{HttpApi, NowMs};
@@ -122,6 +122,8 @@ pub trait RelayApi: Send + Sync + 'static {
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList>;
     /// `POST /v1/groups`
     fn create_group<'a>(&'a self, token: &'a Bytes, request: &'a CreateGroupRequest) -> Answer<'a, Group>;
+    /// `GET /v1/groups/{group}`
+    fn group<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, Group>;
     /// `GET /v1/groups/{group}/members`
     fn group_members<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, GroupMembers>;
     /// `GET /v1/groups/{group}/commits?after=`
@@ -133,6 +135,13 @@ pub trait RelayApi: Send + Sync + 'static {
     fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse>;
     /// `POST /v1/groups/{group}/leave`
     fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse>;
+    /// `POST /v1/groups/{group}/rejoin`
+    fn rejoin<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a RejoinRequest) -> Answer<'a, SendResponse>;
+    /// `GET /v1/groups/{group}/successor?at=`
+    fn succession<'a>(&'a self, token: &'a Bytes, group: GroupId, at: u64) -> Answer<'a, Succession>;
+    /// `POST /v1/groups/{group}/successor`
+    fn succeed<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SuccessorRequest)
+    -> Answer<'a, Succession>;
 
     /// `POST /v1/queue/ack`
     fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()>;

@@ -14,8 +14,8 @@ use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 use undertone_wire::{
     Account, AccountId, AckRequest, ByeReason, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame,
     CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits, GroupId, GroupList, GroupMembers,
-    KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest, Relay, RelayId, SendRequest, SendResponse,
-    ServerFrame, Session, Username,
+    KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest, RejoinRequest, Relay, RelayId, SendRequest,
+    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username,
 };
 
 use super::route::Route;
@@ -184,11 +184,15 @@ impl RelayApi for Addresses {
         claim(token: &'a Bytes, request: &'a ClaimRequest) -> ClaimResponse;
         groups(token: &'a Bytes) -> GroupList;
         create_group(token: &'a Bytes, request: &'a CreateGroupRequest) -> Group;
+        group(token: &'a Bytes, group: GroupId) -> Group;
         group_members(token: &'a Bytes, group: GroupId) -> GroupMembers;
         group_commits(token: &'a Bytes, group: GroupId, after: u64) -> GroupCommits;
         commit(token: &'a Bytes, group: GroupId, request: &'a CommitRequest) -> CommitResponse;
         send(token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> SendResponse;
         leave(token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> SendResponse;
+        rejoin(token: &'a Bytes, group: GroupId, request: &'a RejoinRequest) -> SendResponse;
+        succession(token: &'a Bytes, group: GroupId, at: u64) -> Succession;
+        succeed(token: &'a Bytes, group: GroupId, request: &'a SuccessorRequest) -> Succession;
         ack(token: &'a Bytes, request: &'a AckRequest) -> ();
     }
 

@@ -194,7 +194,7 @@ impl std::fmt::Debug for Group {
 
 fn usable(tx: &Tx<'_>, group: GroupId) -> Result<(), Error> {
     match tx.group(group)?.map(|group| group.state) {
-        Some(GroupState::Active) => Ok(()),
+        Some(GroupState::Active | GroupState::Recovering) => Ok(()),
         Some(GroupState::Stuck) => Err(Error::GroupStuck),
         Some(GroupState::Left | GroupState::Removed) => Err(Error::NotMember),
         None => Err(Error::UnknownGroup),
@@ -204,5 +204,10 @@ fn usable(tx: &Tx<'_>, group: GroupId) -> Result<(), Error> {
 pub(crate) fn summary(tx: &Tx<'_>, group: GroupRow) -> Result<GroupSummary, Error> {
     let accounts = tx.member_accounts(group.id)?;
     let members = accounts.into_iter().map(|account| contact(tx, account)).collect::<Result<_, _>>()?;
-    Ok(GroupSummary { group_id: group.id, name: group.name, active: group.state == GroupState::Active, members })
+    Ok(GroupSummary {
+        group_id: group.id,
+        name: group.name,
+        active: matches!(group.state, GroupState::Active | GroupState::Recovering),
+        members,
+    })
 }

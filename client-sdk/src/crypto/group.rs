@@ -226,7 +226,7 @@ pub(crate) fn merge_pending(provider: &impl Provider, group: GroupId) -> Result<
     let leaves = leaves(&mls)?;
     let pending = mls.pending_commit().ok_or_else(|| CryptoError::Invalid("no commit is pending".into()))?;
     let by = member_at(&leaves, mls.own_leaf_index())?;
-    let changes = Changes::of(pending, &leaves)?;
+    let changes = Changes::of(pending, &leaves, By::Member)?;
     mls.merge_pending_commit(provider).map_err(CryptoError::storage)?;
     applied(provider, &mut mls, by, &changes)
 }
@@ -234,7 +234,7 @@ pub(crate) fn merge_pending(provider: &impl Provider, group: GroupId) -> Result<
 /// Opens an envelope of a group whose newest applied commit is `at`, and applies it if it is a commit.
 pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u8]) -> Result<Opened, CryptoError> {
     let mut mls = load(provider, group)?;
-    let message = private_message(bytes)?;
+    let message = protocol_message(bytes)?;
     let processed = mls.process_message(provider, message).map_err(|error| match error {
         ProcessMessageError::StorageError(error) => CryptoError::storage(error),
         error => CryptoError::invalid(error),
@@ -251,8 +251,12 @@ pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u
         }
         ProcessedMessageContent::StagedCommitMessage(staged) => {
             let leaves = leaves(&mls)?;
-            let by = member_at(&leaves, sender_index(&sender)?)?;
-            let changes = Changes::of(&staged, &leaves)?;
+            let joins = if sender == Sender::NewMemberCommit { By::Joiner } else { By::Member };
+            let changes = Changes::of(&staged, &leaves, joins)?;
+            let by = match changes.joiner() {
+                Some(joiner) => joiner,
+                None => member_at(&leaves, sender_index(&sender)?)?,
+            };
             check_authenticated(&aad, at, &changes)?;
             changes.check(&staged, by, &leaves)?;
             mls.merge_staged_commit(provider, *staged).map_err(CryptoError::storage)?;
@@ -319,30 +323,53 @@ pub(crate) fn forget(provider: &impl Provider, group: GroupId) -> Result<(), Cry
     }
 }
 
+/// Who makes a commit.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum By {
+    /// A member.
+    #[default]
+    Member,
+    /// Who joins by it on its own, perhaps in the place of its own leaf.
+    Joiner,
+}
+
 /// What a commit does to the membership, both in ascending order of devices.
 #[derive(Default)]
 struct Changes {
+    by: By,
     added: Vec<(Member, VerifiedLeaf)>,
     removed: Vec<Member>,
 }
 
 impl Changes {
-    fn of(staged: &StagedCommit, leaves: &[(LeafNodeIndex, VerifiedLeaf)]) -> Result<Self, CryptoError> {
-        let mut changes = Self::default();
+    fn of(staged: &StagedCommit, leaves: &[(LeafNodeIndex, VerifiedLeaf)], by: By) -> Result<Self, CryptoError> {
+        let mut changes = Self { by, ..Self::default() };
         for proposal in staged.queued_proposals() {
-            match proposal.proposal() {
-                Proposal::Add(add) => {
+            match (proposal.proposal(), by) {
+                (Proposal::Add(add), By::Member) => {
                     let leaf = VerifiedLeaf::of(add.key_package().leaf_node())?;
                     changes.added.push((leaf.member, leaf));
                 }
-                Proposal::Remove(remove) => changes.removed.push(member_at(leaves, remove.removed())?),
-                Proposal::GroupContextExtensions(_) => {}
+                (Proposal::Remove(remove), _) => changes.removed.push(member_at(leaves, remove.removed())?),
+                (Proposal::GroupContextExtensions(_), By::Member) | (Proposal::ExternalInit(_), By::Joiner) => {}
                 _ => return Err(CryptoError::Invalid("a proposal of a kind that groups do not use".into())),
             }
+        }
+        if by == By::Joiner {
+            let leaf = VerifiedLeaf::of(staged.update_path_leaf_node().ok_or_else(no_such_leaf)?)?;
+            if changes.removed.iter().any(|removed| *removed != leaf.member) {
+                return Err(CryptoError::Invalid("who joins on its own must not remove others".into()));
+            }
+            changes.added.push((leaf.member, leaf));
         }
         changes.added.sort_by_key(|(member, _)| member.device);
         changes.removed.sort_by_key(|member| member.device);
         Ok(changes)
+    }
+
+    /// Who joins by the commit on its own.
+    fn joiner(&self) -> Option<Member> {
+        self.added.first().filter(|_| self.by == By::Joiner).map(|(member, _)| *member)
     }
 
     /// The rules that openmls leaves to the application (RFC 9420, section 5.3.1).
@@ -358,15 +385,23 @@ impl Changes {
             .filter(|(_, leaf)| !self.removed.contains(&leaf.member))
             .map(|(_, leaf)| leaf.clone())
             .collect();
-        if let Some(leaf) = staged.update_path_leaf_node() {
+        if let Some(leaf) = staged.update_path_leaf_node().filter(|_| self.by == By::Member) {
             let leaf = VerifiedLeaf::of(leaf)?;
             let before = tree.iter_mut().find(|leaf| leaf.member == by).ok_or_else(no_such_leaf)?;
             leaf.may_replace(before)?;
             *before = leaf;
             check_tree(&tree)?;
         }
+        if let Some(joiner) = self.joiner()
+            && !leaves.iter().any(|(_, leaf)| leaf.member.account == joiner.account)
+        {
+            return Err(CryptoError::Invalid("who joins on its own must be of a member's account".into()));
+        }
         for (_, leaf) in &self.added {
             leaf.may_join(&tree)?;
+            if let Some((_, before)) = leaves.iter().find(|(_, before)| before.member == leaf.member) {
+                leaf.may_replace(before)?;
+            }
             tree.push(leaf.clone());
         }
         Ok(())
@@ -393,12 +428,14 @@ fn applied(
         mls.delete(provider.storage()).map_err(CryptoError::storage)?;
         return Ok(Applied { by, added, removed, now: None });
     }
-    let rejoin_key = if removed.is_empty() { None } else { Some(exported(provider, mls)?) };
+    // Who joined in the place of its own leaf knows the key already, and removed nobody.
+    let stays = removed.is_empty() || changes.by == By::Joiner;
+    let rejoin_key = if stays { None } else { Some(exported(provider, mls)?) };
     Ok(Applied { by, added, removed, now: Some(Now { profile: profile_of(mls.extensions())?, rejoin_key }) })
 }
 
 /// The profile in a group context that has nothing else in it.
-fn profile_of(extensions: &Extensions<GroupContext>) -> Result<Profile, CryptoError> {
+pub(super) fn profile_of(extensions: &Extensions<GroupContext>) -> Result<Profile, CryptoError> {
     let extension = extensions
         .unknown(PROFILE_EXTENSION)
         .filter(|_| extensions.iter().count() == 1)
@@ -421,10 +458,20 @@ fn exported_from_staged(provider: &impl Provider, staged: &StagedCommit) -> Resu
         .map_err(CryptoError::invalid)
 }
 
-fn private_message(bytes: &[u8]) -> Result<ProtocolMessage, CryptoError> {
+/// The number of the commit at which the author of a private message says that it stands; `None` if it says none.
+pub(crate) fn told_position(bytes: &[u8]) -> Option<u64> {
+    let message = MlsMessageIn::tls_deserialize_exact(bytes).ok()?;
+    let MlsMessageBodyIn::PrivateMessage(message) = message.extract() else { return None };
+    let data: AuthenticatedData = Encoding::Cbor.decode(message.aad()).ok()?;
+    Some(data.at)
+}
+
+/// A message as groups send them: a private one, or the commit of a new member.
+fn protocol_message(bytes: &[u8]) -> Result<ProtocolMessage, CryptoError> {
     match MlsMessageIn::tls_deserialize_exact(bytes).map_err(CryptoError::invalid)?.extract() {
         MlsMessageBodyIn::PrivateMessage(message) => Ok(message.into()),
-        _ => Err(CryptoError::Invalid("not a private message".into())),
+        MlsMessageBodyIn::PublicMessage(message) if *message.sender() == Sender::NewMemberCommit => Ok(message.into()),
+        _ => Err(CryptoError::Invalid("neither a private message nor a new member's commit".into())),
     }
 }
 
@@ -456,7 +503,7 @@ fn load(provider: &impl Provider, group: GroupId) -> Result<MlsGroup, CryptoErro
         .ok_or_else(|| CryptoError::Invalid("this device is not in the group".into()))
 }
 
-fn mls_group_id(group: GroupId) -> MlsGroupId {
+pub(crate) fn mls_group_id(group: GroupId) -> MlsGroupId {
     MlsGroupId::from_slice(group.as_bytes())
 }
 

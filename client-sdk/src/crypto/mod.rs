@@ -10,6 +10,7 @@ pub(crate) mod group;
 pub(crate) mod identity;
 pub(crate) mod key_package;
 mod member;
+pub(crate) mod rejoin;
 mod seal;
 mod welcome;
 

@@ -61,7 +61,6 @@ fn seal_with(
 }
 
 /// Opens what [`seal`] made.
-#[cfg_attr(not(test), expect(dead_code, reason = "sealing is checked by opening; rejoining opens it"))]
 pub(super) fn open(
     provider: &impl Provider,
     rejoin_key: &[u8],

@@ -17,7 +17,9 @@ pub(crate) enum GroupState {
     Left,
     /// Another member has removed this device.
     Removed,
-    /// A commit came that cannot be applied.
+    /// This device belongs in it, but what it has of the group is of no use: it is about to be in it again.
+    Recovering,
+    /// It cannot go on here.
     Stuck,
 }
 
@@ -35,7 +37,8 @@ pub(crate) struct GroupRow {
 impl GroupState {
     fn as_str(self) -> &'static str {
         match self {
-            Self::Active => "active",
+            // Whether it is the one or the other, `recoveries` knows.
+            Self::Active | Self::Recovering => "active",
             Self::Left => "left",
             Self::Removed => "removed",
             Self::Stuck => "stuck",
@@ -43,19 +46,27 @@ impl GroupState {
     }
 
     fn from_row(row: &Row<'_>, column: usize) -> rusqlite::Result<Self> {
-        let text = row.get_ref(column)?.as_str()?;
-        [Self::Active, Self::Left, Self::Removed, Self::Stuck]
-            .into_iter()
-            .find(|state| state.as_str() == text)
-            .ok_or_else(|| not_expected(column, "a group state that this version does not know"))
+        match row.get_ref(column)?.as_str()? {
+            "active" => Ok(Self::Active),
+            "recovering" => Ok(Self::Recovering),
+            "left" => Ok(Self::Left),
+            "removed" => Ok(Self::Removed),
+            "stuck" => Ok(Self::Stuck),
+            _ => Err(not_expected(column, "a group state that this version does not know")),
+        }
     }
 }
+
+const SELECT: &str = "SELECT id, name,
+        CASE WHEN state = 'active' AND EXISTS (SELECT 1 FROM recoveries WHERE group_id = id AND step <> 'none')
+             THEN 'recovering' ELSE state END,
+        commit_seq, rejoin_key FROM groups";
 
 impl Tx<'_> {
     /// A group, in whatever state.
     pub(crate) fn group(&self, group: GroupId) -> Result<Option<GroupRow>, StoreError> {
-        const SELECT: &str = "SELECT id, name, state, commit_seq, rejoin_key FROM groups WHERE id = ?1";
-        Ok(self.query_row(SELECT, [group.as_bytes()], group_from).optional()?)
+        let mut statement = self.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?;
+        Ok(statement.query_row([group.as_bytes()], group_from).optional()?)
     }
 
     /// A group that can be used.
@@ -65,8 +76,7 @@ impl Tx<'_> {
 
     /// All groups, by name.
     pub(crate) fn groups(&self) -> Result<Vec<GroupRow>, StoreError> {
-        let mut statement =
-            self.prepare_cached("SELECT id, name, state, commit_seq, rejoin_key FROM groups ORDER BY name, id")?;
+        let mut statement = self.prepare_cached(&format!("{SELECT} ORDER BY name, id"))?;
         let groups = statement.query_map([], group_from)?.collect::<Result<_, _>>()?;
         Ok(groups)
     }

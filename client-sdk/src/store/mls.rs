@@ -6,7 +6,10 @@ use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
 use openmls_traits::OpenMlsProvider;
 use rusqlite::Connection;
 
+use undertone_wire::GroupId;
+
 use super::{StoreError, Tx};
+use crate::crypto::group;
 
 /// How openmls state is written. It must be self-describing, which rules out the more compact formats.
 #[derive(Default)]
@@ -61,6 +64,18 @@ struct Public {
     key_package: KeyPackage,
 }
 
+impl<'a> MlsProvider<'a> {
+    /// MLS whose storage is this connection.
+    pub(super) fn over(crypto: &'a RustCrypto, connection: &'a Connection) -> Self {
+        Self { crypto, storage: SqliteStorageProvider::new(connection) }
+    }
+}
+
+/// Under which key openmls keeps what belongs to a group.
+pub(super) fn group_key(group: GroupId) -> Result<Vec<u8>, StoreError> {
+    Cbor::to_vec(&group::mls_group_id(group)).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
 impl Tx<'_> {
     /// The public halves of all key packages whose private halves are kept.
     pub(crate) fn key_packages(&self) -> Result<Vec<KeyPackage>, StoreError> {
@@ -74,8 +89,14 @@ impl Tx<'_> {
         Ok(key_packages)
     }
 
+    /// Whether there is any MLS state of a group.
+    pub(crate) fn has_mls_state(&self, group: GroupId) -> Result<bool, StoreError> {
+        const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM openmls_group_data WHERE group_id = ?1)";
+        Ok(self.query_row(SELECT, [group_key(group)?], |row| row.get(0))?)
+    }
+
     /// MLS over this transaction.
     pub(crate) fn mls(&self) -> MlsProvider<'_> {
-        MlsProvider { crypto: self.crypto, storage: SqliteStorageProvider::new(&self.tx) }
+        MlsProvider::over(self.crypto, &self.tx)
     }
 }

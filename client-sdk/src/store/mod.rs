@@ -6,6 +6,7 @@
 //! Invariant: nothing leaves the device before the transaction that made it has committed, and one process at a time
 //! has the file open.
 
+mod aside;
 mod contacts;
 mod events;
 mod groups;
@@ -14,6 +15,7 @@ mod mls;
 mod outbox;
 mod profile;
 mod publications;
+mod recoveries;
 
 use std::{
     cell::{Cell, RefCell},
@@ -35,11 +37,13 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::{Error, crypto::CryptoError};
 
+pub(crate) use aside::Aside;
 pub(crate) use groups::{GroupRow, GroupState};
 pub use messages::MessageStatus;
 pub(crate) use messages::{HistoryPage, MessageRow};
 pub(crate) use outbox::{OutboxRow, OutboxState, Task};
 pub(crate) use profile::Profile;
+pub(crate) use recoveries::{Recovery, RecoveryStep};
 
 const DATABASE: &str = "undertone.db";
 const LOCK: &str = "lock";
@@ -49,6 +53,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0001_init.sql"),
     include_str!("schema/0002_relays.sql"),
     include_str!("schema/0003_refusals.sql"),
+    include_str!("schema/0004_recoveries.sql"),
 ];
 
 /// What a local store is encrypted with.

@@ -8,7 +8,7 @@
 use rusqlite::{OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use undertone_wire::{AccountId, Bytes, Encoding, GroupId, Hash, MessageId};
+use undertone_wire::{AccountId, Bytes, DeviceId, Encoding, GroupId, Hash, MessageId};
 
 use super::{StoreError, Tx, bytes, cbor, not_expected};
 use crate::Error;
@@ -44,12 +44,19 @@ pub(crate) enum Task {
     },
     /// Remove the leaves of devices that are gone.
     Tidy,
+    /// Swap the leaf of a device that cannot come back by itself.
+    LetIn {
+        /// Its account.
+        account: AccountId,
+        /// The device.
+        device: DeviceId,
+    },
 }
 
 impl Task {
     /// Whether it is done by a commit.
     pub(crate) fn commits(&self) -> bool {
-        matches!(self, Self::Add { .. } | Self::Remove { .. } | Self::Tidy)
+        matches!(self, Self::Add { .. } | Self::Remove { .. } | Self::Tidy | Self::LetIn { .. })
     }
 }
 
@@ -112,11 +119,12 @@ impl Tx<'_> {
 
     /// The oldest row that can go on now: the first of its group whose time has come, not waiting for the queue. While
     /// one of a group's rows is posted, or an accepted one blocks, none of the others can; one that was put off keeps its
-    /// place, one planned for a later time has none yet.
+    /// place, one planned for a later time has none yet. While a group is being recovered, all wait.
     pub(crate) fn next_task(&self, now_ms: u64) -> Result<Option<OutboxRow>, StoreError> {
         let select = format!(
             "SELECT {COLUMNS} FROM outbox AS o
              WHERE not_before_ms <= ?1 AND state <> 'accepted' AND wait_for_seq <= (SELECT cursor FROM profile)
+               AND NOT EXISTS (SELECT 1 FROM recoveries AS r WHERE r.group_id = o.group_id AND r.step <> 'none')
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
                    WHERE other.group_id = o.group_id AND other.state = 'posted' AND other.id <> o.id)
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
@@ -212,17 +220,16 @@ impl Tx<'_> {
         self.defer_task(id, not_before_ms)
     }
 
-    /// Whether something was accepted whose own row others wait for.
-    pub(crate) fn awaits_own_row(&self) -> Result<bool, StoreError> {
-        const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM outbox WHERE state = 'accepted' AND blocks = 1)";
-        Ok(self.query_row(SELECT, [], |row| row.get(0))?)
+    /// The rows that were accepted and for whose own row others wait.
+    pub(crate) fn awaiting_own_row(&self) -> Result<Vec<i64>, StoreError> {
+        let mut select = self.prepare_cached("SELECT id FROM outbox WHERE state = 'accepted' AND blocks = 1")?;
+        let rows = select.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok(rows)
     }
 
-    /// The own row of what was accepted may have been missed. Unless it comes up to `wait_for_seq`, start over.
-    pub(crate) fn start_accepted_over(&self, wait_for_seq: u64) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE outbox SET state = 'waiting', wait_for_seq = ?1
-            WHERE state = 'accepted' AND blocks = 1";
-        self.execute(UPDATE, [wait_for_seq])?;
+    /// The own row of one that was accepted was missed: start over, if it waits for it still.
+    pub(crate) fn start_over(&self, id: i64) -> Result<(), StoreError> {
+        self.execute("UPDATE outbox SET state = 'waiting' WHERE id = ?1 AND state = 'accepted'", [id])?;
         self.changes.work.set(true);
         Ok(())
     }

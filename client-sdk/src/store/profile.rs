@@ -101,6 +101,24 @@ impl Tx<'_> {
         self.set_last_resort_used(false)
     }
 
+    /// How often something was missed since the relay was asked where the groups stand.
+    pub(crate) fn looks_at_groups(&self) -> Result<u64, StoreError> {
+        Ok(self.query_row("SELECT look_at_groups FROM profile", [], |row| row.get(0))?)
+    }
+
+    /// Something was missed.
+    pub(crate) fn look_at_groups(&self) -> Result<(), StoreError> {
+        self.execute("UPDATE profile SET look_at_groups = look_at_groups + 1", [])?;
+        Ok(())
+    }
+
+    /// The groups stand where they should as of when something had been missed so often. What was missed since is still to be
+    /// looked into.
+    pub(crate) fn looked_at_groups(&self, looks: u64) -> Result<(), StoreError> {
+        self.execute("UPDATE profile SET look_at_groups = 0 WHERE look_at_groups = ?1", [looks])?;
+        Ok(())
+    }
+
     /// The bearer token of the present session.
     pub(crate) fn token(&self) -> Result<Option<Bytes>, StoreError> {
         let token: Option<Vec<u8>> = self.query_row("SELECT token FROM profile", [], |row| row.get(0))?;

@@ -61,12 +61,12 @@ async fn look_at_all(engine: &Engine) -> Result<(), Error> {
             Err(Error::Untrusted(_)) => Said::Contradicts,
             Err(error) => return Err(error),
         };
-        let (identity, now_ms) = (engine.identity.clone(), engine.clock.now_ms());
+        let (identity, entropy, now_ms) = (engine.identity.clone(), engine.entropy, engine.clock.now_ms());
         engine
             .store
             .with_tx(move |tx| {
                 tx.looked_at(account, looks)?;
-                settle(tx, &inbox::Context { identity: &identity, now_ms }, account, &said)
+                settle(tx, &inbox::Context { identity: &identity, entropy, now_ms }, account, &said)
             })
             .await?;
     }

@@ -1,26 +1,41 @@
 //! Applying one queue entry: decrypt, write, move the cursor, all in the caller's transaction.
 //!
-//! An entry that cannot be opened is passed over with an event. A commit that cannot be applied ends the group on this
-//! device, because everything after it is out of reach.
+//! An entry that cannot be opened is passed over with an event. Behind a commit that cannot be applied everything is out of
+//! reach, so the device has to come back into the group (see [`recovery`]).
 //!
 //! Invariant: applying is decided by the entry and the store alone. An error here is the store's and means: nothing
 //! was written, try again.
 
-use undertone_wire::{Account, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues, suite};
+use undertone_wire::{
+    Account, AccountId, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues, suite,
+};
 
+use super::recovery;
 use crate::{
     Error,
     crypto::{
-        Identity, Member,
+        Entropy, Identity, Member,
         group::{self, Applied, Opened},
     },
-    event::StoredEvent,
+    event::{Recovered, StoredEvent},
     message::{Body, Content},
     store::{GroupRow, GroupState, MessageRow, MessageStatus, OutboxRow, OutboxState, StoreError, Task, Tx},
 };
 
 /// Members take turns at removing the leaves of those who are gone: the first at once, the next so much later.
 const TIDY_TURN_MS: u64 = 3_000;
+
+/// The last of them let somebody in after this time.
+const LET_IN_MS_MAX: u64 = 30_000;
+
+/// What came of an entry.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was applied, and the cursor moved.
+    Applied(Effect),
+    /// It stands behind commits of a group, up to this number, that this device has missed. Nothing was written.
+    Lacks { group_id: GroupId, up_to: u64 },
+}
 
 /// What an entry did that others wait for. All else that follows from it is found in the store.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -36,14 +51,21 @@ pub(super) struct Effect {
 /// Who applies, and when.
 pub(super) struct Context<'a> {
     pub(super) identity: &'a Identity,
+    pub(super) entropy: Entropy,
     pub(super) now_ms: u64,
 }
 
 /// Applies an entry, whose number is above the cursor, and moves the cursor to it.
-pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> Result<Effect, StoreError> {
+pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> Result<Outcome, StoreError> {
+    if let Some((group_id, up_to)) = lacks(tx, &delivery.envelope)? {
+        return Ok(Outcome::Lacks { group_id, up_to });
+    }
     let effect = match &delivery.envelope {
         Envelope::GroupMessage { group_id, message } => apply_message(tx, context, *group_id, message)?,
-        Envelope::GroupCommit { group_id, commit_seq, commit } => apply_commit(tx, *group_id, *commit_seq, commit)?,
+        Envelope::GroupCommit { group_id, commit_seq, commit } => {
+            apply_commit(tx, context, *group_id, *commit_seq, commit)?;
+            Effect::default()
+        }
         Envelope::Welcome { group_id, commit_seq, group_info, secrets } => {
             apply_welcome(tx, *group_id, *commit_seq, group_info, secrets)?
         }
@@ -51,12 +73,32 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> 
             tx.look_at(*group_id, None)?;
             Effect::default()
         }
+        Envelope::RejoinWanted { group_id, account_id, device_id } => {
+            let wanted = Member { account: *account_id, device: *device_id };
+            plan_letting_in(tx, context, *group_id, wanted)?;
+            Effect::default()
+        }
         Envelope::KeysLow { .. } => Effect { keys_wanted: true, ..Effect::default() },
         Envelope::LastResortUsed { suite } => last_resort_used(tx, *suite)?,
         _ => Effect::default(),
     };
     tx.set_cursor(delivery.seq)?;
-    Ok(effect)
+    Ok(Outcome::Applied(effect))
+}
+
+/// The group of which commits are lacking before this can be applied, and up to which number. Where its own commit stands,
+/// a member of the group says in clear, and others prove.
+fn lacks(tx: &Tx<'_>, envelope: &Envelope) -> Result<Option<(GroupId, u64)>, StoreError> {
+    let (group_id, up_to) = match envelope {
+        Envelope::GroupMessage { group_id, message } => match group::told_position(message.as_slice()) {
+            Some(at) => (*group_id, at),
+            None => return Ok(None),
+        },
+        Envelope::GroupCommit { group_id, commit_seq, .. } => (*group_id, commit_seq.saturating_sub(1)),
+        _ => return Ok(None),
+    };
+    let lacks = tx.active_group(group_id)?.is_some_and(|group| group.commit_seq < up_to);
+    Ok(lacks.then_some((group_id, up_to)))
 }
 
 /// The wish to replace the last-resort key package outlives the entry that brought it.
@@ -99,6 +141,7 @@ pub(super) fn end_group(
     event: &StoredEvent,
 ) -> Result<(), StoreError> {
     tx.save_group(&GroupRow { state, ..group.clone() })?;
+    tx.end_recovery(group.id)?;
     group::forget(&tx.mls(), group.id)?;
     tx.add_event(event)?;
     for row in tx.tasks(group.id)? {
@@ -152,11 +195,45 @@ pub(super) fn plan_tidying(
     }
 }
 
+/// Whether a device may be let in: its account is in the group, and no other account has a leaf of that name.
+pub(super) fn may_let_in(tx: &Tx<'_>, group: GroupId, wanted: Member) -> Result<bool, StoreError> {
+    let members = tx.members(group)?;
+    let of_account = members.iter().any(|one| one.account == wanted.account);
+    Ok(of_account && !members.iter().any(|one| one.device == wanted.device && one.account != wanted.account))
+}
+
+/// Plans to swap the leaf of a member that cannot come back by itself. Every member does so; whose turn comes later finds
+/// it done.
+fn plan_letting_in(tx: &Tx<'_>, context: &Context<'_>, group: GroupId, wanted: Member) -> Result<(), StoreError> {
+    let task = Task::LetIn { account: wanted.account, device: wanted.device };
+    let planned = tx.tasks(group)?.iter().any(|row| row.task == task);
+    if planned || tx.active_group(group)?.is_none() || !may_let_in(tx, group, wanted)? {
+        return Ok(());
+    }
+    let gone = tx.gone(group)?;
+    let others: Vec<_> =
+        tx.members(group)?.into_iter().filter(|one| *one != wanted && !gone.contains(&one.device)).collect();
+    let turn = others.iter().position(|one| one.device == context.identity.device());
+    let Some(turn) = turn else { return Ok(()) };
+    let turn_ms = TIDY_TURN_MS.saturating_mul(turn as u64).min(LET_IN_MS_MAX);
+    tx.add_task(group, &task, None, context.now_ms.saturating_add(turn_ms)).map(drop)
+}
+
 fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group_id: GroupId, message: &Bytes) -> Result<Effect, StoreError> {
-    let Some(group) = tx.active_group(group_id)? else { return Ok(Effect::default()) };
+    let known = tx.group(group_id)?;
+    let Some(group) = known.filter(|one| matches!(one.state, GroupState::Active | GroupState::Recovering)) else {
+        return Ok(Effect::default());
+    };
     let own = tx.task_by_hash(&Hash::of(message.as_slice()))?;
     if let Some(row) = own.filter(|row| row.group_id == group_id && !row.task.commits()) {
         return apply_own_message(tx, &group, &row);
+    }
+    if group.state == GroupState::Recovering {
+        return undecryptable(tx, group_id);
+    }
+    if !tx.has_mls_state(group_id)? {
+        recovery::begin(tx, context.entropy, context.now_ms, &group)?;
+        return undecryptable(tx, group_id);
     }
     let opened = tx.attempt(|| group::open(&tx.mls(), group_id, group.commit_seq, message.as_slice()))?;
     let (from, bytes) = match opened {
@@ -174,7 +251,7 @@ fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group_id: GroupId, message:
         let gone: Vec<_> = tx.members(group_id)?.into_iter().filter(|one| one.account == from.account).collect();
         plan_tidying(tx, context, group_id, &gone)?;
         let (by, removed) = (from.account, vec![from.account]);
-        tx.add_event(&StoredEvent::Members { group_id, by, added: vec![], removed })?;
+        tx.add_event(&StoredEvent::Members { group_id, by: Some(by), added: vec![], removed })?;
         return Ok(effect);
     }
     let row = MessageRow {
@@ -205,10 +282,20 @@ fn apply_own_message(tx: &Tx<'_>, group: &GroupRow, row: &OutboxRow) -> Result<E
     Ok(Effect::default())
 }
 
-fn apply_commit(tx: &Tx<'_>, group_id: GroupId, commit_seq: u64, commit: &Bytes) -> Result<Effect, StoreError> {
-    let Some(group) = tx.active_group(group_id)? else { return Ok(Effect::default()) };
+/// Applies a commit, which stands behind all that this device has of the group before it.
+pub(super) fn apply_commit(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    group_id: GroupId,
+    commit_seq: u64,
+    commit: &Bytes,
+) -> Result<(), StoreError> {
+    if recovery::install(tx, context, group_id, commit_seq, commit)? {
+        return Ok(());
+    }
+    let Some(group) = tx.active_group(group_id)? else { return Ok(()) };
     if commit_seq <= group.commit_seq {
-        return Ok(Effect::default());
+        return Ok(());
     }
     let own =
         tx.task_by_hash(&Hash::of(commit.as_slice()))?.filter(|row| row.group_id == group_id && row.task.commits());
@@ -220,26 +307,39 @@ fn apply_commit(tx: &Tx<'_>, group_id: GroupId, commit_seq: u64, commit: &Bytes)
         tx.attempt(|| group::open(&tx.mls(), group_id, group.commit_seq, commit.as_slice()))?
     };
     let Some(Opened::Commit(applied)) = opened else {
-        end_group(tx, &group, GroupState::Stuck, &StoredEvent::Stuck { group_id })?;
-        return Ok(Effect::default());
+        return recovery::begin(tx, context.entropy, context.now_ms, &group);
     };
     if let Some(row) = own {
         finish(tx, &row, Ok(()))?;
     }
-    // Whatever else was posted was made for the epoch before. Had the relay accepted it, its row would have come
-    // before this one: it was refused, or will be.
-    for row in tx.tasks(group_id)?.iter().filter(|row| row.state == OutboxState::Posted) {
-        tx.set_waiting(row.id, 0)?;
-    }
-    after_commit(tx, &group, commit_seq, &applied)
+    start_posted_over(tx, group_id)?;
+    after_commit(tx, context, &group, commit_seq, &applied)
 }
 
-fn after_commit(tx: &Tx<'_>, group: &GroupRow, commit_seq: u64, applied: &Applied) -> Result<Effect, StoreError> {
+/// Whatever was posted was made for an epoch that is over. Had the relay accepted it, its row would have come before the
+/// commit that ended it: it was refused, or will be.
+pub(super) fn start_posted_over(tx: &Tx<'_>, group: GroupId) -> Result<(), StoreError> {
+    for row in tx.tasks(group)?.iter().filter(|row| row.state == OutboxState::Posted) {
+        tx.set_waiting(row.id, 0)?;
+    }
+    Ok(())
+}
+
+fn after_commit(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    group: &GroupRow,
+    commit_seq: u64,
+    applied: &Applied,
+) -> Result<(), StoreError> {
     let by = applied.by.account;
     let Some(now) = &applied.now else {
+        if applied.added.iter().any(|one| one.device == context.identity.device()) {
+            // Its leaf was swapped, though it had not asked for it, or not any more. The Welcome follows.
+            return recovery::begin(tx, context.entropy, context.now_ms, group);
+        }
         let event = StoredEvent::Removed { group_id: group.id, by: Some(by) };
-        end_group(tx, &GroupRow { commit_seq, ..group.clone() }, GroupState::Removed, &event)?;
-        return Ok(Effect::default());
+        return end_group(tx, &GroupRow { commit_seq, ..group.clone() }, GroupState::Removed, &event);
     };
     let before = tx.member_accounts(group.id)?;
     tx.save_group(&GroupRow {
@@ -250,13 +350,29 @@ fn after_commit(tx: &Tx<'_>, group: &GroupRow, commit_seq: u64, applied: &Applie
     })?;
     let members = group::members(&tx.mls(), group.id)?;
     tx.save_members(group.id, &members, &applied.added)?;
-    let after = tx.member_accounts(group.id)?;
+    for device in &applied.added {
+        let task = Task::LetIn { account: device.account, device: device.device };
+        for row in tx.tasks(group.id)?.iter().filter(|row| row.task == task && row.state == OutboxState::Waiting) {
+            finish(tx, row, Ok(()))?;
+        }
+    }
+    tell_members(tx, group.id, Some(by), &before, &tx.member_accounts(group.id)?)
+}
+
+/// Tells the app which accounts have joined and left; by whom, if that is known.
+pub(super) fn tell_members(
+    tx: &Tx<'_>,
+    group_id: GroupId,
+    by: Option<AccountId>,
+    before: &[AccountId],
+    after: &[AccountId],
+) -> Result<(), StoreError> {
     let added: Vec<_> = after.iter().filter(|account| !before.contains(account)).copied().collect();
     let removed: Vec<_> = before.iter().filter(|account| !after.contains(account)).copied().collect();
-    if !added.is_empty() || !removed.is_empty() {
-        tx.add_event(&StoredEvent::Members { group_id: group.id, by, added, removed })?;
+    if added.is_empty() && removed.is_empty() {
+        return Ok(());
     }
-    Ok(Effect::default())
+    tx.add_event(&StoredEvent::Members { group_id, by, added, removed })
 }
 
 fn apply_welcome(
@@ -268,6 +384,11 @@ fn apply_welcome(
 ) -> Result<Effect, StoreError> {
     // Who is in gets commits. An older Welcome, which a last-resort key package would open again, is a replay.
     let known = tx.group(group_id)?;
+    let recovering = known.as_ref().is_some_and(|group| group.state == GroupState::Recovering);
+    if recovering && tx.may_have_rejoined(group_id)? {
+        // What comes of that comes later than this.
+        return Ok(Effect::default());
+    }
     if known.is_some_and(|group| group.state == GroupState::Active || group.commit_seq >= commit_seq)
         || i64::try_from(commit_seq).is_err()
     {
@@ -277,6 +398,7 @@ fn apply_welcome(
         return undecryptable(tx, group_id);
     };
     let members = group::members(&tx.mls(), joined.group)?;
+    let before = tx.member_accounts(joined.group)?;
     tx.save_group(&GroupRow {
         id: joined.group,
         name: joined.profile.name.clone(),
@@ -285,8 +407,14 @@ fn apply_welcome(
         rejoin_key: joined.rejoin_key,
     })?;
     tx.save_members(joined.group, &members, &members)?;
+    let effect = Effect { joined: true, ..Effect::default() };
+    if recovering {
+        tell_members(tx, group_id, Some(joined.by.account), &before, &tx.member_accounts(group_id)?)?;
+        recovery::done(tx, group_id, Recovered::LetIn)?;
+        return Ok(effect);
+    }
     tx.add_event(&StoredEvent::Joined { group_id: joined.group, name: joined.profile.name, by: joined.by.account })?;
-    Ok(Effect { joined: true, ..Effect::default() })
+    Ok(effect)
 }
 
 fn undecryptable(tx: &Tx<'_>, group_id: GroupId) -> Result<Effect, StoreError> {

@@ -1,8 +1,8 @@
 //! The engine: keeps the local store and the relay in step.
 //!
-//! Four tasks share it. [`stream`] receives and applies what the queue brings, [`outbox`] does what is to be done at
-//! the relay, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages there. They meet only in
-//! the store: each step is one transaction, and the next step is found by reading it, so that a restart goes on where the
+//! Five tasks share it. [`stream`] receives and applies what the queue brings, [`outbox`] does what is to be done at
+//! the relay, [`recovery`] brings the device back into groups whose state is of no use, [`directory`] looks at the device
+//! lists of others, [`key_upkeep`] keeps key packages at the relay. They meet only in the store: each step is one transaction, and the next step is found by reading it, so that a restart goes on where the
 //! last one stopped.
 //!
 //! Another relay at the relay's address is to all of them as no relay: once that is seen it is asked for nothing but which
@@ -16,6 +16,7 @@ mod directory;
 mod inbox;
 mod key_upkeep;
 mod outbox;
+mod recovery;
 mod session;
 mod stream;
 #[cfg(test)]
@@ -98,6 +99,7 @@ impl Engine {
         let mut tasks = JoinSet::new();
         tasks.spawn(stream::run(Arc::clone(self)));
         tasks.spawn(outbox::run(Arc::clone(self)));
+        tasks.spawn(recovery::run(Arc::clone(self)));
         tasks.spawn(directory::run(Arc::clone(self)));
         tasks.spawn(key_upkeep::run(Arc::clone(self)));
         tasks

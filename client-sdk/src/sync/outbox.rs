@@ -14,15 +14,15 @@ use std::{
 
 use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{
-    AccountId, Bytes, ClaimRequest, CommitRequest, CreateGroupRequest, Encoding, ErrorCode, LeaveRequest, Problem,
-    SendRequest, StaleGroup, suite,
+    AccountId, Bytes, ClaimRequest, CommitRequest, CreateGroupRequest, DeviceId, Encoding, ErrorCode, LeaveRequest,
+    Problem, SendRequest, StaleGroup, suite,
 };
 
-use super::{Engine, backoff::Backoff, inbox};
+use super::{Engine, backoff::Backoff, inbox, recovery};
 use crate::{
     Error,
     crypto::{
-        Member,
+        Entropy, Member,
         group::{self, Change, Staged},
         key_package,
     },
@@ -103,7 +103,7 @@ async fn work(engine: &Engine, row: OutboxRow, claimed: &mut Claimed) -> Result<
             Some(request) => post(engine, &row, request, claimed).await,
             None => encrypt(engine, &row, content.clone()).await,
         },
-        Task::Add { .. } | Task::Remove { .. } | Task::Tidy => match prepared(&row) {
+        Task::Add { .. } | Task::Remove { .. } | Task::Tidy | Task::LetIn { .. } => match prepared(&row) {
             Some(request) => post(engine, &row, request, claimed).await,
             None => stage(engine, &row, claimed).await,
         },
@@ -179,10 +179,11 @@ async fn create(engine: &Engine, row: &OutboxRow, sealed_group_info: &Bytes) -> 
 async fn encrypt(engine: &Engine, row: &OutboxRow, content: Bytes) -> Result<(), Error> {
     let message_id = engine.message_id()?;
     let (identity, row) = (engine.identity.clone(), row.clone());
+    let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
     engine
         .store
         .with_tx(move |tx| {
-            let Some(group) = group_to_use(tx, &row)? else { return Ok(()) };
+            let Some(group) = group_to_use(tx, &row, entropy, now_ms)? else { return Ok(()) };
             let bytes = group::encrypt(&tx.mls(), &identity, group.id, group.commit_seq, content.as_slice())?;
             let request = match row.task {
                 Task::Leave { .. } => Encoding::Cbor.encode(&LeaveRequest { message_id, notice: bytes.clone() }),
@@ -195,19 +196,25 @@ async fn encrypt(engine: &Engine, row: &OutboxRow, content: Bytes) -> Result<(),
 
 /// Stages a commit and leaves it to be posted.
 async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Result<(), Error> {
-    if let Task::Add { account } = row.task
+    let wanted = match row.task {
+        Task::Add { account } => Some((account, None)),
+        Task::LetIn { account, device } => Some((account, Some(device))),
+        _ => None,
+    };
+    if let Some((account, device)) = wanted
         && !claimed.contains_key(&row.id)
     {
-        let key_packages = claim(engine, row, account).await?;
+        let key_packages = claim(engine, row, account, device).await?;
         claimed.insert(row.id, key_packages);
     }
     let add = claimed.get(&row.id).cloned().unwrap_or_default();
     let message_id = engine.message_id()?;
-    let (identity, now_ms, row) = (engine.identity.clone(), engine.relay_now_ms(), row.clone());
+    let (identity, row) = (engine.identity.clone(), row.clone());
+    let (entropy, own_now_ms, now_ms) = (engine.entropy, engine.clock.now_ms(), engine.relay_now_ms());
     engine
         .store
         .with_tx(move |tx| {
-            let Some(group) = group_to_use(tx, &row)? else { return Ok(()) };
+            let Some(group) = group_to_use(tx, &row, entropy, own_now_ms)? else { return Ok(()) };
             let mls = tx.mls();
             // Nothing of this group is posted now, so a commit that is still pending was refused.
             group::drop_pending(&mls, group.id)?;
@@ -215,6 +222,13 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
             if let Task::Remove { account } = row.task {
                 let members = tx.members(group.id)?;
                 remove.extend(members.iter().filter(|member| member.account == account).map(|member| member.device));
+            }
+            if let Task::LetIn { account, device } = row.task {
+                // Only with a key package to be added by.
+                if add.is_empty() || !inbox::may_let_in(tx, group.id, Member { account, device })? {
+                    return inbox::finish(tx, &row, Ok(())).map_err(Error::from);
+                }
+                remove.push(device);
             }
             let change = Change { add, remove };
             let staged = group::stage(&mls, &identity, group.id, group.commit_seq, &group.rejoin_key, &change, now_ms)?;
@@ -228,26 +242,42 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
         .await
 }
 
-/// The row's group, if it can still be used; if not, the row is ended.
-fn group_to_use(tx: &Tx<'_>, row: &OutboxRow) -> Result<Option<GroupRow>, StoreError> {
+/// The row's group, if it can be used now. If it cannot any more, the row is ended; if it is to be recovered first, the row
+/// waits.
+fn group_to_use(tx: &Tx<'_>, row: &OutboxRow, entropy: Entropy, now_ms: u64) -> Result<Option<GroupRow>, StoreError> {
     if tx.task(row.id)?.is_none_or(|now| now.state != OutboxState::Waiting) {
         return Ok(None);
     }
-    let group = tx.active_group(row.group_id)?;
-    if group.is_none() {
-        inbox::finish(tx, row, Err(Error::NotMember))?;
+    match tx.group(row.group_id)? {
+        Some(group) if group.state == GroupState::Active => {
+            if tx.has_mls_state(group.id)? {
+                return Ok(Some(group));
+            }
+            tracing::warn!("the state of a group is missing");
+            recovery::begin(tx, entropy, now_ms, &group)?;
+        }
+        Some(group) if group.state == GroupState::Recovering => {}
+        _ => inbox::finish(tx, row, Err(Error::NotMember))?,
     }
-    Ok(group)
+    Ok(None)
 }
 
-/// Key packages for all devices of an account that are not in the group, or whose leaf there is to go.
-async fn claim(engine: &Engine, row: &OutboxRow, account: AccountId) -> Result<Vec<(Member, Bytes)>, Error> {
+/// Key packages for all devices of an account that are not in the group, or whose leaf there is to go; or for one device.
+async fn claim(
+    engine: &Engine,
+    row: &OutboxRow,
+    account: AccountId,
+    device: Option<DeviceId>,
+) -> Result<Vec<(Member, Bytes)>, Error> {
     let (_, list) = engine.learn(account).await?;
     let listed = key_package::members_of(&list)?;
     let group = row.group_id;
     let (members, gone) = engine.store.with_tx(move |tx| Ok::<_, Error>((tx.members(group)?, tx.gone(group)?))).await?;
-    let wanted: Vec<_> =
-        listed.into_iter().filter(|one| !members.contains(one) || gone.contains(&one.device)).collect();
+    let is_wanted = |one: &Member| match device {
+        Some(device) => one.device == device,
+        None => !members.contains(one) || gone.contains(&one.device),
+    };
+    let wanted: Vec<_> = listed.into_iter().filter(is_wanted).collect();
     if wanted.is_empty() {
         return Ok(vec![]);
     }
@@ -314,6 +344,10 @@ async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Res
     match (&problem.code, &problem.stale_group) {
         (ErrorCode::StaleGroup, Some(stale)) => {
             let (stale, now_ms) = (stale.clone(), engine.clock.now_ms());
+            let (group, behind) = (row.group_id, missed_up_to(engine, row, &stale).await?);
+            if let Some(up_to) = behind {
+                recovery::fetch(engine, group, up_to).await?;
+            }
             still_posted(engine, row, move |tx, row| catch_up_or_end(tx, row, &stale, now_ms)).await
         }
         // The relay once had the group, or nothing would have been posted there.
@@ -354,13 +388,30 @@ async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Res
     }
 }
 
-/// The group has moved on: the row waits for what the queue still has to bring. If that is nothing, the group is over.
+/// Up to which commit this device has missed those of a group, if its queue will not bring them any more.
+async fn missed_up_to(engine: &Engine, row: &OutboxRow, stale: &StaleGroup) -> Result<Option<u64>, Error> {
+    let (group, stale) = (row.group_id, stale.clone());
+    engine
+        .store
+        .with_tx(move |tx| {
+            let Some(at) = tx.active_group(group)?.map(|group| group.commit_seq) else { return Ok(None) };
+            let (cursor, behind) = (tx.cursor()?, stale.member && at < stale.position.commit_seq);
+            let comes = stale.unacked.iter().any(|commit| commit.seq > cursor);
+            Ok((behind && !comes).then_some(stale.position.commit_seq))
+        })
+        .await
+}
+
+/// The group has moved on: the row waits for what the queue still has to bring, or for the group to be recovered. If that is
+/// nothing, the group is over.
 ///
 /// A row that is still posted was made for the commit at which the group stands here.
 fn catch_up_or_end(tx: &Tx<'_>, row: &OutboxRow, stale: &StaleGroup, now_ms: u64) -> Result<(), StoreError> {
     let last = stale.unacked.iter().map(|commit| commit.seq).max().unwrap_or(0);
-    let Some(group) = tx.active_group(row.group_id)? else {
-        return inbox::finish(tx, row, Err(Error::NotMember));
+    let group = match tx.group(row.group_id)? {
+        Some(group) if group.state == GroupState::Active => group,
+        Some(group) if group.state == GroupState::Recovering => return tx.set_waiting(row.id, 0),
+        _ => return inbox::finish(tx, row, Err(Error::NotMember)),
     };
     if last > tx.cursor()? && i64::try_from(last).is_ok() {
         return tx.set_waiting(row.id, last);
@@ -372,9 +423,6 @@ fn catch_up_or_end(tx: &Tx<'_>, row: &OutboxRow, stale: &StaleGroup, now_ms: u64
     let (state, event) = match stale.member {
         false if left => (GroupState::Left, StoredEvent::Left { group_id: group.id }),
         false => (GroupState::Removed, StoredEvent::Removed { group_id: group.id, by: None }),
-        true if stale.position.commit_seq > group.commit_seq => {
-            (GroupState::Stuck, StoredEvent::Stuck { group_id: group.id })
-        }
         // The relay contradicts itself.
         true => return tx.defer_task(row.id, later(now_ms, row.attempts)),
     };

@@ -8,7 +8,13 @@ use std::sync::{Arc, atomic::Ordering};
 use undertone_api::{ApiError, FrameStream, RelayApi as _};
 use undertone_wire::{AckRequest, ByeReason, ClientFrame, Delivery, ServerFrame, Span};
 
-use super::{Engine, backoff::Backoff, inbox, session};
+use super::{
+    Engine,
+    backoff::Backoff,
+    inbox::{self, Outcome},
+    recovery::{self, Stand},
+    session,
+};
 use crate::{
     Error,
     event::{Connection, StoredEvent},
@@ -71,6 +77,15 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
     let Ok(mut cursor) = engine.store.with_tx(|tx| tx.cursor().map_err(Error::from)).await else {
         return Ended::Lost;
     };
+    // Before the stream is opened: what was posted by then comes before it has caught up.
+    let mut stand = match recovery::look(engine).await {
+        Ok(stand) => stand,
+        Err(Error::Refused(error)) if session::has_ended(&error) => return Ended::SignedOut,
+        Err(error) => {
+            tracing::debug!(%error, "where the groups stand is not known");
+            return Ended::Lost;
+        }
+    };
     let opened = engine.signed_in(|token| async move { engine.api.open_stream(&token, cursor).await }).await;
     let mut stream = match opened {
         Ok(stream) => stream,
@@ -105,9 +120,11 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
             ServerFrame::CaughtUp { next_seq: next } => {
                 known = Known { next_seq: next, caught_up: true };
                 backoff.works(engine.clock.now_ms());
-                let sent = ack(stream.as_mut(), &mut acked, cursor).await;
-                engine.set_connection(Connection::Online);
-                sent
+                match caught_up(engine, stream.as_mut(), &mut acked, cursor, stand.take()).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => return Ended::Elsewhere(engine.api.ways().max(1)),
+                    Err(error) => Err(error),
+                }
             }
             ServerFrame::Bye { reason: ByeReason::Replaced } => return Ended::Replaced,
             // With one address, another node may answer behind it.
@@ -126,6 +143,25 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
     }
 }
 
+/// All that was there has come. `false` if another stream is needed to tell whether what was missed concerns a group.
+async fn caught_up(
+    engine: &Engine,
+    stream: &mut dyn FrameStream,
+    acked: &mut u64,
+    cursor: u64,
+    stand: Option<Stand>,
+) -> Result<bool, Error> {
+    ack(stream, acked, cursor).await?;
+    if let Some(stand) = stand {
+        recovery::compare(engine, stand).await?;
+    }
+    if engine.store.with_tx(|tx| tx.looks_at_groups().map_err(Error::from)).await? > 0 {
+        return Ok(false);
+    }
+    engine.set_connection(Connection::Online);
+    Ok(true)
+}
+
 async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<(), Error> {
     if delivery.seq <= *cursor {
         return Ok(());
@@ -133,15 +169,20 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
     if delivery.seq != *cursor + 1 {
         return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
     }
-    let seq = delivery.seq;
-    let (identity, now_ms) = (engine.identity.clone(), engine.clock.now_ms());
-    let effect = engine
-        .store
-        .with_tx(move |tx| {
-            let context = inbox::Context { identity: &identity, now_ms };
+    let (seq, delivery) = (delivery.seq, Arc::new(delivery));
+    let effect = loop {
+        let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
+        let delivery = Arc::clone(&delivery);
+        let outcome = engine.store.with_tx(move |tx| {
+            let context = inbox::Context { identity: &identity, entropy, now_ms };
             inbox::apply(tx, &context, &delivery).map_err(Error::from)
-        })
-        .await?;
+        });
+        match outcome.await? {
+            Outcome::Applied(effect) => break effect,
+            // Afterwards nothing is lacking, or the group is one to be recovered.
+            Outcome::Lacks { group_id, up_to } => recovery::fetch(engine, group_id, up_to).await?,
+        }
+    };
     *cursor = seq;
     if effect.received {
         engine.received.fetch_add(1, Ordering::Relaxed);
@@ -162,19 +203,12 @@ async fn missed(engine: &Engine, cursor: &mut u64, span: Span, known: Known) -> 
         return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
     }
     let from = span.from.max(*cursor + 1);
-    let done = engine.store.with_tx(move |tx| {
-        // How far an own row may still come is known from the next hello only.
-        if new && tx.awaits_own_row()? {
-            return Ok::<_, Error>(false);
-        }
+    let told = engine.store.with_tx(move |tx| {
         tx.add_event(&StoredEvent::Missed { from, to })?;
-        tx.start_accepted_over(known.next_seq.saturating_sub(1))?;
-        tx.set_cursor(to)?;
-        Ok(true)
+        tx.look_at_groups()?;
+        tx.set_cursor(to).map_err(Error::from)
     });
-    if !done.await? {
-        return Err(Error::Offline(ApiError::Unreachable("a new stream tells how far the queue goes".into())));
-    }
+    told.await?;
     *cursor = to;
     Ok(())
 }

@@ -48,7 +48,7 @@ async fn who_leaves_is_removed_by_one_of_the_others_and_can_come_back() {
     assert!(matches!(groups[1].send("gone").await, Err(Error::NotMember)));
     for client in [&alice, &carol] {
         let removed = event(client, |event| match event {
-            Event::MembersChanged { removed, by, .. } if !removed.is_empty() => Some((by, removed)),
+            Event::MembersChanged { removed, by, .. } if !removed.is_empty() => Some((by.unwrap(), removed)),
             _ => None,
         });
         assert_eq!(removed.await, (bob.account(), vec![bob.account()]));

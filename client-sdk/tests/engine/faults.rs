@@ -270,7 +270,7 @@ async fn a_long_outbox_goes_out_in_order() {
 }
 
 #[tokio::test]
-async fn what_is_missed_after_catching_up_is_told_without_another_stream() {
+async fn what_is_missed_after_catching_up_is_told_and_looked_into_on_one_more_stream() {
     let world = World::new();
     let (alice, bob) = (world.register("alice").await, world.register("bob").await);
     let groups = world.group(&[&alice, &bob]).await;
@@ -291,7 +291,10 @@ async fn what_is_missed_after_catching_up_is_told_without_another_stream() {
     });
     assert_eq!(missed.await, (first, first + 1));
     has_texts(&groups[1], &["2", "3"]).await;
-    assert_eq!(world.relay.streams_opened(&device), streams);
+    groups[0].send("4").await.unwrap();
+    has_texts(&groups[1], &["2", "3", "4"]).await;
+    online(&bob).await;
+    assert_eq!(world.relay.streams_opened(&device), streams + 1);
 }
 
 #[tokio::test]

@@ -13,8 +13,8 @@ use undertone::{
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
     CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupList, GroupMembers, KeyCounts,
-    LeaveRequest, LoginRequest, MessageId, Problem, PublishRequest, RegisterRequest, Relay, SendRequest, SendResponse,
-    ServerFrame, Session,
+    LeaveRequest, LoginRequest, MessageId, Problem, PublishRequest, RegisterRequest, RejoinRequest, Relay, SendRequest,
+    SendResponse, ServerFrame, Session, Succession, SuccessorRequest,
 };
 
 use crate::world::{World, key, registered};
@@ -173,9 +173,13 @@ impl RelayApi for Liar {
         key_counts(token: &'a Bytes) -> KeyCounts;
         claim(token: &'a Bytes, request: &'a ClaimRequest) -> ClaimResponse;
         groups(token: &'a Bytes) -> GroupList;
+        group(token: &'a Bytes, group: GroupId) -> Group;
         group_members(token: &'a Bytes, group: GroupId) -> GroupMembers;
         group_commits(token: &'a Bytes, group: GroupId, after: u64) -> GroupCommits;
         leave(token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> SendResponse;
+        rejoin(token: &'a Bytes, group: GroupId, request: &'a RejoinRequest) -> SendResponse;
+        succession(token: &'a Bytes, group: GroupId, at: u64) -> Succession;
+        succeed(token: &'a Bytes, group: GroupId, request: &'a SuccessorRequest) -> Succession;
         ack(token: &'a Bytes, request: &'a AckRequest) -> ();
     }
 

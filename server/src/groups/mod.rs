@@ -1,4 +1,5 @@
-//! Groups: who is in them, and the order of their commits. `post` takes what members post, this file the rest.
+//! Groups: who is in them, and the order of their commits. `post` takes what members post, `recovery` what devices ask
+//! for when a group cannot go on for them, this file the rest.
 //!
 //! The relay knows a group by numbers and device ids. What it reads of a message is a claim that members can check.
 //!
@@ -7,6 +8,7 @@
 //! asking to create one under its very id, which nobody guesses: 122 random bits.
 
 mod post;
+mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +20,7 @@ use undertone_wire::{
 };
 
 pub(crate) use post::{__path_commit, __path_leave, commit, leave};
+pub(crate) use recovery::{__path_rejoin, __path_succeed, __path_succession, Recoveries, rejoin, succeed, succession};
 
 use crate::{
     auth::Caller,

@@ -1,7 +1,8 @@
 //! What changes a group: commits and leave notices, and the rule by which each is accepted (spec/protocol.md, section 4).
 //!
 //! Invariant: a post is accepted iff its sender is a member, its `at` is the group's `commit_seq` and its epoch the
-//! group's. So nothing old follows a commit. A refusal says where the group stands, and where in the sender's own queue
+//! group's. A commit by which a device joins on its own is accepted iff its account has a member, it adds that device, and
+//! removes nothing but the leaf that it had. So nothing old follows a commit. A refusal says where the group stands, and where in the sender's own queue
 //! the commits are that it lacks.
 
 use std::collections::BTreeSet;
@@ -64,7 +65,11 @@ pub(crate) async fn commit(
     check_sizes(&node.limits, &request)?;
     let once = Once::new(&node, Purpose::Commit, Some(&group), request.message_id, &request)?;
     let header = mls::header(request.commit.as_slice(), &group, Content::Commit)?;
-    check_welcome(&node.limits, &header.data, request.welcome.as_ref())?;
+    check_count(&node.limits, &header.data)?;
+    match header.joins {
+        true => check_joiner(&caller, &header.data, request.welcome.as_ref())?,
+        false => check_welcome(&header.data, request.welcome.as_ref())?,
+    }
     let (post, limits) = (Post::new(&node, caller, group, header, once), node.limits.clone());
     let accepted = node
         .db
@@ -95,8 +100,22 @@ fn check_sizes(allowed: &Limits, request: &CommitRequest) -> Result<(), Error> {
     })
 }
 
-fn check_welcome(allowed: &Limits, data: &AuthenticatedData, welcome: Option<&WelcomeParts>) -> Result<(), Error> {
-    limits::count("commit_added_max", allowed.commit_added_max, data.added.len() as u64)?;
+fn check_count(allowed: &Limits, data: &AuthenticatedData) -> Result<(), Error> {
+    limits::count("commit_added_max", allowed.commit_added_max, data.added.len() as u64)
+}
+
+/// Who joins on its own adds itself, and removes at most the leaf that it had.
+fn check_joiner(caller: &Caller, data: &AuthenticatedData, welcome: Option<&WelcomeParts>) -> Result<(), Error> {
+    let own = [caller.device];
+    if data.added != own || !(data.removed.is_empty() || data.removed == own) || welcome.is_some() {
+        return Err(bad_message(
+            "a device that joins on its own adds itself, without a Welcome, and removes nothing but its own leaf",
+        ));
+    }
+    Ok(())
+}
+
+fn check_welcome(data: &AuthenticatedData, welcome: Option<&WelcomeParts>) -> Result<(), Error> {
     let joiners = welcome.map_or(&[][..], |welcome| &welcome.secrets);
     if welcome.is_some() == data.added.is_empty() || !joiners.iter().map(|entry| &entry.device_id).eq(&data.added) {
         return Err(bad_message(
@@ -115,7 +134,9 @@ async fn accept_commit(tx: &mut Tx, post: &Post, request: &CommitRequest, limits
     let devices = [&[post.caller.device], added.as_slice(), removed.as_slice()].concat();
     let standings = groups::standings(tx, &devices.iter().map(|device| (post.group, *device)).collect()).await?;
     let standing = |device: &DeviceId| standings.get(&(post.group, *device));
-    let position = check_position(begun.position, standing(&post.caller.device), &post.header)?;
+    let own = standing(&post.caller.device).copied();
+    let own = if post.header.joins { with_account(tx, post, own).await? } else { own };
+    let position = check_position(begun.position, own.as_ref(), &post.header)?;
     check_removed(post, removed, standing)?;
     if !begun.all_listed {
         let what_to_do = "fetch the account again, and add its listed devices";
@@ -141,13 +162,19 @@ async fn accept_commit(tx: &mut Tx, post: &Post, request: &CommitRequest, limits
     Ok(commit_seq)
 }
 
+/// A device whose account has a member may join as if it were one.
+async fn with_account(tx: &mut Tx, post: &Post, own: Option<Standing>) -> Result<Option<Standing>, Error> {
+    let may = groups::account_is_in(tx, &post.group, &post.caller.account).await?;
+    Ok(if may { Some(Standing { member: true, ..own.unwrap_or_default() }) } else { own })
+}
+
 fn check_removed<'a>(
     post: &Post,
     removed: &[DeviceId],
     standing: impl Fn(&DeviceId) -> Option<&'a Standing>,
 ) -> Result<(), Error> {
     for device in removed {
-        if *device == post.caller.device {
+        if *device == post.caller.device && !post.header.joins {
             return Err(bad_message("a commit cannot remove its author; leave instead"));
         }
         if !standing(device).is_some_and(|standing| standing.member || standing.awaits_removal) {
@@ -171,8 +198,8 @@ fn check_added<'a>(
     Ok(())
 }
 
-/// Appends the commit to those who were members before it, and the Welcome to those whom it adds; answers the commit's
-/// envelope.
+/// Appends the commit to those who were members before it, and to who joins by it, and the Welcome to those whom it adds;
+/// answers the commit's envelope.
 async fn append_commit(
     tx: &mut Tx,
     post: &Post,
@@ -180,7 +207,9 @@ async fn append_commit(
     before: Vec<DeviceId>,
     commit_seq: u64,
 ) -> Result<i64, Error> {
-    let members = before.into_iter().map(Receiver::from).collect();
+    let joiner = post.header.joins.then_some(post.caller.device);
+    let members: BTreeSet<_> = before.into_iter().chain(joiner).collect();
+    let members = members.into_iter().map(Receiver::from).collect();
     let commit = post.envelope(Kind::Commit, commit_seq, &request.commit, members);
     let mut envelopes = vec![NewEnvelope { held_by_commits: true, ..commit }];
     if let Some(welcome) = &request.welcome {
@@ -281,7 +310,7 @@ mod tests {
         let group = GroupId::from_random([0x67; 16]);
         let id = MessageId::from_parts(0, [byte; 10]);
         let once = Once::new(node, Purpose::Message, Some(&group), id, &()).unwrap();
-        let header = Header { epoch: 0, data: AuthenticatedData::default() };
+        let header = Header { epoch: 0, data: AuthenticatedData::default(), joins: false };
         Post { caller, group, header, now_ms: 0, expires_hour_ms: 0, room: limits::room(&node.limits), once }
     }
 

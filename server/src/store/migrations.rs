@@ -8,12 +8,20 @@ use sqlx::{
 };
 
 /// Number, name, and the text for SQLite and for Postgres.
-const MIGRATIONS: &[(i64, &str, &str, &str)] = &[(
-    1,
-    "init",
-    include_str!("../../../migrations/sqlite/0001_init.sql"),
-    include_str!("../../../migrations/postgres/0001_init.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
+    (
+        1,
+        "init",
+        include_str!("../../../migrations/sqlite/0001_init.sql"),
+        include_str!("../../../migrations/postgres/0001_init.sql"),
+    ),
+    (
+        2,
+        "successors",
+        include_str!("../../../migrations/sqlite/0002_successors.sql"),
+        include_str!("../../../migrations/postgres/0002_successors.sql"),
+    ),
+];
 
 /// What migrates a SQLite store.
 pub(super) fn sqlite() -> Migrator {

@@ -26,6 +26,7 @@ mod mls;
 mod nodes;
 mod once;
 mod queue;
+mod recovery;
 mod registration;
 mod slow_reader;
 mod stopping;

@@ -36,9 +36,11 @@ pub struct CreateGroupRequest {
 pub struct CommitRequest {
     /// Makes repeating the request harmless.
     pub message_id: MessageId,
-    /// The commit: an `MLSMessage` with a `PrivateMessage` (RFC 9420, section 6).
+    /// The commit: an `MLSMessage` with a `PrivateMessage` (RFC 9420, section 6); or, by which the calling device joins on
+    /// its own, with a `PublicMessage` of a new member (section 12.4.3.2). That one adds the calling device, and removes
+    /// nothing but the leaf it had before.
     pub commit: Bytes,
-    /// What those it adds need; absent if it adds nobody.
+    /// What those it adds need; absent if it adds nobody, or nobody but its own author.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub welcome: Option<WelcomeParts>,
     /// The group info of the epoch it begins, with its tree, sealed for those who may rejoin.

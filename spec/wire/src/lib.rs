@@ -35,6 +35,7 @@ mod keys;
 mod limits;
 pub mod path;
 mod queue;
+mod recovery;
 mod signing;
 
 pub use account::{
@@ -65,6 +66,7 @@ pub use keys::{
 };
 pub use limits::Limits;
 pub use queue::{AckRequest, Delivery, Envelope, FetchResponse, Span};
+pub use recovery::{RejoinRequest, Succession, SuccessorRequest};
 pub use signing::{Domain, public_key, sign, verify};
 
 /// Name of the response header in which the relay tells its time, in milliseconds since the Unix epoch.

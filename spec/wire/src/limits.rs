@@ -81,6 +81,12 @@ limits! {
     /// Claims of one account's key packages by all others together in an hour before they get last-resort ones. Each node
     /// counts for itself.
     claims_per_account_hour_max = 200;
+    /// Requests of a device to be let into a group again, in an hour. More are refused with `too_many_requests`. Each node
+    /// counts for itself.
+    rejoins_per_group_hour_max = 4;
+    /// Successors of a group that a device founds in an hour. More are refused with `too_many_requests`. Each node counts for
+    /// itself.
+    successors_per_group_hour_max = 1;
     /// Entries that may wait for a device, of direct messages and of groups together.
     queue_entries_max = 10_000;
     /// Bytes of ciphertext that may wait for a device, of direct messages and of groups together.

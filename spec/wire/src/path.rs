@@ -42,6 +42,10 @@ pub const GROUP_COMMITS: &str = "/v1/groups/{group}/commits";
 pub const GROUP_MESSAGES: &str = "/v1/groups/{group}/messages";
 /// `POST`: leave a group.
 pub const GROUP_LEAVE: &str = "/v1/groups/{group}/leave";
+/// `POST`: ask a group's members to be let in again.
+pub const GROUP_REJOIN: &str = "/v1/groups/{group}/rejoin";
+/// `GET`: which group goes on for the members of an epoch; `POST`: found one.
+pub const GROUP_SUCCESSOR: &str = "/v1/groups/{group}/successor";
 /// `POST`: ephemeral content for a group's member devices.
 pub const GROUP_EPHEMERAL: &str = "/v1/groups/{group}/ephemeral";
 /// `GET`: fetch from the calling device's queue.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, GroupId};
+use crate::{AccountId, Bytes, DeviceId, GroupId};
 
 /// One entry of a device's queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +56,25 @@ pub enum Envelope {
         group_id: GroupId,
         /// The group's `members_version` since.
         members_version: u64,
+    },
+    /// A device that belongs in the group cannot come back by itself: one member should remove its leaf and add it anew.
+    RejoinWanted {
+        /// The group.
+        group_id: GroupId,
+        /// The device's account.
+        account_id: AccountId,
+        /// The device.
+        device_id: DeviceId,
+    },
+    /// Somebody who was a member in an epoch has founded a group that goes on from there. For those who can go on in this
+    /// one it means nothing.
+    Successor {
+        /// The group that cannot go on.
+        group_id: GroupId,
+        /// `commit_seq` of the commit that began the epoch.
+        at: u64,
+        /// The group that goes on.
+        successor: GroupId,
     },
     /// A direct message. Nothing outside of the ciphertext says who sent it.
     DirectMessage {

@@ -26,6 +26,8 @@ pub struct Message {
     pub body: Vec<u8>,
     /// For how long it is worth delivering as a message.
     pub ttl_s: Option<u64>,
+    /// Whether it is, as a commit, one by which its author joins on its own.
+    pub joins: bool,
 }
 
 impl Message {
@@ -37,7 +39,8 @@ impl Message {
     /// A message of a device that stands at commit number `at`, of a group that has seen no other commits.
     pub fn at(group: GroupId, at: u64) -> Self {
         let data = AuthenticatedData { at, ..AuthenticatedData::default() };
-        Self { id: Self::id(now_ms()), group, epoch: at, data, body: random::<32>().to_vec(), ttl_s: None }
+        let body = random::<32>().to_vec();
+        Self { id: Self::id(now_ms()), group, epoch: at, data, body, ttl_s: None, joins: false }
     }
 
     /// The same with this body.
@@ -57,6 +60,11 @@ impl Message {
         self
     }
 
+    /// The same as a commit by which a device joins on its own.
+    pub fn joining(self, device: &Device) -> Self {
+        Self { joins: true, ..self.adding(&[device]) }
+    }
+
     /// The whole of it, with this MLS content type.
     pub fn bytes(&self, content_type: u8) -> Bytes {
         let data = Encoding::Cbor.encode(&self.data);
@@ -70,6 +78,10 @@ impl Message {
 
     /// The whole of it as a commit.
     pub fn commit(&self) -> Bytes {
+        if self.joins {
+            let data = Encoding::Cbor.encode(&self.data);
+            return new_members_commit(self.group.as_bytes(), self.epoch, &data, &self.body);
+        }
         self.bytes(COMMIT)
     }
 
@@ -87,7 +99,8 @@ impl Message {
     pub fn commit_request(&self) -> CommitRequest {
         let secrets = |device: &DeviceId| WelcomeSecrets { device_id: *device, secrets: device.as_bytes()[..].into() };
         let secrets: Vec<_> = self.data.added.iter().map(secrets).collect();
-        let welcome = (!secrets.is_empty()).then(|| WelcomeParts { group_info: b"shared welcome"[..].into(), secrets });
+        let welcome = (!secrets.is_empty() && !self.joins)
+            .then(|| WelcomeParts { group_info: b"shared welcome"[..].into(), secrets });
         let sealed_group_info = format!("info after {}", self.data.at).into_bytes().into();
         CommitRequest { message_id: self.id, commit: self.commit(), welcome, sealed_group_info }
     }
@@ -108,6 +121,23 @@ pub fn private_message(group: &[u8], epoch: u64, content_type: u8, data: &[u8], 
     vector(&mut bytes, data);
     vector(&mut bytes, b"sender data");
     vector(&mut bytes, body);
+    bytes.into()
+}
+
+/// An `MLSMessage` with a `PublicMessage` that is a new member's commit, empty but for its signature (RFC 9420, sections 6.2
+/// and 12.4).
+fn new_members_commit(group: &[u8], epoch: u64, data: &[u8], signature: &[u8]) -> Bytes {
+    const NEW_MEMBER_COMMIT: u8 = 4;
+    let mut bytes = vec![0, 1, 0, 1];
+    vector(&mut bytes, group);
+    bytes.extend(epoch.to_be_bytes());
+    bytes.push(NEW_MEMBER_COMMIT);
+    vector(&mut bytes, data);
+    bytes.push(COMMIT);
+    let (no_proposals, no_path) = (0, 0);
+    bytes.extend([no_proposals, no_path]);
+    vector(&mut bytes, signature);
+    vector(&mut bytes, b"confirmation tag");
     bytes.into()
 }
 

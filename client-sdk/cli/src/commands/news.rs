@@ -24,6 +24,9 @@ pub(super) fn group(event: &Event) -> Option<GroupId> {
         | Event::MembersChanged { group_id, .. }
         | Event::Removed { group_id, .. }
         | Event::Left { group_id }
+        | Event::GroupRecovering { group_id }
+        | Event::GroupAskedIn { group_id }
+        | Event::GroupRecovered { group_id, .. }
         | Event::GroupStuck { group_id }
         | Event::UnlistedDevice { group_id, .. } => Some(*group_id),
         _ => None,

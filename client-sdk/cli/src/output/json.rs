@@ -5,6 +5,7 @@
 use serde::{Serialize, Serializer};
 use undertone::{
     AccountId, Connection, Contact, DeviceId, Event, GroupId, GroupSummary, Message, MessageId, MessageStatus,
+    Recovered,
 };
 
 /// One object, one line.
@@ -50,7 +51,7 @@ pub(crate) enum EventObject {
     },
     Members {
         group_id: Text<GroupId>,
-        by: String,
+        by: Option<String>,
         added: Vec<String>,
         removed: Vec<String>,
     },
@@ -65,6 +66,16 @@ pub(crate) enum EventObject {
         group_id: Text<GroupId>,
         message_id: Text<MessageId>,
         status: &'static str,
+    },
+    Recovering {
+        group_id: Text<GroupId>,
+    },
+    AskedIn {
+        group_id: Text<GroupId>,
+    },
+    Recovered {
+        group_id: Text<GroupId>,
+        how: &'static str,
     },
     Stuck {
         group_id: Text<GroupId>,
@@ -175,7 +186,7 @@ impl Object {
             }
             Event::MembersChanged { group_id, by, added, removed } => EventObject::Members {
                 group_id: Text(*group_id),
-                by: by.name(),
+                by: by.as_ref().map(Contact::name),
                 added: added.iter().map(Contact::name).collect(),
                 removed: removed.iter().map(Contact::name).collect(),
             },
@@ -183,6 +194,11 @@ impl Object {
                 EventObject::Removed { group_id: Text(*group_id), by: by.as_ref().map(Contact::name) }
             }
             Event::Left { group_id } => EventObject::Left { group_id: Text(*group_id) },
+            Event::GroupRecovering { group_id } => EventObject::Recovering { group_id: Text(*group_id) },
+            Event::GroupAskedIn { group_id } => EventObject::AskedIn { group_id: Text(*group_id) },
+            Event::GroupRecovered { group_id, how } => {
+                EventObject::Recovered { group_id: Text(*group_id), how: recovered(*how) }
+            }
             Event::GroupStuck { group_id } => EventObject::Stuck { group_id: Text(*group_id) },
             Event::Missed { from, to } => EventObject::Missed { first: *from, last: *to },
             Event::IdentityChanged { account } => {
@@ -205,6 +221,15 @@ impl Object {
 
 fn username(contact: &Contact) -> Option<String> {
     contact.username.as_ref().map(ToString::to_string)
+}
+
+fn recovered(how: Recovered) -> &'static str {
+    match how {
+        Recovered::MissedCommits => "missed_commits",
+        Recovered::Rejoined => "rejoined",
+        Recovered::LetIn => "let_in",
+        _ => "unknown",
+    }
 }
 
 fn connection(state: Connection) -> &'static str {
@@ -297,7 +322,12 @@ mod tests {
             format!(r#"{{"event":"joined","group_id":"{GROUP}","name":"team","by":"bob"}}"#)
         );
         assert_eq!(
-            event(&Event::MembersChanged { group_id: group(), by: bob(), added: vec![nameless()], removed: vec![] }),
+            event(&Event::MembersChanged {
+                group_id: group(),
+                by: Some(bob()),
+                added: vec![nameless()],
+                removed: vec![]
+            }),
             format!(r#"{{"event":"members","group_id":"{GROUP}","by":"bob","added":["{ACCOUNT}"],"removed":[]}}"#)
         );
         assert_eq!(
@@ -312,6 +342,12 @@ mod tests {
         let of_group = |kind: &str| format!(r#"{{"event":"{kind}","group_id":"{GROUP}"}}"#);
         assert_eq!(event(&Event::Left { group_id: group() }), of_group("left"));
         assert_eq!(event(&Event::GroupStuck { group_id: group() }), of_group("stuck"));
+        assert_eq!(event(&Event::GroupRecovering { group_id: group() }), of_group("recovering"));
+        assert_eq!(event(&Event::GroupAskedIn { group_id: group() }), of_group("asked_in"));
+        assert_eq!(
+            event(&Event::GroupRecovered { group_id: group(), how: Recovered::LetIn }),
+            format!(r#"{{"event":"recovered","group_id":"{GROUP}","how":"let_in"}}"#)
+        );
         assert_eq!(event(&Event::Undecryptable { group_id: group() }), of_group("undecryptable"));
         assert_eq!(
             event(&Event::MessageStatus { group_id: group(), message_id, status: MessageStatus::Sent }),

@@ -4,7 +4,7 @@
 //! direction, and no line that looks as if it were another message.
 
 use jiff::{Timestamp, Zoned, tz::TimeZone};
-use undertone::{Connection, Contact, Event, GroupSummary, Message, MessageBody, MessageStatus};
+use undertone::{Connection, Contact, Event, GroupSummary, Message, MessageBody, MessageStatus, Recovered};
 
 /// Text in which whatever could do something to a terminal is replaced. Lines after the first are indented.
 pub(crate) fn clean(text: &str) -> String {
@@ -78,13 +78,19 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
             let name = clean_line(name);
             return Some(format!("* {} added you to {name}", by.name()));
         }
-        Event::MembersChanged { by, added, removed, .. } => members_changed(by, added, removed),
+        Event::MembersChanged { by, added, removed, .. } => members_changed(by.as_ref(), added, removed),
         Event::Removed { by: Some(by), .. } => format!("{} removed you", by.name()),
         Event::Removed { by: None, .. } => "you were removed".to_owned(),
         Event::Left { .. } => "you have left".to_owned(),
-        Event::GroupStuck { .. } => {
-            "the group cannot go on here: a change of it cannot be applied, or the relay has lost one".to_owned()
+        Event::GroupRecovering { .. } => {
+            "this device has lost track of the group and is coming back; what you write waits".to_owned()
         }
+        Event::GroupAskedIn { .. } => "the other members are asked to let this device in again".to_owned(),
+        Event::GroupRecovered { how: Recovered::MissedCommits, .. } => return None,
+        Event::GroupRecovered { .. } => {
+            "this device is back; what others wrote meanwhile cannot be read here".to_owned()
+        }
+        Event::GroupStuck { .. } => "the group cannot go on here: the relay has lost it, or a change of it".to_owned(),
         Event::Missed { from, to } => missed(to.saturating_sub(*from).saturating_add(1)),
         Event::OtherRelay { url } => format!("{} is another relay's address now; it is passed over", clean_line(url)),
         Event::IdentityChanged { account } => {
@@ -114,15 +120,18 @@ fn missed(numbers: u64) -> String {
     }
 }
 
-fn members_changed(by: &Contact, added: &[Contact], removed: &[Contact]) -> String {
+fn members_changed(by: Option<&Contact>, added: &[Contact], removed: &[Contact]) -> String {
     let mut news = Vec::new();
-    if !added.is_empty() {
-        news.push(format!("{} added {}", by.name(), names(added)));
+    match by {
+        Some(by) if !added.is_empty() => news.push(format!("{} added {}", by.name(), names(added))),
+        None if !added.is_empty() => news.push(format!("{} came meanwhile", names(added))),
+        _ => {}
     }
-    if removed == std::slice::from_ref(by) {
-        news.push(format!("{} left", by.name()));
-    } else if !removed.is_empty() {
-        news.push(format!("{} removed {}", by.name(), names(removed)));
+    match by {
+        Some(by) if removed == std::slice::from_ref(by) => news.push(format!("{} left", by.name())),
+        Some(by) if !removed.is_empty() => news.push(format!("{} removed {}", by.name(), names(removed))),
+        None if !removed.is_empty() => news.push(format!("{} went meanwhile", names(removed))),
+        _ => {}
     }
     news.join("; ")
 }
@@ -195,10 +204,14 @@ mod tests {
     #[test]
     fn changes_of_members_read_as_sentences() {
         let [alice, bob, carol] = ["alice", "bob", "carol"].map(contact);
-        assert_eq!(members_changed(&alice, &[bob.clone(), carol.clone()], &[]), "alice added bob, carol");
-        assert_eq!(members_changed(&alice, &[], std::slice::from_ref(&bob)), "alice removed bob");
-        assert_eq!(members_changed(&bob, &[], std::slice::from_ref(&bob)), "bob left");
-        assert_eq!(members_changed(&alice, &[carol], &[bob]), "alice added carol; alice removed bob");
+        assert_eq!(members_changed(Some(&alice), &[bob.clone(), carol.clone()], &[]), "alice added bob, carol");
+        assert_eq!(members_changed(Some(&alice), &[], std::slice::from_ref(&bob)), "alice removed bob");
+        assert_eq!(members_changed(Some(&bob), &[], std::slice::from_ref(&bob)), "bob left");
+        assert_eq!(
+            members_changed(None, std::slice::from_ref(&carol), std::slice::from_ref(&bob)),
+            "carol came meanwhile; bob went meanwhile"
+        );
+        assert_eq!(members_changed(Some(&alice), &[carol], &[bob]), "alice added carol; alice removed bob");
     }
 
     #[test]

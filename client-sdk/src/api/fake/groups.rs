@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use openmls::prelude::{ContentType, MlsMessageIn, ProtocolMessage, tls_codec::Deserialize as _};
+use openmls::prelude::{
+    ContentType, MlsMessageIn, ProtocolMessage, Sender, VLBytes,
+    tls_codec::{self, Deserialize as _},
+};
 use undertone_wire::{
     AccountId, AuthenticatedData, Bytes, CommitRequest, CommitResponse, CreateGroupRequest, DeviceId, Encoding,
     Envelope, ErrorCode, Group, GroupCommit, GroupCommits, GroupId, GroupList, GroupMember, GroupMembers,
@@ -19,15 +22,29 @@ use super::state::{Caller, Outcome, State, check_bytes, check_count, not_found, 
 pub(super) struct GroupState {
     pub(super) position: GroupPosition,
     sealed_group_info: Bytes,
-    members: BTreeMap<DeviceId, AccountId>,
+    pub(super) members: BTreeMap<DeviceId, Stay>,
     /// Devices whose stay ended without a commit: a commit must still remove their leaves.
     awaiting_removal: BTreeSet<DeviceId>,
-    /// Devices that were members once.
-    former: BTreeSet<DeviceId>,
+    /// Stays that ended, each with the number of the commit that stood when it did, or ended it.
+    former: Vec<(DeviceId, Stay, u64)>,
     /// The device that created the group, while its first stay lasts.
     founder: Option<DeviceId>,
     /// The commit numbered `n` is at `n - 1`.
     commits: Vec<Bytes>,
+    /// Up to which number they are no longer served.
+    pub(super) commits_expired: u64,
+    /// The account that posted the newest commit; at first, the founder's.
+    pub(super) newest_commit_account: AccountId,
+    /// Which group goes on for those who stood at a commit.
+    pub(super) successors: BTreeMap<u64, GroupId>,
+}
+
+/// A device's stay in a group.
+#[derive(Clone, Copy)]
+pub(super) struct Stay {
+    pub(super) account: AccountId,
+    /// The number of the commit that began it.
+    began: u64,
 }
 
 /// Who posts, and where.
@@ -41,6 +58,8 @@ pub(super) struct Post {
 struct Header {
     epoch: u64,
     data: AuthenticatedData,
+    /// Whether it is a commit by which its author joins on its own.
+    joins: bool,
 }
 
 impl State {
@@ -51,7 +70,12 @@ impl State {
         if group.founder != Some(caller.device) {
             return Err(refused(ErrorCode::GroupExists, "choose another random group id"));
         }
-        Ok(Group { group_id, position: group.position, sealed_group_info: group.sealed_group_info.clone() })
+        Ok(group.described(group_id))
+    }
+
+    pub(super) fn group(&self, caller: &Caller, group_id: &GroupId) -> Outcome<Group> {
+        let group = self.groups.get(group_id).filter(|group| group.has_account(&caller.account));
+        Ok(group.ok_or_else(not_found)?.described(*group_id))
     }
 
     pub(super) fn groups_of(&self, device: &DeviceId) -> GroupList {
@@ -62,8 +86,7 @@ impl State {
 
     pub(super) fn members(&self, caller: &Caller, group: &GroupId) -> Outcome<GroupMembers> {
         let group = self.group_of_member(caller, group)?;
-        let member =
-            |(device, account): (&DeviceId, &AccountId)| GroupMember { device_id: *device, account_id: *account };
+        let member = |(device, stay): (&DeviceId, &Stay)| GroupMember { device_id: *device, account_id: stay.account };
         Ok(GroupMembers { position: group.position, members: group.members.iter().map(member).collect() })
     }
 
@@ -74,6 +97,7 @@ impl State {
             bytes += commit.1.len() as u64;
             bytes <= self.limits.fetch_bytes_max || bytes == commit.1.len() as u64
         };
+        let after = after.max(group.commits_expired);
         let commits = (1..).zip(&group.commits).filter(|(commit_seq, _)| *commit_seq > after).take_while(fits);
         let commits = commits.map(|(commit_seq, commit)| GroupCommit { commit_seq, commit: commit.clone() });
         let max = usize::try_from(self.limits.fetch_entries_max).unwrap_or(usize::MAX);
@@ -102,7 +126,7 @@ impl State {
             let group = self.current_group(&post, &header)?;
             let members = group.member_devices();
             for device in &members {
-                if group.members.get(device) == Some(&post.caller.account) {
+                if group.members.get(device).is_some_and(|stay| stay.account == post.caller.account) {
                     group.end_stay(device);
                     group.awaiting_removal.insert(*device);
                 }
@@ -119,7 +143,10 @@ impl State {
         let once = self.once("commit", Some(&post.group), request.message_id, request)?;
         let header = header(&request.commit, &post.group, ContentType::Commit)?;
         check_count("commit_added_max", self.limits.commit_added_max, header.data.added.len())?;
-        check_welcome(&header.data, request.welcome.as_ref())?;
+        match header.joins {
+            true => check_joiner(&post.caller, &header.data, request.welcome.as_ref())?,
+            false => check_welcome(&header.data, request.welcome.as_ref())?,
+        }
         if let Some(commit_seq) = self.first_answer(&once)? {
             return Ok(CommitResponse { commit_seq });
         }
@@ -143,13 +170,18 @@ impl State {
         let devices_max = self.limits.group_devices_max;
         let group = self.current_group(post, header)?;
         let AuthenticatedData { added, removed, .. } = &header.data;
-        group.check_removed(&post.caller.device, removed)?;
+        group.check_removed((!header.joins).then_some(&post.caller.device), removed)?;
         let joiners = joiners?;
         group.check_added(added, removed)?;
         let staying = group.members.keys().filter(|member| removed.binary_search(member).is_err()).count();
-        check_count("group_devices_max", devices_max, staying + added.len())?;
+        if staying + added.len() > group.members.len() {
+            check_count("group_devices_max", devices_max, staying + added.len())?;
+        }
 
-        let before = group.member_devices();
+        let mut before: BTreeSet<_> = group.members.keys().copied().collect();
+        before.extend(header.joins.then_some(post.caller.device));
+        let before: Vec<_> = before.into_iter().collect();
+        group.newest_commit_account = post.caller.account;
         let commit_seq = group.advance(request, removed, joiners);
         let commit = request.commit.clone();
         self.deliver(&before, &Envelope::GroupCommit { group_id: post.group, commit_seq, commit });
@@ -170,8 +202,10 @@ impl State {
     fn current_group(&mut self, post: &Post, header: &Header) -> Outcome<&mut GroupState> {
         let unacked = self.unacked_commits(post);
         let group = self.groups.get_mut(&post.group).ok_or_else(not_found)?;
-        let (position, member) = (group.position, group.members.contains_key(&post.caller.device));
-        if !member && !group.former.contains(&post.caller.device) {
+        let position = group.position;
+        let member = group.members.contains_key(&post.caller.device)
+            || (header.joins && group.has_account(&post.caller.account));
+        if !member && !group.former.iter().any(|(device, ..)| *device == post.caller.device) {
             return Err(not_found());
         }
         if member && header.data.at == position.commit_seq && header.epoch == position.epoch {
@@ -236,11 +270,14 @@ impl GroupState {
         Self {
             position: GroupPosition { epoch: 0, commit_seq: 0, members_version: 0 },
             sealed_group_info,
-            members: BTreeMap::from([(caller.device, caller.account)]),
+            members: BTreeMap::from([(caller.device, Stay { account: caller.account, began: 0 })]),
             awaiting_removal: BTreeSet::new(),
-            former: BTreeSet::new(),
+            former: Vec::new(),
             founder: Some(caller.device),
             commits: Vec::new(),
+            commits_expired: 0,
+            newest_commit_account: caller.account,
+            successors: BTreeMap::new(),
         }
     }
 
@@ -248,12 +285,27 @@ impl GroupState {
         self.members.keys().copied().collect()
     }
 
+    pub(super) fn has_account(&self, account: &AccountId) -> bool {
+        self.members.values().any(|stay| stay.account == *account)
+    }
+
+    /// The devices that were members in the epoch that commit `at` began, ascending.
+    pub(super) fn members_at(&self, at: u64) -> BTreeSet<DeviceId> {
+        let now = self.members.iter().map(|(device, stay)| (*device, *stay, u64::MAX));
+        let stays = now.chain(self.former.iter().copied());
+        stays.filter(|(_, stay, ended)| stay.began <= at && at < *ended).map(|(device, ..)| device).collect()
+    }
+
+    fn described(&self, group_id: GroupId) -> Group {
+        Group { group_id, position: self.position, sealed_group_info: self.sealed_group_info.clone() }
+    }
+
     fn in_tree(&self, device: &DeviceId) -> bool {
         self.members.contains_key(device) || self.awaiting_removal.contains(device)
     }
 
-    fn check_removed(&self, author: &DeviceId, removed: &[DeviceId]) -> Outcome<()> {
-        if removed.contains(author) {
+    fn check_removed(&self, author: Option<&DeviceId>, removed: &[DeviceId]) -> Outcome<()> {
+        if author.is_some_and(|author| removed.contains(author)) {
             return Err(bad_message("a commit cannot remove its author; leave instead"));
         }
         if !removed.iter().all(|device| self.in_tree(device)) {
@@ -271,11 +323,12 @@ impl GroupState {
 
     /// Moves on by one commit; answers its number.
     fn advance(&mut self, request: &CommitRequest, removed: &[DeviceId], joiners: Vec<(DeviceId, AccountId)>) -> u64 {
+        let began = self.position.commit_seq + 1;
         for device in removed {
-            self.end_stay(device);
+            self.end_stay_at(device, began);
             self.awaiting_removal.remove(device);
         }
-        self.members.extend(joiners);
+        self.members.extend(joiners.into_iter().map(|(device, account)| (device, Stay { account, began })));
         self.commits.push(request.commit.clone());
         self.sealed_group_info = request.sealed_group_info.clone();
         self.position.epoch += 1;
@@ -284,12 +337,25 @@ impl GroupState {
         self.position.commit_seq
     }
 
+    /// Ends a stay without a commit.
     fn end_stay(&mut self, device: &DeviceId) {
-        if self.members.remove(device).is_some() {
-            self.former.insert(*device);
+        self.end_stay_at(device, self.position.commit_seq);
+    }
+
+    fn end_stay_at(&mut self, device: &DeviceId, commit_seq: u64) {
+        if let Some(stay) = self.members.remove(device) {
+            self.former.push((*device, stay, commit_seq));
             self.founder.take_if(|founder| founder == device);
         }
     }
+}
+
+fn check_joiner(caller: &Caller, data: &AuthenticatedData, welcome: Option<&WelcomeParts>) -> Outcome<()> {
+    let own = [caller.device];
+    if data.added != own || !(data.removed.is_empty() || data.removed == own) || welcome.is_some() {
+        return Err(bad_message("a device that joins on its own adds itself, and removes nothing but its own leaf"));
+    }
+    Ok(())
 }
 
 fn check_welcome(data: &AuthenticatedData, welcome: Option<&WelcomeParts>) -> Outcome<()> {
@@ -302,23 +368,36 @@ fn check_welcome(data: &AuthenticatedData, welcome: Option<&WelcomeParts>) -> Ou
     Ok(())
 }
 
-/// The header of a message that must be a `PrivateMessage` of this group and kind.
+/// The header of a message that must be of this group and kind: a `PrivateMessage`, or a new member's commit.
 fn header(bytes: &Bytes, group: &GroupId, content: ContentType) -> Outcome<Header> {
     let message = MlsMessageIn::tls_deserialize_exact(bytes.as_slice()).ok();
-    let Some(ProtocolMessage::PrivateMessage(message)) = message.and_then(|it| it.try_into_protocol_message().ok())
-    else {
-        return Err(bad_message("the message must be an MLSMessage with a PrivateMessage"));
-    };
+    let message = message
+        .and_then(|it| it.try_into_protocol_message().ok())
+        .ok_or_else(|| bad_message("the message must be an MLSMessage"))?;
     if message.content_type() != content || message.group_id().as_slice() != group.as_bytes() {
         return Err(bad_message("the message is of another kind or group than the path names"));
     }
+    let (joins, data) = match &message {
+        ProtocolMessage::PrivateMessage(message) => (false, message.aad().to_vec()),
+        ProtocolMessage::PublicMessage(message) if *message.sender() == Sender::NewMemberCommit => {
+            (true, public_authenticated_data(bytes.as_slice()).map_err(|_| bad_message("the message breaks off"))?)
+        }
+        ProtocolMessage::PublicMessage(_) => return Err(bad_message("the message must be a PrivateMessage")),
+    };
     let data: AuthenticatedData =
-        Encoding::Cbor.decode(message.aad()).map_err(|_| bad_message("the authenticated data cannot be decoded"))?;
+        Encoding::Cbor.decode(&data).map_err(|_| bad_message("the authenticated data cannot be decoded"))?;
     let ascends = |devices: &[DeviceId]| devices.is_sorted_by(|one, next| one < next);
     if !ascends(&data.added) || !ascends(&data.removed) {
         return Err(bad_message("added and removed devices must be in ascending order, each once"));
     }
-    Ok(Header { epoch: message.epoch().as_u64(), data })
+    Ok(Header { epoch: message.epoch().as_u64(), data, joins })
+}
+
+/// What stands behind version, wire format, group, epoch and sender of a `PublicMessage`.
+fn public_authenticated_data(mut bytes: &[u8]) -> Result<Vec<u8>, tls_codec::Error> {
+    <((u16, u16), VLBytes, u64)>::tls_deserialize(&mut bytes)?;
+    Sender::tls_deserialize(&mut bytes)?;
+    Ok(VLBytes::tls_deserialize(&mut bytes)?.into())
 }
 
 fn bad_message(rule: &str) -> Box<Problem> {

@@ -22,6 +22,7 @@
 mod accounts;
 mod groups;
 mod keys;
+mod recovery;
 mod state;
 mod stream;
 mod swap;
@@ -42,7 +43,8 @@ use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClaimedKeyPackage, ClientFrame,
     CommitRequest, CommitResponse, CreateGroupRequest, Delivery, DeviceId, Group, GroupCommits, GroupId, GroupList,
     GroupMembers, GroupPosition, InviteCode, KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest,
-    Relay, SendRequest, SendResponse, ServerFrame, Session, Username, suite,
+    RejoinRequest, Relay, SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username,
+    suite,
 };
 
 pub use self::swap::Backup;
@@ -239,6 +241,15 @@ impl FakeRelay {
         self.change(|state| state.faults.deliveries_held = false);
     }
 
+    /// Deletes all commits that a group has had, as retention does.
+    pub fn expire_commits(&self, group: &GroupId) {
+        self.change(|state| {
+            if let Some(group) = state.groups.get_mut(group) {
+                group.commits_expired = group.position.commit_seq;
+            }
+        });
+    }
+
     /// Deletes what a device has not acked, up to and including `up_to`, as retention does. Its streams tell it as
     /// missed.
     pub fn expire_queue(&self, device: &DeviceId, up_to: u64) {
@@ -416,6 +427,9 @@ impl RelayApi for Connection {
     fn create_group<'a>(&'a self, token: &'a Bytes, request: &'a CreateGroupRequest) -> Answer<'a, Group> {
         self.request(|state| state.caller(token).and_then(|caller| state.create_group(&caller, request)))
     }
+    fn group<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, Group> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.group(&caller, &group)))
+    }
     fn group_members<'a>(&'a self, token: &'a Bytes, group: GroupId) -> Answer<'a, GroupMembers> {
         self.request(move |state| state.caller(token).and_then(|caller| state.members(&caller, &group)))
     }
@@ -435,6 +449,20 @@ impl RelayApi for Connection {
     }
     fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse> {
         self.request(move |state| state.caller(token).and_then(|caller| state.leave(Post { caller, group }, request)))
+    }
+    fn rejoin<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a RejoinRequest) -> Answer<'a, SendResponse> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.rejoin(Post { caller, group }, request)))
+    }
+    fn succession<'a>(&'a self, token: &'a Bytes, group: GroupId, at: u64) -> Answer<'a, Succession> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.succession(&Post { caller, group }, at)))
+    }
+    fn succeed<'a>(
+        &'a self,
+        token: &'a Bytes,
+        group: GroupId,
+        request: &'a SuccessorRequest,
+    ) -> Answer<'a, Succession> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.succeed(Post { caller, group }, request)))
     }
 
     fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()> {

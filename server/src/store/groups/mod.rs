@@ -1,9 +1,11 @@
-//! Groups: where they stand, and what they leave. `stays` has who is in them, `commits` what moved them.
+//! Groups: where they stand, and what they leave. `stays` has who is in them, `commits` what moved them, `successors` what
+//! goes on in their place.
 //!
 //! Invariant: a group moves, changes its members and goes only in a transaction that has locked its row.
 
 mod commits;
 mod stays;
+mod successors;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +17,9 @@ pub(crate) use commits::{NewCommit, add_commit, commits_after, expire_commits};
 pub(crate) use stays::{
     Ending, Standing, account_is_in, begin_stays, end_stays, expire_stays, forget_devices, group_counts, groups_of,
     members, members_of, standing, standings, stays_of,
+};
+pub(crate) use successors::{
+    expire_successors, members_at, newest_commit_account, record_successor, successor, was_member_at,
 };
 
 use super::{
@@ -58,6 +63,9 @@ const FORGET_ACCOUNT: &str = "UPDATE groups SET newest_commit_account = NULL WHE
 
 /// Deletes a group's commits; answers the envelopes they pointed at.
 const DELETE_COMMITS: &str = "DELETE FROM commits WHERE group_id = $1 RETURNING envelope_id";
+
+/// Forgets all successors of a group.
+const DELETE_SUCCESSORS: &str = "DELETE FROM successors WHERE group_id = $1";
 
 /// Deletes all stays in a group.
 const DELETE_STAYS: &str = "DELETE FROM group_members WHERE group_id = $1";
@@ -157,7 +165,7 @@ pub(crate) async fn delete(tx: &mut Tx, group: &GroupId) -> Result<(), StoreErro
     let group = group.as_bytes().as_slice();
     let deleted: Vec<(i64,)> = on!(**tx, db => sqlx::query_as(DELETE_COMMITS).bind(group).fetch_all(db).await)?;
     deleted.into_iter().for_each(|(envelope,)| tx.release(envelope));
-    for statement in [DELETE_STAYS, DELETE] {
+    for statement in [DELETE_SUCCESSORS, DELETE_STAYS, DELETE] {
         execute!(**tx, statement, group)?;
     }
     Ok(())
@@ -169,7 +177,7 @@ pub(crate) async fn expire_deserted(tx: &mut Tx, before_hour_ms: u64, batch: u64
     let deserted: Vec<(Vec<u8>,)> =
         on!(**tx, db => sqlx::query_as(DESERTED).bind(before).bind(batch).fetch_all(db).await)?;
     let deserted: BTreeSet<GroupId> = deserted.iter().map(|(group,)| parsed(group)).collect::<Result<_, _>>()?;
-    // Nobody is in it, so nobody can have joined since: only members add.
+    // Nobody is in it, so nobody can have joined since: for that, a member must be there.
     lock(tx, &deserted).await?;
     for group in &deserted {
         delete(tx, group).await?;

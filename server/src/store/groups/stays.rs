@@ -67,11 +67,10 @@ const END: Pair = pair!(
             AND group_members.ended_commit IS NULL"
 );
 
-/// Notes that a commit removed the leaves of devices whose stay had ended before.
+/// Notes that a commit removed the leaves of devices whose stay had ended before, at the number it has.
 const LEAVES_REMOVED: Pair = pair!(
-    "UPDATE group_members SET ended_commit = rows.ended_commit, ended_hour_ms = rows.ended_hour_ms,
-                              awaits_removal = 0 FROM "
-    (rows group_id bytes, device_id bytes, ended_commit number, ended_hour_ms number)
+    "UPDATE group_members SET ended_hour_ms = rows.ended_hour_ms, awaits_removal = 0 FROM "
+    (rows group_id bytes, device_id bytes, ended_hour_ms number)
     " WHERE group_members.group_id = rows.group_id AND group_members.device_id = rows.device_id
             AND group_members.awaits_removal = 1"
 );
@@ -95,7 +94,7 @@ const EXPIRE_STAYS: Pair = pair!(
 );
 
 /// What a device is to a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
     /// It is a member now.
     pub(crate) member: bool,
@@ -221,14 +220,11 @@ pub(crate) async fn end_stays(
     ending: Ending,
 ) -> Result<(), StoreError> {
     let awaits = i64::from(ending == Ending::WithoutCommit);
-    let rows = || {
-        in_group(group, devices)
-            .numbers(devices.iter().map(|_| stored(ended)))
-            .numbers(devices.iter().map(|_| stored(hour_ms)))
-    };
-    tx.execute(&END, rows().numbers(devices.iter().map(|_| awaits))).await?;
+    let every = |number: i64| devices.iter().map(move |_| number);
+    let rows = in_group(group, devices).numbers(every(stored(ended))).numbers(every(stored(hour_ms)));
+    tx.execute(&END, rows.numbers(every(awaits))).await?;
     if ending == Ending::ByCommit {
-        tx.execute(&LEAVES_REMOVED, rows()).await?;
+        tx.execute(&LEAVES_REMOVED, in_group(group, devices).numbers(every(stored(hour_ms)))).await?;
     }
     Ok(())
 }

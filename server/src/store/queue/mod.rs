@@ -115,6 +115,10 @@ pub(crate) enum Kind {
     KeysLow = 6,
     /// The last-resort key package was handed out; its number is the suite. No payload.
     LastResortUsed = 7,
+    /// A device asks to be let into a group again; its number is 0, its payload account and device (16 bytes each).
+    RejoinWanted = 8,
+    /// Another group goes on from a commit, which is its number; its payload is that group (16 bytes).
+    Successor = 9,
 }
 
 /// Whose part of a queue an entry takes.
@@ -332,6 +336,8 @@ fn envelope(
     const DIRECT: i64 = Kind::Direct as i64;
     const KEYS_LOW: i64 = Kind::KeysLow as i64;
     const LAST_RESORT_USED: i64 = Kind::LastResortUsed as i64;
+    const REJOIN_WANTED: i64 = Kind::RejoinWanted as i64;
+    const SUCCESSOR: i64 = Kind::Successor as i64;
     let suite = || u16::try_from(number).map_err(|_| StoreError::Corrupt("a cipher suite"));
     let group_id = || group.ok_or(StoreError::Corrupt("an envelope without its group"));
     Ok(match kind {
@@ -349,6 +355,11 @@ fn envelope(
             Envelope::KeysLow { suite: suite()?, one_time: u64::from_be_bytes(left) }
         }
         LAST_RESORT_USED => Envelope::LastResortUsed { suite: suite()? },
+        REJOIN_WANTED => {
+            let (account, device) = payload.split_at_checked(16).ok_or(StoreError::Corrupt("who wants to rejoin"))?;
+            Envelope::RejoinWanted { group_id: group_id()?, account_id: parsed(account)?, device_id: parsed(device)? }
+        }
+        SUCCESSOR => Envelope::Successor { group_id: group_id()?, at: number, successor: parsed(&payload)? },
         _ => return Err(StoreError::Corrupt("a kind of envelope")),
     })
 }

@@ -33,6 +33,7 @@ const FILL: &str = "
     INSERT INTO envelopes (kind, group_id, number, expires_hour_ms, pointers, payload)
         SELECT 1, group_id, n, 1000 + n, 2, 'payload' FROM many ORDER BY n;
     INSERT INTO commits SELECT group_id, n, n, '', '', 1000 + n FROM many;
+    INSERT INTO successors SELECT group_id, n, id, 1000 + n FROM many;
     INSERT INTO queue SELECT device, n, n, group_id, 7 FROM many;
     INSERT INTO message_ids SELECT id, '', 1000 + n, 200 FROM many;
     ANALYZE";
@@ -131,6 +132,12 @@ async fn groups_and_stays(tx: &mut Tx) -> Result<(), StoreError> {
     assert_eq!(groups::groups_of(tx, &device).await?.len(), 1);
     assert_eq!(groups::stays_of(tx, &devices).await?.len(), 1);
     groups::end_stays(tx, &group, &[device], 2, HOUR_MS, Ending::ByCommit).await?;
+    assert!(groups::was_member_at(tx, &group, &device, 1).await?);
+    assert!(!groups::was_member_at(tx, &group, &device, 2).await?);
+    assert!(groups::members_at(tx, &group, 1).await?.contains(&device));
+    assert_eq!(groups::newest_commit_account(tx, &group).await?, Some(account));
+    groups::record_successor(tx, &group, 1, &GroupId::from_random([7; 16]), HOUR_MS).await?;
+    assert!(groups::successor(tx, &group, 1).await?.is_some());
     groups::forget_devices(tx, &devices).await?;
     assert_eq!(groups::committed_by(tx, &account).await?.len(), 1);
     groups::forget_account(tx, &account).await
@@ -170,6 +177,7 @@ async fn upkeep(tx: &mut Tx) -> Result<(), StoreError> {
     keys::expire(tx, 0, 500).await?;
     queue::expire(tx, HOUR_MS, 1).await?;
     groups::expire_commits(tx, 1_002, 1).await?;
+    groups::expire_successors(tx, 1_002, 1).await?;
     groups::expire_deserted(tx, 0, 500).await?;
     groups::expire_stays(tx, 0, 500).await.map(|_| ())
 }

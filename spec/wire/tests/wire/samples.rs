@@ -178,6 +178,11 @@ fn groups() -> Vec<Sample> {
     let missed = GroupCommit { commit_seq: 4, commit: b"commit".as_slice().into() };
     let message: Bytes = b"message".as_slice().into();
     let send = SendRequest { message_id: message_id(), message: message.clone(), ttl_s: None };
+    let successor = GroupId::from_random([0x73; 16]);
+    let succeed = SuccessorRequest { message_id: message_id(), at: 3, successor, replaces: None };
+    let nobody = Succession { position: position(), newest_commit_account: None, successor: None };
+    let succession =
+        Succession { newest_commit_account: Some(account_id()), successor: Some(successor), ..nobody.clone() };
     vec![
         sample("authenticated_data", &data),
         sample("authenticated_data.at_only", &AuthenticatedData { at: 4, ..AuthenticatedData::default() }),
@@ -193,6 +198,11 @@ fn groups() -> Vec<Sample> {
         sample("group_list", &GroupList { groups: vec![summary] }),
         sample("group_members", &GroupMembers { position: position(), members: vec![member] }),
         sample("group_commits", &GroupCommits { commits: vec![missed] }),
+        sample("rejoin_request", &RejoinRequest { message_id: message_id() }),
+        sample("successor_request", &succeed),
+        sample("successor_request.replaces", &SuccessorRequest { replaces: Some(group_id()), ..succeed.clone() }),
+        sample("succession", &succession),
+        sample("succession.of_none", &nobody),
     ]
 }
 
@@ -212,7 +222,7 @@ fn direct() -> Vec<Sample> {
     ]
 }
 
-fn envelopes() -> [(&'static str, Envelope); 7] {
+fn envelopes() -> [(&'static str, Envelope); 9] {
     let group_id = group_id();
     let bytes = |text: &str| Bytes::from(text.as_bytes());
     [
@@ -226,13 +236,15 @@ fn envelopes() -> [(&'static str, Envelope); 7] {
         ("direct_message", Envelope::DirectMessage { ciphertext: bytes("sealed") }),
         ("keys_low", Envelope::KeysLow { suite: suite::DEFAULT, one_time: 19 }),
         ("last_resort_used", Envelope::LastResortUsed { suite: suite::DEFAULT }),
+        ("rejoin_wanted", Envelope::RejoinWanted { group_id, account_id: account_id(), device_id: device_id(1) }),
+        ("successor", Envelope::Successor { group_id, at: 3, successor: GroupId::from_random([0x73; 16]) }),
     ]
 }
 
 fn queues() -> Vec<Sample> {
     let deliveries: Vec<_> = (7..).zip(envelopes()).map(|(seq, (_, envelope))| Delivery { seq, envelope }).collect();
     let fetched =
-        FetchResponse { deliveries, missed: vec![Span { from: 5, to: 6 }], next_seq: 14, oldest_available: 7 };
+        FetchResponse { deliveries, missed: vec![Span { from: 5, to: 6 }], next_seq: 16, oldest_available: 7 };
     let mut samples = vec![sample("fetch_response", &fetched), sample("ack_request", &AckRequest { up_to: 10 })];
     samples.extend(envelopes().map(|(name, envelope)| sample(name, &envelope)));
     samples

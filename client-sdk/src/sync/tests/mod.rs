@@ -1,4 +1,7 @@
-//! Welcomes that a stranger crafts, and what a member can do to a history: through an honest relay.
+//! Welcomes that a stranger crafts, and what a member can do to a history: through an honest relay. `recovery`: what brings a
+//! device back into a group.
+
+mod recovery;
 
 use std::{
     sync::{
@@ -163,10 +166,10 @@ async fn a_welcome_into_a_group_this_device_is_in_is_refused() {
     let identity = Arc::clone(&scene.bob.engine().identity);
     let applied = scene.bob.engine().store.with_tx(move |tx| {
         let delivery = Delivery { seq: tx.cursor()? + 1, envelope };
-        let context = inbox::Context { identity: &identity, now_ms: now_ms() };
+        let context = inbox::Context { identity: &identity, entropy: Entropy::system(), now_ms: now_ms() };
         inbox::apply(tx, &context, &delivery).map_err(Error::from)
     });
-    assert!(!applied.await.unwrap().joined);
+    assert_eq!(applied.await.unwrap(), inbox::Outcome::Applied(inbox::Effect::default()));
     assert!(scene.tree_at_bob(scene.good).await.contains(&member(&scene.alice)));
 }
 
