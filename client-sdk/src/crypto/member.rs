@@ -76,6 +76,16 @@ pub(super) fn leaves(group: &MlsGroup) -> Result<Vec<(LeafNodeIndex, VerifiedLea
     group.members().map(|leaf| Ok((leaf.index, VerifiedLeaf::stored(&leaf.credential)?))).collect()
 }
 
+/// Whose leaf stands at a place.
+pub(super) fn member_at(leaves: &[(LeafNodeIndex, VerifiedLeaf)], index: LeafNodeIndex) -> Result<Member, CryptoError> {
+    leaves.iter().find(|(at, _)| *at == index).map(|(_, leaf)| leaf.member).ok_or_else(no_such_leaf)
+}
+
+/// A leaf is named that is not there.
+pub(super) fn no_such_leaf() -> CryptoError {
+    CryptoError::Invalid("no such leaf".into())
+}
+
 /// Whether all leaves of a tree may stand together, whatever the order in which they came.
 pub(super) fn check_tree(leaves: &[VerifiedLeaf]) -> Result<(), CryptoError> {
     for (at, leaf) in leaves.iter().enumerate() {

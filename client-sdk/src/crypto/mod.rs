@@ -6,6 +6,7 @@
 //! Invariant: [`CryptoError::Invalid`] depends on the message and the group state only, so all members agree on it;
 //! [`CryptoError::Storage`] says nothing about the message, which must be tried again.
 
+mod changes;
 pub(crate) mod group;
 pub(crate) mod identity;
 pub(crate) mod key_package;

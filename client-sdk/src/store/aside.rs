@@ -3,13 +3,14 @@
 
 use openmls_rust_crypto::RustCrypto;
 use openmls_sqlite_storage::SqliteStorageProvider;
-use rusqlite::{Connection, params_from_iter, types::Value};
+use rusqlite::{Connection, Row, params_from_iter, types::Value};
 use serde::{Deserialize, Serialize};
 use undertone_wire::{Bytes, Encoding, GroupId};
 
 use super::{
     StoreError, Tx,
     mls::{self, Cbor, MlsProvider},
+    not_expected,
 };
 
 /// Storage for one group, in memory.
@@ -71,8 +72,7 @@ impl Aside {
             .filter(kept)
             .map(|(place, name)| (place, name.to_owned()))
             .unzip();
-        let cells =
-            |row: &rusqlite::Row<'_>| places.iter().map(|place| row.get::<_, Value>(*place).map(Cell::from)).collect();
+        let cells = |row: &Row<'_>| places.iter().map(|place| cell(row, *place)).collect();
         let rows = select.query_map([], cells)?.collect::<Result<_, _>>()?;
         Ok(Rows { table, columns, rows })
     }
@@ -97,16 +97,14 @@ impl Tx<'_> {
     }
 }
 
-impl From<Value> for Cell {
-    fn from(value: Value) -> Self {
-        match value {
-            Value::Null => Self::Null,
-            Value::Integer(number) => Self::Integer(number),
-            // There are none.
-            Value::Real(number) => Self::Text(number.to_string()),
-            Value::Text(text) => Self::Text(text),
-            Value::Blob(bytes) => Self::Blob(bytes.into()),
-        }
+/// A cell as it is kept.
+fn cell(row: &Row<'_>, place: usize) -> rusqlite::Result<Cell> {
+    match row.get(place)? {
+        Value::Null => Ok(Cell::Null),
+        Value::Integer(number) => Ok(Cell::Integer(number)),
+        Value::Text(text) => Ok(Cell::Text(text)),
+        Value::Blob(bytes) => Ok(Cell::Blob(bytes.into())),
+        Value::Real(_) => Err(not_expected(place, "a number that openmls does not write")),
     }
 }
 

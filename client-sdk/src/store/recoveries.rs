@@ -1,6 +1,6 @@
 //! Groups whose state here is of no use, and what is done to be in them again.
 //!
-//! Invariant: a request is never changed while its outcome may still be unknown.
+//! Invariant: a request is never changed before the relay has said yes or no, or that it no longer knows.
 
 use rusqlite::{OptionalExtension as _, Row, params};
 use undertone_wire::{Bytes, GroupId, Hash};

@@ -37,6 +37,12 @@ pub(super) enum Outcome {
     Lacks { group_id: GroupId, up_to: u64 },
 }
 
+impl Default for Outcome {
+    fn default() -> Self {
+        Self::Applied(Effect::default())
+    }
+}
+
 /// What an entry did that others wait for. All else that follows from it is found in the store.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Effect {
@@ -57,14 +63,16 @@ pub(super) struct Context<'a> {
 
 /// Applies an entry, whose number is above the cursor, and moves the cursor to it.
 pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> Result<Outcome, StoreError> {
-    if let Some((group_id, up_to)) = lacks(tx, &delivery.envelope)? {
-        return Ok(Outcome::Lacks { group_id, up_to });
-    }
     let effect = match &delivery.envelope {
-        Envelope::GroupMessage { group_id, message } => apply_message(tx, context, *group_id, message)?,
+        Envelope::GroupMessage { group_id, message } => match apply_message(tx, context, *group_id, message)? {
+            Outcome::Applied(effect) => effect,
+            lacks @ Outcome::Lacks { .. } => return Ok(lacks),
+        },
         Envelope::GroupCommit { group_id, commit_seq, commit } => {
-            apply_commit(tx, context, *group_id, *commit_seq, commit)?;
-            Effect::default()
+            match apply_commit(tx, context, *group_id, *commit_seq, commit)? {
+                Outcome::Applied(effect) => effect,
+                lacks @ Outcome::Lacks { .. } => return Ok(lacks),
+            }
         }
         Envelope::Welcome { group_id, commit_seq, group_info, secrets } => {
             apply_welcome(tx, *group_id, *commit_seq, group_info, secrets)?
@@ -84,21 +92,6 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> 
     };
     tx.set_cursor(delivery.seq)?;
     Ok(Outcome::Applied(effect))
-}
-
-/// The group of which commits are lacking before this can be applied, and up to which number. Where its own commit stands,
-/// a member of the group says in clear, and others prove.
-fn lacks(tx: &Tx<'_>, envelope: &Envelope) -> Result<Option<(GroupId, u64)>, StoreError> {
-    let (group_id, up_to) = match envelope {
-        Envelope::GroupMessage { group_id, message } => match group::told_position(message.as_slice()) {
-            Some(at) => (*group_id, at),
-            None => return Ok(None),
-        },
-        Envelope::GroupCommit { group_id, commit_seq, .. } => (*group_id, commit_seq.saturating_sub(1)),
-        _ => return Ok(None),
-    };
-    let lacks = tx.active_group(group_id)?.is_some_and(|group| group.commit_seq < up_to);
-    Ok(lacks.then_some((group_id, up_to)))
 }
 
 /// The wish to replace the last-resort key package outlives the entry that brought it.
@@ -219,29 +212,32 @@ fn plan_letting_in(tx: &Tx<'_>, context: &Context<'_>, group: GroupId, wanted: M
     tx.add_task(group, &task, None, context.now_ms.saturating_add(turn_ms)).map(drop)
 }
 
-fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group_id: GroupId, message: &Bytes) -> Result<Effect, StoreError> {
+fn apply_message(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    group_id: GroupId,
+    message: &Bytes,
+) -> Result<Outcome, StoreError> {
     let known = tx.group(group_id)?;
     let Some(group) = known.filter(|one| matches!(one.state, GroupState::Active | GroupState::Recovering)) else {
-        return Ok(Effect::default());
+        return Ok(Outcome::default());
     };
     let own = tx.task_by_hash(&Hash::of(message.as_slice()))?;
     if let Some(row) = own.filter(|row| row.group_id == group_id && !row.task.commits()) {
-        return apply_own_message(tx, &group, &row);
+        return apply_own_message(tx, &group, &row).map(Outcome::Applied);
     }
     if group.state == GroupState::Recovering {
-        return undecryptable(tx, group_id);
-    }
-    if !tx.has_mls_state(group_id)? {
-        recovery::begin(tx, context.entropy, context.now_ms, &group)?;
-        return undecryptable(tx, group_id);
+        return undecryptable(tx, group_id).map(Outcome::Applied);
     }
     let opened = tx.attempt(|| group::open(&tx.mls(), group_id, group.commit_seq, message.as_slice()))?;
     let (from, bytes) = match opened {
         Some(Opened::Message { from, content }) => (from, content),
-        Some(Opened::Own) => return Ok(Effect::default()),
-        Some(Opened::Commit(_)) | None => return undecryptable(tx, group_id),
+        Some(Opened::Own) => return Ok(Outcome::default()),
+        Some(Opened::Commit(_)) | None => return not_opened(tx, context, &group, message),
     };
-    let Some(content) = Content::decode(&bytes) else { return undecryptable(tx, group_id) };
+    let Some(content) = Content::decode(&bytes) else {
+        return undecryptable(tx, group_id).map(Outcome::Applied);
+    };
     let mut effect = Effect::default();
     // The author's own word on its list, so that a relay which serves an older one is noticed.
     if tx.note_claim(from.account, content.list_version)? {
@@ -252,7 +248,7 @@ fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group_id: GroupId, message:
         plan_tidying(tx, context, group_id, &gone)?;
         let (by, removed) = (from.account, vec![from.account]);
         tx.add_event(&StoredEvent::Members { group_id, by: Some(by), added: vec![], removed })?;
-        return Ok(effect);
+        return Ok(Outcome::Applied(effect));
     }
     let row = MessageRow {
         group_id,
@@ -266,7 +262,18 @@ fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group_id: GroupId, message:
     if effect.received {
         tx.add_event(&StoredEvent::Message { group_id, sender: from.account, message_id: content.id })?;
     }
-    Ok(effect)
+    Ok(Outcome::Applied(effect))
+}
+
+/// A message that cannot be opened: perhaps since commits before it are lacking, up to the one at which its author says that
+/// it stands, or since there is no state to open it with.
+fn not_opened(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, message: &Bytes) -> Result<Outcome, StoreError> {
+    if !tx.has_mls_state(group.id)? {
+        recovery::begin(tx, context.entropy, context.now_ms, group)?;
+    } else if let Some(up_to) = group::told_position(message.as_slice()).filter(|at| *at > group.commit_seq) {
+        return Ok(Outcome::Lacks { group_id: group.id, up_to });
+    }
+    undecryptable(tx, group.id).map(Outcome::Applied)
 }
 
 /// This device's own row: the relay has accepted the message, and this is its place among the others.
@@ -289,31 +296,34 @@ pub(super) fn apply_commit(
     group_id: GroupId,
     commit_seq: u64,
     commit: &Bytes,
-) -> Result<(), StoreError> {
+) -> Result<Outcome, StoreError> {
     if recovery::install(tx, context, group_id, commit_seq, commit)? {
-        return Ok(());
+        return Ok(Outcome::default());
     }
-    let Some(group) = tx.active_group(group_id)? else { return Ok(()) };
+    let Some(group) = tx.active_group(group_id)? else { return Ok(Outcome::default()) };
     if commit_seq <= group.commit_seq {
-        return Ok(());
+        return Ok(Outcome::default());
     }
     let own =
         tx.task_by_hash(&Hash::of(commit.as_slice()))?.filter(|row| row.group_id == group_id && row.task.commits());
-    let opened = if commit_seq != group.commit_seq + 1 {
-        None
-    } else if own.is_some() {
+    if commit_seq != group.commit_seq + 1 {
+        return Ok(Outcome::Lacks { group_id, up_to: commit_seq - 1 });
+    }
+    let opened = if own.is_some() {
         tx.attempt(|| group::merge_pending(&tx.mls(), group_id).map(Opened::Commit))?
     } else {
         tx.attempt(|| group::open(&tx.mls(), group_id, group.commit_seq, commit.as_slice()))?
     };
     let Some(Opened::Commit(applied)) = opened else {
-        return recovery::begin(tx, context.entropy, context.now_ms, &group);
+        recovery::begin(tx, context.entropy, context.now_ms, &group)?;
+        return Ok(Outcome::default());
     };
     if let Some(row) = own {
         finish(tx, &row, Ok(()))?;
     }
     start_posted_over(tx, group_id)?;
-    after_commit(tx, context, &group, commit_seq, &applied)
+    after_commit(tx, context, &group, commit_seq, &applied)?;
+    Ok(Outcome::default())
 }
 
 /// Whatever was posted was made for an epoch that is over. Had the relay accepted it, its row would have come before the

@@ -190,7 +190,7 @@ pub(super) async fn compare(engine: &Engine, stand: Stand) -> Result<(), Error> 
             Some(at) => fetch(engine, group, at).await?,
             None => {
                 let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
-                engine.store.with_tx(move |tx| is_no_member(tx, group, entropy, now_ms).map_err(Error::from)).await?;
+                engine.store.with_tx(move |tx| settle_absence(tx, group, entropy, now_ms).map_err(Error::from)).await?;
             }
         }
     }
@@ -204,7 +204,8 @@ pub(super) async fn compare(engine: &Engine, stand: Stand) -> Result<(), Error> 
         .await
 }
 
-fn is_no_member(tx: &Tx<'_>, group: GroupId, entropy: Entropy, now_ms: u64) -> Result<(), StoreError> {
+/// The relay's list of groups lacks one that can be used here.
+fn settle_absence(tx: &Tx<'_>, group: GroupId, entropy: Entropy, now_ms: u64) -> Result<(), StoreError> {
     let Some(row) = tx.active_group(group)? else { return Ok(()) };
     let leaves = |one: &OutboxRow| matches!(one.task, Task::Leave { .. }) && one.state != OutboxState::Waiting;
     if tx.tasks(group)?.iter().any(leaves) {
