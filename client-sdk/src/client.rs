@@ -6,21 +6,21 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
 use tokio::sync::Mutex;
 use undertone_api::{HttpApi, RelayApi};
-use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, RelayId, Username};
+use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, Username};
 
 use crate::{
     Error,
     api::{Address, Addresses},
     clock::{Clock, SystemClock},
     conversation::{self, Group, GroupSummary},
-    crypto::{Entropy, Identity},
+    crypto::Entropy,
     event::{Connection, Contact},
     events::{Events, Place},
+    registration,
     store::{self, MessageStatus, Profile, Store, StoreKey},
-    sync::{Engine, Tasks, in_turn, unknown_account},
+    sync::{Engine, Tasks, unknown_account},
 };
 
 /// How long catching up waits for the names of those who are new.
@@ -183,12 +183,11 @@ impl Client {
 
     /// Waits until the relay has all that was to be sent, or `patience` ends. Answers with how much is left.
     pub async fn outbox_empty(&self, patience: Duration) -> Result<u64, Error> {
-        let store = &self.engine().store;
-        let mut changed = store.work_changed();
+        let mut changed = self.engine().store.work_changed();
         let empty = async {
             loop {
                 changed.mark_unchanged();
-                let left = store.with_tx(|tx| tx.outbox_len().map_err(Error::from)).await?;
+                let left = self.outbox_len().await?;
                 if left == 0 || changed.changed().await.is_err() {
                     return Ok(left);
                 }
@@ -196,8 +195,13 @@ impl Client {
         };
         match tokio::time::timeout(patience, empty).await {
             Ok(left) => left,
-            Err(_) => store.with_tx(|tx| tx.outbox_len().map_err(Error::from)).await,
+            Err(_) => self.outbox_len().await,
         }
+    }
+
+    async fn outbox_len(&self) -> Result<u64, Error> {
+        let now_ms = self.engine().clock.now_ms();
+        self.engine().store.with_tx(move |tx| tx.outbox_len(now_ms).map_err(Error::from)).await
     }
 
     /// Where one of this account's messages stands.
@@ -336,7 +340,7 @@ impl ClientBuilder<StoreAt> {
         let username = username.map_err(|error| Error::Invalid(error.to_string()))?;
         let addresses = self.addresses(&self.relay_urls)?;
         let store = Store::open(&self.store.path, self.store.key.clone()).await?;
-        let registered = register(addresses, &store, username, self.invite, Entropy::system()).await;
+        let registered = registration::register(addresses, &store, username, self.invite, Entropy::system()).await;
         let (profile, api) = match registered {
             Ok(registered) => registered,
             Err(error) => {
@@ -386,7 +390,7 @@ impl ClientBuilder<StoreAt> {
             return Ok(Addresses::new(self.addresses(&profile.relay_urls)?, profile.relay_id));
         }
         let addresses = self.addresses(&self.relay_urls)?;
-        let urls = urls(&addresses);
+        let urls = registration::urls(&addresses);
         store.with_tx(move |tx| tx.set_relay_urls(&urls).map_err(Error::from)).await?;
         Ok(Addresses::new(addresses, profile.relay_id))
     }
@@ -431,64 +435,6 @@ impl Client {
         let events = Mutex::new(Place::new(&engine));
         Self { inner: Arc::new(Inner { engine, profile, events, tasks }) }
     }
-}
-
-/// Registers the account of a new store, or finishes what was begun.
-async fn register(
-    addresses: Vec<Address>,
-    store: &Store,
-    username: Option<Username>,
-    invite: Option<InviteCode>,
-    entropy: Entropy,
-) -> Result<(Profile, Addresses), Error> {
-    let begun = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
-    let identity = match begun {
-        Some(profile) if profile.registered => return Err(Error::AlreadyRegistered),
-        Some(profile) => profile.identity,
-        None => Identity::create(entropy)?,
-    };
-    let relay_id = agreed(&addresses).await?;
-    let mut profile = Profile { relay_urls: urls(&addresses), relay_id, identity, username, registered: false };
-    save(store, &profile).await?;
-    let api = Addresses::new(addresses, relay_id);
-    let request = &profile.identity.registration(relay_id, profile.username.clone(), invite);
-    let account = in_turn(&api, || api.register(request)).await?;
-    let list = account.device_list.verify(&profile.identity.account())?;
-    profile.registered = true;
-    let registered = profile.clone();
-    store
-        .with_tx(move |tx| {
-            tx.save_contact(&account, &list)?;
-            tx.save_profile(&registered).map_err(Error::from)
-        })
-        .await?;
-    Ok((profile, api))
-}
-
-/// The relay that answers, as all addresses that answer at all agree.
-async fn agreed(addresses: &[Address]) -> Result<RelayId, Error> {
-    let answers = join_all(addresses.iter().map(|one| one.api.relay())).await;
-    let (mut relay_id, mut failure) = (None, None);
-    for answer in answers {
-        match answer {
-            Ok(said) if relay_id.is_some_and(|before| before != said.relay_id) => {
-                return Err(Error::Invalid("the addresses are of different relays".into()));
-            }
-            Ok(said) => relay_id = Some(said.relay_id),
-            Err(error) => failure = failure.or(Some(error)),
-        }
-    }
-    let nowhere = || Error::Invalid("the relay has no address".into());
-    relay_id.ok_or_else(|| failure.map_or_else(nowhere, Error::from))
-}
-
-fn urls(addresses: &[Address]) -> Vec<String> {
-    addresses.iter().map(|one| one.url.clone()).collect()
-}
-
-async fn save(store: &Store, profile: &Profile) -> Result<(), Error> {
-    let profile = profile.clone();
-    store.with_tx(move |tx| tx.save_profile(&profile).map_err(Error::from)).await
 }
 
 /// Whether `who` is the contact's username or id.

@@ -64,6 +64,15 @@ pub enum Event {
         /// Accounts that are no longer.
         removed: Vec<Contact>,
     },
+    /// A group has another name.
+    GroupRenamed {
+        /// The group.
+        group_id: GroupId,
+        /// Its name from now on.
+        name: String,
+        /// Who did it; `None` if this device learned of it when it was in the group again.
+        by: Option<Contact>,
+    },
     /// This device is no longer a member: it was removed.
     Removed {
         /// The group.
@@ -148,6 +157,9 @@ pub enum Recovered {
     Rejoined,
     /// Another member has let it in.
     LetIn,
+    /// The group could go on for nobody: another one goes on in its place, with the same id here and the same history. Who
+    /// brought the old one to a halt is not in it.
+    Successor,
 }
 
 /// The state of the connection to the relay.
@@ -177,6 +189,7 @@ pub(crate) enum StoredEvent {
     Undecryptable { group_id: GroupId },
     Joined { group_id: GroupId, name: String, by: AccountId },
     Members { group_id: GroupId, by: Option<AccountId>, added: Vec<AccountId>, removed: Vec<AccountId> },
+    Renamed { group_id: GroupId, name: String, by: Option<AccountId> },
     Removed { group_id: GroupId, by: Option<AccountId> },
     Left { group_id: GroupId },
     Recovering { group_id: GroupId },
@@ -202,7 +215,7 @@ impl StoredEvent {
             Self::Members { by, added, removed, .. } => {
                 by.iter().copied().chain(added.iter().copied()).chain(removed.iter().copied()).collect()
             }
-            Self::Removed { by, .. } => by.iter().copied().collect(),
+            Self::Removed { by, .. } | Self::Renamed { by, .. } => by.iter().copied().collect(),
             Self::Status { .. }
             | Self::Undecryptable { .. }
             | Self::Left { .. }

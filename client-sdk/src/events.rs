@@ -136,6 +136,10 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
             let by = by.map(|account| contact(tx, account)).transpose()?;
             Event::MembersChanged { group_id, by, added: all(added)?, removed: all(removed)? }
         }
+        StoredEvent::Renamed { group_id, name, by } => {
+            let by = by.map(|account| contact(tx, account)).transpose()?;
+            Event::GroupRenamed { group_id, name, by }
+        }
         StoredEvent::Removed { group_id, by } => {
             Event::Removed { group_id, by: by.map(|account| contact(tx, account)).transpose()? }
         }

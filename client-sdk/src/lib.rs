@@ -49,6 +49,7 @@ mod error;
 mod event;
 mod events;
 mod message;
+mod registration;
 mod store;
 mod sync;
 
@@ -59,7 +60,7 @@ pub use error::{Error, ErrorKind};
 pub use event::{Connection, Contact, Event, Recovered};
 pub use events::Events;
 pub use message::{Message, MessageBody};
-pub use store::{MessageStatus, StoreKey};
+pub use store::{MessageStatus, SendFailure, StoreKey};
 pub use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, Username};
 
 /// The README's example compiles.

@@ -4,7 +4,7 @@
 //! does not know survives.
 
 use serde::{Deserialize, Serialize};
-use undertone_wire::{Bytes, Encoding, GroupId, MessageId};
+use undertone_wire::{AccountId, Bytes, Encoding, GroupId, MessageId};
 
 use crate::{event::Contact, store::MessageStatus};
 
@@ -72,9 +72,26 @@ pub(crate) enum Body {
     Text { text: String },
     /// The author's account leaves the group.
     Leave {},
+    /// The author's device has messages of others, and some of them were read.
+    Receipt {
+        /// What it has.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        delivered: Vec<Mark>,
+        /// What was read.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        read: Vec<Mark>,
+    },
     /// A kind that a later version has made.
     #[serde(other)]
     Unknown,
+}
+
+/// All messages of an account from one to another, in the order of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    pub(crate) account: AccountId,
+    pub(crate) from: MessageId,
+    pub(crate) to: MessageId,
 }
 
 impl Content {
@@ -93,7 +110,7 @@ impl From<Body> for MessageBody {
     fn from(body: Body) -> Self {
         match body {
             Body::Text { text } => Self::Text(text),
-            Body::Leave {} | Body::Unknown => Self::Unsupported,
+            Body::Leave {} | Body::Receipt { .. } | Body::Unknown => Self::Unsupported,
         }
     }
 }

@@ -97,6 +97,13 @@ pub(crate) enum GroupCommand {
         /// Whom to remove
         user: String,
     },
+    /// Give a group another name
+    Rename {
+        /// The group
+        group: String,
+        /// Its name from now on, which its members see and the relay does not
+        name: String,
+    },
     /// Leave a group; its history stays here
     Leave {
         /// The group

@@ -10,7 +10,7 @@ use crate::{
     event::Connection,
     message::{Body, Content, Message, TEXT_BYTES_MAX},
     store::{GroupRow, GroupState, HistoryPage, MessageRow, MessageStatus, Task, Tx},
-    sync::Engine,
+    sync::{Engine, receipts},
 };
 
 /// Most messages in one page of history.
@@ -33,19 +33,18 @@ impl Group {
     }
 
     pub(crate) async fn create(client: Client, name: &str) -> Result<Self, Error> {
-        let name = name.trim().to_owned();
-        if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            return Err(Error::Invalid(format!("a group's name has 1 to {NAME_BYTES_MAX} bytes")));
-        }
+        let name = checked_name(name)?;
         let engine = client.engine();
         let id = GroupId::from_random(engine.entropy.bytes()?);
         let identity = engine.identity.clone();
         engine
             .store
             .with_tx(move |tx| {
-                let created = group::create(&tx.mls(), &identity, id, &Profile { name: name.clone() })?;
+                let created =
+                    group::create(&tx.mls(), &identity, id, &Profile { name: name.clone(), continues: None })?;
                 let rejoin_key = created.rejoin_key;
-                tx.save_group(&GroupRow { id, name, state: GroupState::Active, commit_seq: 0, rejoin_key })?;
+                let state = GroupState::Active;
+                tx.save_group(&GroupRow { id, live: id, name, state, commit_seq: 0, rejoin_key })?;
                 let own = Member { account: identity.account(), device: identity.device() };
                 tx.save_members(id, &[own], &[])?;
                 let sealed_group_info = created.sealed_group_info;
@@ -108,7 +107,7 @@ impl Group {
     /// this is called, [`Error::OtherRelay`] if another one is in its place. If it goes away later, this waits for its
     /// return.
     pub async fn add(&self, who: AccountId) -> Result<(), Error> {
-        self.change_members(Task::Add { account: who }).await
+        self.change(Task::Add { account: who }).await
     }
 
     /// Removes all devices of an account, and returns once they are no longer members.
@@ -124,7 +123,15 @@ impl Group {
         if who == self.engine().identity.account() {
             return Err(Error::Invalid("to remove yourself, leave the group".into()));
         }
-        self.change_members(Task::Remove { account: who }).await
+        self.change(Task::Remove { account: who }).await
+    }
+
+    /// Gives the group another name, and returns once all have it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the name is empty or longer than 256 bytes, and as for [`Group::add`].
+    pub async fn rename(&self, name: &str) -> Result<(), Error> {
+        self.change(Task::Rename { name: checked_name(name)? }).await
     }
 
     /// Leaves with all devices of this account, and returns once that is done. The history stays.
@@ -133,7 +140,7 @@ impl Group {
     /// As for [`Group::add`].
     pub async fn leave(&self) -> Result<(), Error> {
         let content = self.content(Body::Leave {})?.encode();
-        self.change_members(Task::Leave { content }).await
+        self.change(Task::Leave { content }).await
     }
 
     /// A page of the history, oldest first: the newest `limit` messages, or those before the message `before`.
@@ -152,7 +159,52 @@ impl Group {
             .await
     }
 
-    async fn change_members(&self, task: Task) -> Result<(), Error> {
+    /// Sends a message after all that has failed ([`MessageStatus::Failed`]), as the newest. It keeps its id.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMessage`] if there is no such message, and as for [`Group::send`].
+    pub async fn retry(&self, message: MessageId) -> Result<(), Error> {
+        let id = self.id;
+        self.engine()
+            .store
+            .with_tx(move |tx| {
+                usable(tx, id)?;
+                let content = tx.queue_again(id, message)?.ok_or(Error::UnknownMessage)?;
+                tx.add_task(id, &Task::Send { content }, Some(message), 0)?;
+                Ok::<_, Error>(())
+            })
+            .await
+    }
+
+    /// Forgets a message that has failed ([`MessageStatus::Failed`]): it is in the history no more.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMessage`] if there is no such message.
+    pub async fn discard(&self, message: MessageId) -> Result<(), Error> {
+        let id = self.id;
+        let forgotten = self.engine().store.with_tx(move |tx| tx.forget_failed(id, message).map_err(Error::from));
+        if forgotten.await? { Ok(()) } else { Err(Error::UnknownMessage) }
+    }
+
+    /// Says that all messages up to this one, and this one, were read. Their authors are told, unless the group has more
+    /// than 32 devices. An app that does not want that does not call this.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMessage`] if it is not in this group's history.
+    pub async fn mark_read(&self, message: MessageId) -> Result<(), Error> {
+        let (id, now_ms) = (self.id, self.engine().clock.now_ms());
+        self.engine()
+            .store
+            .with_tx(move |tx| {
+                if tx.note_read(id, message)?.ok_or(Error::UnknownMessage)? && usable(tx, id).is_ok() {
+                    receipts::plan(tx, id, now_ms)?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn change(&self, task: Task) -> Result<(), Error> {
         // Decided on what the group is now, not on what it was when this device last looked.
         let mut connection = self.engine().connection();
         let settled = connection.wait_for(|state| !matches!(state, Connection::Connecting | Connection::CatchingUp));
@@ -184,6 +236,14 @@ impl Group {
         let list_version = engine.identity.list_version()?;
         Ok(Content { id: engine.message_id()?, sent_at_ms: engine.clock.now_ms(), list_version, body })
     }
+}
+
+fn checked_name(name: &str) -> Result<String, Error> {
+    let name = name.trim();
+    if name.is_empty() || name.len() > NAME_BYTES_MAX {
+        return Err(Error::Invalid(format!("a group's name has 1 to {NAME_BYTES_MAX} bytes")));
+    }
+    Ok(name.to_owned())
 }
 
 impl std::fmt::Debug for Group {

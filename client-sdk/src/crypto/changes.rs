@@ -7,7 +7,7 @@ use undertone_wire::{AuthenticatedData, Encoding};
 
 use super::{
     CryptoError, Member,
-    group::profile_of,
+    group::{Profile, profile_of},
     member::{VerifiedLeaf, check_tree, member_at, no_such_leaf},
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Changes {
     pub(super) by: By,
     pub(super) added: Vec<(Member, VerifiedLeaf)>,
     pub(super) removed: Vec<Member>,
+    /// Whether its author's own keys are new.
+    pub(super) updates: bool,
 }
 
 impl Changes {
@@ -36,7 +38,7 @@ impl Changes {
         leaves: &[(LeafNodeIndex, VerifiedLeaf)],
         by: By,
     ) -> Result<Self, CryptoError> {
-        let mut changes = Self { by, ..Self::default() };
+        let mut changes = Self { by, updates: staged.update_path_leaf_node().is_some(), ..Self::default() };
         for proposal in staged.queued_proposals() {
             match (proposal.proposal(), by) {
                 (Proposal::Add(add), By::Member) => {
@@ -65,14 +67,17 @@ impl Changes {
         self.added.first().filter(|_| self.by == By::Joiner).map(|(member, _)| *member)
     }
 
-    /// The rules that openmls leaves to the application (RFC 9420, section 5.3.1).
+    /// The rules that openmls leaves to the application (RFC 9420, section 5.3.1). The group had a profile before.
     pub(super) fn check(
         &self,
         staged: &StagedCommit,
         by: Member,
         leaves: &[(LeafNodeIndex, VerifiedLeaf)],
+        before: &Profile,
     ) -> Result<(), CryptoError> {
-        profile_of(staged.group_context().extensions())?;
+        if profile_of(staged.group_context().extensions())?.continues != before.continues {
+            return Err(CryptoError::Invalid("what a group continues does not change".into()));
+        }
         let mut tree: Vec<_> = leaves
             .iter()
             .filter(|(_, leaf)| !self.removed.contains(&leaf.member))

@@ -5,11 +5,15 @@
 //! Invariant: whether a commit can be applied depends on its bytes and the group's state only. What it says to the
 //! relay (its authenticated data) and what it does must be the same, or it is one that nobody can apply.
 
-use openmls::prelude::{
-    CreateMessageError, Extension, Extensions, GroupContext, GroupId as MlsGroupId, JoinBuilder, LeafNodeIndex,
-    MlsGroup, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProcessMessageError, ProcessedMessageContent,
-    ProcessedWelcome, ProtocolMessage, Sender, StagedCommit, StagedWelcome, UnknownExtension, WelcomeError,
-    tls_codec::{Deserialize as _, Serialize as _},
+use openmls::{
+    framing::errors::{MessageDecryptionError, SecretTreeError},
+    prelude::{
+        CreateMessageError, Extension, ExtensionType, Extensions, GroupContext, GroupId as MlsGroupId, JoinBuilder,
+        LeafNodeIndex, MlsGroup, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProcessMessageError,
+        ProcessedMessageContent, ProcessedWelcome, ProtocolMessage, RequiredCapabilitiesExtension, Sender,
+        StagedCommit, StagedWelcome, UnknownExtension, ValidationError, WelcomeError,
+        tls_codec::{Deserialize as _, Serialize as _},
+    },
 };
 use serde::{Deserialize, Serialize};
 use undertone_wire::{AuthenticatedData, Bytes, DeviceId, Encoding, GroupId, WelcomeParts};
@@ -50,6 +54,18 @@ impl RejoinKey {
 pub(crate) struct Profile {
     /// The group's name.
     pub(crate) name: String,
+    /// The group in whose place this one was founded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) continues: Option<Continues>,
+}
+
+/// What a group is the successor of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Continues {
+    /// The group that could not go on.
+    pub(crate) group: GroupId,
+    /// The number of its last commit that could be applied.
+    pub(crate) at: u64,
 }
 
 /// A group just made, at epoch 0 with this device alone.
@@ -65,6 +81,10 @@ pub(crate) struct Change {
     pub(crate) add: Vec<(Member, Bytes)>,
     /// Devices to remove; those that are not in the tree are passed over.
     pub(crate) remove: Vec<DeviceId>,
+    /// The group's new name.
+    pub(crate) rename: Option<String>,
+    /// Whether it is made even if it changes nothing but the keys of its author.
+    pub(crate) update: bool,
 }
 
 /// A commit ready to be posted. It is pending in the group until the relay's word on it is known.
@@ -79,6 +99,8 @@ pub(crate) struct Staged {
 pub(crate) enum Opened {
     /// This device sent it; it cannot be decrypted and need not be.
     Own,
+    /// Too many messages of its sender are missing before it: none of them can be read any more until somebody commits.
+    TooFarAhead,
     /// An application message.
     Message { from: Member, content: Vec<u8> },
     /// A commit, now applied.
@@ -92,6 +114,8 @@ pub(crate) struct Applied {
     pub(crate) by: Member,
     pub(crate) added: Vec<Member>,
     pub(crate) removed: Vec<Member>,
+    /// Whether its author has new keys in the tree.
+    pub(crate) updates: bool,
     /// The group as it is now; `None` if this device was removed.
     pub(crate) now: Option<Now>,
 }
@@ -126,8 +150,7 @@ pub(crate) fn create(
     group: GroupId,
     profile: &Profile,
 ) -> Result<Created, CryptoError> {
-    let extension = Extension::Unknown(PROFILE_EXTENSION, UnknownExtension(Encoding::Cbor.encode(profile)));
-    let config = create_config(Extensions::single(extension).map_err(CryptoError::invalid)?);
+    let config = create_config(context(profile)?);
     let mls = MlsGroup::new_with_group_id(provider, identity, &config, mls_group_id(group), identity.credential())
         .map_err(CryptoError::storage)?;
     let rejoin_key = exported(provider, &mls)?;
@@ -176,7 +199,9 @@ pub(crate) fn stage(
         key_packages.push(key_package::check(provider, bytes, *owner, now_ms)?);
         added.push(owner.device);
     }
-    if key_packages.is_empty() && removed.is_empty() {
+    let before = profile_of(mls.extensions())?;
+    let renamed = change.rename.as_ref().filter(|name| **name != before.name);
+    if key_packages.is_empty() && removed.is_empty() && renamed.is_none() && !change.update {
         return Ok(None);
     }
     added.sort_unstable();
@@ -188,10 +213,16 @@ pub(crate) fn stage(
     // the new one themselves.
     let rejoin_extension = Extension::Unknown(REJOIN_EXTENSION, UnknownExtension(rejoin_key.as_bytes().to_vec()));
     let extensions = if removed.is_empty() { vec![rejoin_extension] } else { vec![] };
-    let bundle = mls
+    let mut builder = mls
         .commit_builder()
         .propose_adds(key_packages.iter().cloned())
         .propose_removals(removed.iter().map(|(index, _)| *index))
+        .force_self_update(change.update);
+    if let Some(name) = renamed {
+        let profile = Profile { name: name.clone(), ..before.clone() };
+        builder = builder.propose_group_context_extensions(context(&profile)?).map_err(CryptoError::invalid)?;
+    }
+    let bundle = builder
         .load_psks(provider.storage())
         .map_err(CryptoError::storage)?
         .use_ratchet_tree_extension(true)
@@ -202,6 +233,9 @@ pub(crate) fn stage(
         .stage_commit(provider)
         .map_err(CryptoError::storage)?;
     let pending = mls.pending_commit().ok_or_else(|| CryptoError::Invalid("no commit is pending".into()))?;
+    // What others would refuse is not posted.
+    let by = member_at(&leaves, mls.own_leaf_index())?;
+    Changes::of(pending, &leaves, By::Member)?.check(pending, by, &leaves, &before)?;
     let seal_key = if removed.is_empty() { rejoin_key.clone() } else { exported_from_staged(provider, pending)? };
     let (commit, made_welcome, group_info) = bundle.into_contents();
     let group_info = group_info.ok_or_else(|| CryptoError::Invalid("no group info was made".into()))?;
@@ -236,10 +270,12 @@ pub(crate) fn merge_pending(provider: &impl Provider, group: GroupId) -> Result<
 pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u8]) -> Result<Opened, CryptoError> {
     let mut mls = load(provider, group)?;
     let message = protocol_message(bytes)?;
-    let processed = mls.process_message(provider, message).map_err(|error| match error {
-        ProcessMessageError::StorageError(error) => CryptoError::storage(error),
-        error => CryptoError::invalid(error),
-    })?;
+    let processed = match mls.process_message(provider, message) {
+        Ok(processed) => processed,
+        Err(ProcessMessageError::StorageError(error)) => return Err(CryptoError::storage(error)),
+        Err(error) if is_too_far_ahead(&error) => return Ok(Opened::TooFarAhead),
+        Err(error) => return Err(CryptoError::invalid(error)),
+    };
     let sender = processed.sender().clone();
     let aad = processed.aad().to_vec();
     match processed.into_content() {
@@ -259,7 +295,7 @@ pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u
                 None => member_at(&leaves, sender_index(&sender)?)?,
             };
             check_authenticated(&aad, at, &changes)?;
-            changes.check(&staged, by, &leaves)?;
+            changes.check(&staged, by, &leaves, &profile_of(mls.extensions())?)?;
             mls.merge_staged_commit(provider, *staged).map_err(CryptoError::storage)?;
             applied(provider, &mut mls, by, &changes).map(Opened::Commit)
         }
@@ -334,19 +370,31 @@ fn applied(
     let removed = changes.removed.clone();
     if !mls.is_active() {
         mls.delete(provider.storage()).map_err(CryptoError::storage)?;
-        return Ok(Applied { by, added, removed, now: None });
+        return Ok(Applied { by, added, removed, updates: changes.updates, now: None });
     }
     // Who joined in the place of its own leaf knows the key already, and removed nobody.
     let stays = removed.is_empty() || changes.by == By::Joiner;
     let rejoin_key = if stays { None } else { Some(exported(provider, mls)?) };
-    Ok(Applied { by, added, removed, now: Some(Now { profile: profile_of(mls.extensions())?, rejoin_key }) })
+    let updates = changes.updates;
+    Ok(Applied { by, added, removed, updates, now: Some(Now { profile: profile_of(mls.extensions())?, rejoin_key }) })
 }
 
-/// The profile in a group context that has nothing else in it.
+/// A group context with a profile, and nothing else but that members must understand it.
+fn context(profile: &Profile) -> Result<Extensions<GroupContext>, CryptoError> {
+    let profile = Extension::Unknown(PROFILE_EXTENSION, UnknownExtension(Encoding::Cbor.encode(profile)));
+    Extensions::from_vec(vec![Extension::RequiredCapabilities(required()), profile]).map_err(CryptoError::invalid)
+}
+
+/// What every member must support (RFC 9420, section 11.1).
+fn required() -> RequiredCapabilitiesExtension {
+    RequiredCapabilitiesExtension::new(&[ExtensionType::Unknown(PROFILE_EXTENSION)], &[], &[])
+}
+
+/// The profile in a group context that is made like those of [`context`].
 pub(super) fn profile_of(extensions: &Extensions<GroupContext>) -> Result<Profile, CryptoError> {
     let extension = extensions
         .unknown(PROFILE_EXTENSION)
-        .filter(|_| extensions.iter().count() == 1)
+        .filter(|_| extensions.required_capabilities() == Some(&required()) && extensions.iter().count() == 2)
         .ok_or_else(|| CryptoError::Invalid("the group's context is not that of a group of ours".into()))?;
     let profile: Profile = Encoding::Cbor.decode(&extension.0).map_err(CryptoError::invalid)?;
     if profile.name.is_empty() || profile.name.len() > NAME_BYTES_MAX {
@@ -366,12 +414,11 @@ fn exported_from_staged(provider: &impl Provider, staged: &StagedCommit) -> Resu
         .map_err(CryptoError::invalid)
 }
 
-/// The number of the commit at which the author of a private message says that it stands; `None` if it says none.
-pub(crate) fn told_position(bytes: &[u8]) -> Option<u64> {
+/// What the author of a private message tells the relay, by which alone that goes; `None` if it tells nothing.
+pub(crate) fn told(bytes: &[u8]) -> Option<AuthenticatedData> {
     let message = MlsMessageIn::tls_deserialize_exact(bytes).ok()?;
     let MlsMessageBodyIn::PrivateMessage(message) = message.extract() else { return None };
-    let data: AuthenticatedData = Encoding::Cbor.decode(message.aad()).ok()?;
-    Some(data.at)
+    Encoding::Cbor.decode(message.aad()).ok()
 }
 
 /// A message as groups send them: a private one, or the commit of a new member.
@@ -381,6 +428,11 @@ fn protocol_message(bytes: &[u8]) -> Result<ProtocolMessage, CryptoError> {
         MlsMessageBodyIn::PublicMessage(message) if *message.sender() == Sender::NewMemberCommit => Ok(message.into()),
         _ => Err(CryptoError::Invalid("neither a private message nor a new member's commit".into())),
     }
+}
+
+fn is_too_far_ahead<E>(error: &ProcessMessageError<E>) -> bool {
+    let far = MessageDecryptionError::SecretTreeError(SecretTreeError::TooDistantInTheFuture);
+    matches!(error, ProcessMessageError::ValidationError(ValidationError::UnableToDecrypt(error)) if *error == far)
 }
 
 fn sender_index(sender: &Sender) -> Result<LeafNodeIndex, CryptoError> {
@@ -464,7 +516,7 @@ mod tests {
     }
 
     fn profile() -> Profile {
-        Profile { name: "ski trip".into() }
+        Profile { name: "ski trip".into(), continues: None }
     }
 
     /// alice's group with bob in it, at commit 1.
@@ -518,7 +570,7 @@ mod tests {
     fn joiners_of_a_commit_that_also_removes_derive_the_rejoin_key() {
         let (alice, bob, key) = alice_and_bob();
         let carol = Device::new();
-        let change = Change { add: vec![carol.key_package()], remove: vec![bob.member().device] };
+        let change = Change { add: vec![carol.key_package()], remove: vec![bob.member().device], ..Change::default() };
         let staged = alice.stage(1, &key, &change);
         let applied = merge_pending(&alice.provider, group_id()).unwrap();
         let joined = carol.join(2, &staged.welcome.unwrap()).unwrap();
@@ -561,7 +613,8 @@ mod tests {
     #[test]
     fn a_change_that_is_already_true_needs_no_commit() {
         let (alice, bob, key) = alice_and_bob();
-        let change = Change { add: vec![bob.key_package()], remove: vec![Device::new().member().device] };
+        let change =
+            Change { add: vec![bob.key_package()], remove: vec![Device::new().member().device], ..Change::default() };
         let staged = stage(&alice.provider, &alice.identity, group_id(), 1, &key, &change, now_ms()).unwrap();
         assert!(staged.is_none());
     }

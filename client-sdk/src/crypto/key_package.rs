@@ -74,6 +74,11 @@ pub(super) fn check(
     Ok(key_package)
 }
 
+/// Whether a key package may enter a commit.
+pub(crate) fn is_usable(provider: &impl Provider, bytes: &Bytes, owner: Member, now_ms: u64) -> bool {
+    check(provider, bytes, owner, now_ms).is_ok()
+}
+
 /// The devices of a verified list.
 pub(crate) fn members_of(list: &DeviceList) -> Result<Vec<Member>, CryptoError> {
     list.certificates()

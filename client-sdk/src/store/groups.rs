@@ -23,10 +23,13 @@ pub(crate) enum GroupState {
     Stuck,
 }
 
-/// A group.
+/// A group, or a chain of them that is one conversation.
 #[derive(Clone)]
 pub(crate) struct GroupRow {
+    /// By which the app knows it.
     pub(crate) id: GroupId,
+    /// The newest of the chain, by which the relay and MLS know it.
+    pub(crate) live: GroupId,
     pub(crate) name: String,
     pub(crate) state: GroupState,
     /// The number of the last commit that was applied.
@@ -35,6 +38,11 @@ pub(crate) struct GroupRow {
 }
 
 impl GroupState {
+    /// Whether the device is in it no longer, and is not about to be again.
+    pub(crate) fn is_over(self) -> bool {
+        !matches!(self, Self::Active | Self::Recovering)
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             // Whether it is the one or the other, `recoveries` knows.
@@ -60,13 +68,19 @@ impl GroupState {
 const SELECT: &str = "SELECT id, name,
         CASE WHEN state = 'active' AND EXISTS (SELECT 1 FROM recoveries WHERE group_id = id AND step <> 'none')
              THEN 'recovering' ELSE state END,
-        commit_seq, rejoin_key FROM groups";
+        commit_seq, rejoin_key, live FROM groups";
 
 impl Tx<'_> {
     /// A group, in whatever state.
     pub(crate) fn group(&self, group: GroupId) -> Result<Option<GroupRow>, StoreError> {
         let mut statement = self.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?;
         Ok(statement.query_row([group.as_bytes()], group_from).optional()?)
+    }
+
+    /// A group by the id under which the relay knows it now.
+    pub(crate) fn group_by_live(&self, live: GroupId) -> Result<Option<GroupRow>, StoreError> {
+        let mut statement = self.prepare_cached(&format!("{SELECT} WHERE live = ?1"))?;
+        Ok(statement.query_row([live.as_bytes()], group_from).optional()?)
     }
 
     /// A group that can be used.
@@ -83,13 +97,64 @@ impl Tx<'_> {
 
     /// Writes a group, new or not.
     pub(crate) fn save_group(&self, group: &GroupRow) -> Result<(), StoreError> {
-        const UPSERT: &str = "INSERT INTO groups (id, name, state, commit_seq, rejoin_key) VALUES (?1, ?2, ?3, ?4, ?5)
-            ON CONFLICT (id) DO UPDATE SET name = ?2, state = ?3, commit_seq = ?4, rejoin_key = ?5";
-        let state = group.state.as_str();
+        const UPSERT: &str = "INSERT INTO groups (id, name, state, commit_seq, rejoin_key, live)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            ON CONFLICT (id) DO UPDATE SET name = ?2, state = ?3, commit_seq = ?4, rejoin_key = ?5, live = ?6";
         self.execute(
             UPSERT,
-            params![group.id.as_bytes(), group.name, state, group.commit_seq, group.rejoin_key.as_bytes()],
+            params![
+                group.id.as_bytes(),
+                group.name,
+                group.state.as_str(),
+                group.commit_seq,
+                group.rejoin_key.as_bytes(),
+                group.live.as_bytes(),
+            ],
         )?;
+        Ok(())
+    }
+
+    /// The groups that can be used in which this device's keys are to be replaced now, or it is not known when; each with
+    /// that time, and the number of its members.
+    pub(crate) fn groups_to_update(&self, now_ms: u64) -> Result<Vec<(GroupId, Option<u64>, u64)>, StoreError> {
+        const SELECT: &str = "SELECT id, update_at_ms, (SELECT count(*) FROM members WHERE group_id = id) FROM groups
+            WHERE state = 'active' AND (update_at_ms IS NULL OR update_at_ms <= ?1 OR update_unless_ms <= ?1)";
+        let mut statement = self.prepare_cached(SELECT)?;
+        let group = |row: &Row<'_>| Ok((bytes(row, 0)?, row.get(1)?, row.get(2)?));
+        let groups = statement.query_map([now_ms], group)?.collect::<Result<_, _>>()?;
+        Ok(groups)
+    }
+
+    /// When the next of them is to be done; `None` if none is.
+    pub(crate) fn next_update_ms(&self) -> Result<Option<u64>, StoreError> {
+        const SELECT: &str = "SELECT min(min(update_at_ms, coalesce(update_unless_ms, update_at_ms))) FROM groups
+            WHERE state = 'active'";
+        Ok(self.query_row(SELECT, [], |row| row.get(0))?)
+    }
+
+    /// This device's keys in a group are to be replaced at a time, unless somebody commits before; earlier if that was
+    /// said.
+    pub(crate) fn update_unless(&self, group: GroupId, at_ms: u64) -> Result<(), StoreError> {
+        const UPDATE: &str =
+            "UPDATE groups SET update_unless_ms = min(coalesce(update_unless_ms, ?2), ?2) WHERE id = ?1";
+        self.execute(UPDATE, params![group.as_bytes(), at_ms])?;
+        self.changes.work.set(true);
+        Ok(())
+    }
+
+    /// Somebody has committed.
+    pub(crate) fn no_update_needed(&self, group: GroupId) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE groups SET update_unless_ms = NULL
+            WHERE id = ?1 AND update_unless_ms IS NOT NULL";
+        self.execute(UPDATE, [group.as_bytes()])?;
+        Ok(())
+    }
+
+    /// When this device's keys in a group are to be replaced.
+    pub(crate) fn update_at(&self, group: GroupId, at_ms: u64) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE groups SET update_at_ms = ?2, update_unless_ms = NULL WHERE id = ?1";
+        self.execute(UPDATE, params![group.as_bytes(), at_ms])?;
+        self.changes.work.set(true);
         Ok(())
     }
 
@@ -114,6 +179,20 @@ impl Tx<'_> {
         let member = |row: &Row<'_>| Ok(Member { account: bytes(row, 0)?, device: bytes(row, 1)? });
         let members = statement.query_map([group.as_bytes()], member)?.collect::<Result<_, _>>()?;
         Ok(members)
+    }
+
+    /// Whether more devices than this are in the tree.
+    pub(crate) fn has_more_devices(&self, group: GroupId, than: usize) -> Result<bool, StoreError> {
+        const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM members WHERE group_id = ?1 LIMIT 1 OFFSET ?2)";
+        let mut select = self.prepare_cached(SELECT)?;
+        Ok(select.query_row(params![group.as_bytes(), than], |row| row.get(0))?)
+    }
+
+    /// How many devices in the tree are others' than this account's.
+    pub(crate) fn devices_of_others(&self, group: GroupId, own: AccountId) -> Result<u64, StoreError> {
+        const SELECT: &str = "SELECT count(*) FROM members WHERE group_id = ?1 AND account <> ?2";
+        let mut select = self.prepare_cached(SELECT)?;
+        Ok(select.query_row(params![group.as_bytes(), own.as_bytes()], |row| row.get(0))?)
     }
 
     /// The accounts that are members, those marked gone left out, in ascending order.
@@ -187,6 +266,7 @@ impl Tx<'_> {
 fn group_from(row: &Row<'_>) -> rusqlite::Result<GroupRow> {
     Ok(GroupRow {
         id: bytes(row, 0)?,
+        live: bytes(row, 5)?,
         name: row.get(1)?,
         state: GroupState::from_row(row, 2)?,
         commit_seq: row.get(3)?,

@@ -6,6 +6,7 @@ use rusqlite::{OptionalExtension as _, Row, params};
 use undertone_wire::{AccountId, Bytes, GroupId, MessageId};
 
 use super::{StoreError, Tx, bytes, not_expected};
+use crate::Error;
 
 /// Where a message stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -16,10 +17,37 @@ pub enum MessageStatus {
     Queued,
     /// The relay has it, for every member.
     Sent,
-    /// It will not be sent.
-    Failed,
+    /// Devices of others have it, by their own word. In groups of more than 32 devices none of them says so.
+    Delivered {
+        /// So many of them.
+        to: u32,
+        /// Of so many that it was sent to.
+        of: u32,
+    },
+    /// The apps on devices of others have said that it was read.
+    Read {
+        /// So many of them.
+        by: u32,
+        /// Of so many that it was sent to.
+        of: u32,
+    },
+    /// It was not sent, and will not be unless that is asked for ([`Group::retry`](crate::Group::retry)).
+    Failed(SendFailure),
     /// Another member wrote it.
     Received,
+}
+
+/// Why a message was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SendFailure {
+    /// This device is no longer a member of the group.
+    NotMember,
+    /// The relay has lost the group.
+    GroupStuck,
+    /// The relay has refused it.
+    Refused,
 }
 
 /// A message in the history.
@@ -44,24 +72,82 @@ pub(crate) struct HistoryPage {
 }
 
 impl MessageStatus {
-    /// As stored and as shown to scripts.
+    /// As shown to scripts.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Sent => "sent",
-            Self::Failed => "failed",
+            Self::Delivered { .. } => "delivered",
+            Self::Read { .. } => "read",
+            Self::Failed(_) => "failed",
             Self::Received => "received",
         }
     }
 
+    /// Whether it is this account's own, and the relay has it.
+    pub fn is_sent(self) -> bool {
+        matches!(self, Self::Sent | Self::Delivered { .. } | Self::Read { .. })
+    }
+
+    /// As it is stored: what others have said of it stands beside it.
+    fn stored(self) -> (&'static str, Option<&'static str>) {
+        match self {
+            Self::Delivered { .. } | Self::Read { .. } => ("sent", None),
+            Self::Failed(why) => ("failed", Some(why.as_str())),
+            status => (status.as_str(), None),
+        }
+    }
+
+    /// From the columns of [`STATUS`], the first of which is at a place.
     fn from_row(row: &Row<'_>, column: usize) -> rusqlite::Result<Self> {
-        let text = row.get_ref(column)?.as_str()?;
-        [Self::Queued, Self::Sent, Self::Failed, Self::Received]
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or_else(|| not_expected(column, "a message status that this version does not know"))
+        let unknown = || not_expected(column, "a message status that this version does not know");
+        match row.get_ref(column)?.as_str()? {
+            "queued" => Ok(Self::Queued),
+            "sent" => {
+                let of = row.get::<_, Option<u32>>(column + 2)?.unwrap_or(0);
+                Ok(match (row.get(column + 3)?, row.get(column + 4)?) {
+                    (_, by) if by > 0 => Self::Read { by, of },
+                    (to, _) if to > 0 => Self::Delivered { to, of },
+                    _ => Self::Sent,
+                })
+            }
+            "failed" => {
+                let why = row.get_ref(column + 1)?.as_str_or_null()?;
+                let known = SendFailure::ALL.into_iter().find(|one| why == Some(one.as_str()));
+                // Before reasons were kept, none was.
+                Ok(Self::Failed(known.unwrap_or(SendFailure::Refused)))
+            }
+            "received" => Ok(Self::Received),
+            _ => Err(unknown()),
+        }
     }
 }
+
+impl SendFailure {
+    const ALL: [Self; 3] = [Self::NotMember, Self::GroupStuck, Self::Refused];
+
+    /// As stored and as shown to scripts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotMember => "not_member",
+            Self::GroupStuck => "group_stuck",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// What an error means for a message.
+    pub(crate) fn of(error: &Error) -> Self {
+        match error {
+            Error::NotMember | Error::UnknownGroup => Self::NotMember,
+            Error::GroupStuck => Self::GroupStuck,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// The columns of a status, and of a whole message.
+const STATUS: &str = "status, failure, devices, delivered, read";
+const COLUMNS: &str = "group_id, content_id, sender, sent_at_ms, content, status, failure, devices, delivered, read";
 
 impl Tx<'_> {
     /// Adds a message at the end of the history. `false` if it stands there already.
@@ -75,7 +161,7 @@ impl Tx<'_> {
                 message.content_id.as_bytes(),
                 message.sender.as_bytes(),
                 message.sent_at_ms,
-                message.status.as_str(),
+                message.status.stored().0,
                 message.content.as_slice(),
             ],
         )?;
@@ -84,23 +170,41 @@ impl Tx<'_> {
 
     /// Sets the status of this account's own message. `false` if it had that status already.
     pub(crate) fn set_status(&self, content_id: MessageId, status: MessageStatus) -> Result<bool, StoreError> {
-        const UPDATE: &str = "UPDATE messages SET status = ?2
+        const UPDATE: &str = "UPDATE messages SET status = ?2, failure = ?3
             WHERE content_id = ?1 AND status <> ?2 AND status <> 'received'";
-        Ok(self.execute(UPDATE, params![content_id.as_bytes(), status.as_str()])? > 0)
+        let (status, failure) = status.stored();
+        Ok(self.execute(UPDATE, params![content_id.as_bytes(), status, failure])? > 0)
     }
 
-    /// Moves this account's own message to the end: its own row has come, and that is its place among the others.
-    pub(crate) fn confirm_place(&self, content_id: MessageId) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE messages SET position = (SELECT max(position) + 1 FROM messages)
+    /// Moves this account's own message to the end: its own row has come, and that is its place among the others. It went
+    /// to so many devices of others.
+    pub(crate) fn confirm_place(&self, content_id: MessageId, devices: u64) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE messages SET position = (SELECT max(position) + 1 FROM messages), devices = ?2
             WHERE content_id = ?1 AND status <> 'received'";
-        self.execute(UPDATE, [content_id.as_bytes()])?;
+        self.execute(UPDATE, params![content_id.as_bytes(), devices])?;
         Ok(())
+    }
+
+    /// This account's own message is to be sent after all, as the newest. `None` if it is none that has failed.
+    pub(crate) fn queue_again(&self, group: GroupId, content_id: MessageId) -> Result<Option<Bytes>, StoreError> {
+        const UPDATE: &str = "UPDATE messages SET status = 'queued', failure = NULL,
+            position = (SELECT max(position) + 1 FROM messages)
+            WHERE group_id = ?1 AND content_id = ?2 AND status = 'failed' RETURNING content";
+        let key = params![group.as_bytes(), content_id.as_bytes()];
+        Ok(self.query_row(UPDATE, key, |row| row.get::<_, Vec<u8>>(0)).optional()?.map(Bytes::from))
+    }
+
+    /// Forgets this account's own message. `false` if it is none that has failed.
+    pub(crate) fn forget_failed(&self, group: GroupId, content_id: MessageId) -> Result<bool, StoreError> {
+        const DELETE: &str = "DELETE FROM messages WHERE group_id = ?1 AND content_id = ?2 AND status = 'failed'";
+        Ok(self.execute(DELETE, params![group.as_bytes(), content_id.as_bytes()])? > 0)
     }
 
     /// The status of this account's own message; `None` if there is no such message.
     pub(crate) fn status(&self, content_id: MessageId) -> Result<Option<MessageStatus>, StoreError> {
-        const SELECT: &str = "SELECT status FROM messages WHERE content_id = ?1 AND status <> 'received'";
-        let status = self.query_row(SELECT, [content_id.as_bytes()], |row| MessageStatus::from_row(row, 0));
+        let select = format!("SELECT {STATUS} FROM messages WHERE content_id = ?1 AND status <> 'received'");
+        let mut select = self.prepare_cached(&select)?;
+        let status = select.query_row([content_id.as_bytes()], |row| MessageStatus::from_row(row, 0));
         Ok(status.optional()?)
     }
 
@@ -111,23 +215,23 @@ impl Tx<'_> {
         sender: AccountId,
         content_id: MessageId,
     ) -> Result<Option<MessageRow>, StoreError> {
-        const SELECT: &str = "SELECT group_id, content_id, sender, sent_at_ms, status, content FROM messages
-            WHERE group_id = ?1 AND sender = ?2 AND content_id = ?3";
+        let select = format!("SELECT {COLUMNS} FROM messages WHERE group_id = ?1 AND sender = ?2 AND content_id = ?3");
         let key = params![group.as_bytes(), sender.as_bytes(), content_id.as_bytes()];
-        Ok(self.query_row(SELECT, key, message_from).optional()?)
+        Ok(self.prepare_cached(&select)?.query_row(key, message_from).optional()?)
     }
 
     /// A part of a group's history, oldest first. `None` if `before` is not in it.
     pub(crate) fn history(&self, group: GroupId, page: HistoryPage) -> Result<Option<Vec<MessageRow>>, StoreError> {
         const PLACE: &str = "SELECT min(position) FROM messages WHERE group_id = ?1 AND content_id = ?2";
-        const PAGE: &str = "SELECT group_id, content_id, sender, sent_at_ms, status, content FROM messages
-            WHERE group_id = ?1 AND position < ?2 ORDER BY position DESC LIMIT ?3";
+        let select = format!(
+            "SELECT {COLUMNS} FROM messages WHERE group_id = ?1 AND position < ?2 ORDER BY position DESC LIMIT ?3"
+        );
         let below: Option<i64> = match page.before {
             None => Some(i64::MAX),
             Some(id) => self.query_row(PLACE, params![group.as_bytes(), id.as_bytes()], |row| row.get(0))?,
         };
         let Some(below) = below else { return Ok(None) };
-        let mut statement = self.prepare_cached(PAGE)?;
+        let mut statement = self.prepare_cached(&select)?;
         let mut messages: Vec<_> = statement
             .query_map(params![group.as_bytes(), below, page.limit], message_from)?
             .collect::<Result<_, _>>()?;
@@ -142,7 +246,7 @@ fn message_from(row: &Row<'_>) -> rusqlite::Result<MessageRow> {
         content_id: bytes(row, 1)?,
         sender: bytes(row, 2)?,
         sent_at_ms: row.get(3)?,
-        status: MessageStatus::from_row(row, 4)?,
-        content: row.get::<_, Vec<u8>>(5)?.into(),
+        content: row.get::<_, Vec<u8>>(4)?.into(),
+        status: MessageStatus::from_row(row, 5)?,
     })
 }

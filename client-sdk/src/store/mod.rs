@@ -10,11 +10,14 @@ mod aside;
 mod contacts;
 mod events;
 mod groups;
+mod held;
 mod messages;
 mod mls;
 mod outbox;
+pub(crate) mod points;
 mod profile;
 mod publications;
+mod receipts;
 mod recoveries;
 
 use std::{
@@ -30,7 +33,7 @@ use std::{
 
 use openmls_rust_crypto::RustCrypto;
 use openmls_sqlite_storage::SqliteStorageProvider;
-use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Params, Row, TransactionBehavior};
 use tokio::sync::{oneshot, watch};
 use undertone_wire::Encoding;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -39,11 +42,13 @@ use crate::{Error, crypto::CryptoError};
 
 pub(crate) use aside::Aside;
 pub(crate) use groups::{GroupRow, GroupState};
-pub use messages::MessageStatus;
 pub(crate) use messages::{HistoryPage, MessageRow};
+pub use messages::{MessageStatus, SendFailure};
 pub(crate) use outbox::{OutboxRow, OutboxState, Task};
+use points::Points;
 pub(crate) use profile::Profile;
-pub(crate) use recoveries::{Recovery, RecoveryStep};
+pub(crate) use receipts::Said;
+pub(crate) use recoveries::{Recovery, RecoveryStep, Successor, Why};
 
 const DATABASE: &str = "undertone.db";
 const LOCK: &str = "lock";
@@ -54,6 +59,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0002_relays.sql"),
     include_str!("schema/0003_refusals.sql"),
     include_str!("schema/0004_recoveries.sql"),
+    include_str!("schema/0005_successors_and_updates.sql"),
+    include_str!("schema/0006_receipts.sql"),
 ];
 
 /// What a local store is encrypted with.
@@ -113,7 +120,7 @@ impl From<CryptoError> for StoreError {
     }
 }
 
-type Work = Box<dyn FnOnce(&mut Connection, &RustCrypto, &mut Watchers) + Send>;
+type Work = Box<dyn FnOnce(&mut Connection, &RustCrypto, &Points, &mut Watchers) + Send>;
 
 /// What the store's thread is asked to do.
 enum Job {
@@ -176,13 +183,14 @@ impl Store {
         thread::Builder::new().name("undertone-store".into()).spawn(move || match open_connection(&path, &key) {
             Ok((mut connection, lock)) => {
                 drop(key);
+                let points = Points::of(&path);
                 let crypto = RustCrypto::default();
                 // If nobody waits any more, nothing comes in either.
                 drop(opened.send(Ok(())));
                 let mut closed = None;
                 for job in &inbox {
                     match job {
-                        Job::Run(work) => work(&mut connection, &crypto, &mut watchers),
+                        Job::Run(work) => work(&mut connection, &crypto, &points, &mut watchers),
                         Job::Close(tell) => {
                             closed = Some(tell);
                             break;
@@ -212,8 +220,8 @@ impl Store {
         E: From<StoreError> + Send + 'static,
     {
         let (done, result) = oneshot::channel();
-        let work: Work = Box::new(move |connection, crypto, watchers| {
-            let outcome = run(connection, crypto, watchers, work);
+        let work: Work = Box::new(move |connection, crypto, points, watchers| {
+            let outcome = run(connection, crypto, points, watchers, work);
             // The caller may have stopped waiting; the transaction stands either way.
             drop(done.send(outcome));
         });
@@ -245,18 +253,36 @@ impl Store {
 fn run<T, E: From<StoreError>>(
     connection: &mut Connection,
     crypto: &RustCrypto,
+    points: &Points,
     watchers: &mut Watchers,
     work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
+    if points.is_over() {
+        return Err(StoreError::Closed.into());
+    }
+    let before = connection.total_changes();
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
-    let tx = Tx { tx, crypto, changes: Changes::default() };
+    let tx = Tx { tx, crypto, points, changes: Changes::default() };
     let value = work(&tx)?;
+    let writes = tx.total_changes() > before;
+    if writes {
+        points.pass()?;
+    }
     tx.tx.commit().map_err(StoreError::from)?;
+    if writes {
+        points.pass()?;
+    }
     watchers.tell(tx.changes);
     Ok(value)
 }
 
 impl Tx<'_> {
+    /// Executes a statement that writes.
+    fn execute(&self, sql: &str, values: impl Params) -> Result<usize, StoreError> {
+        self.points.pass()?;
+        Ok(self.tx.prepare_cached(sql)?.execute(values)?)
+    }
+
     /// Does something that a message from outside may make impossible: then nothing of it is kept, and the transaction
     /// goes on without it. `None` says so. A panic in a library is taken for the same.
     pub(crate) fn attempt<T>(&self, work: impl FnOnce() -> Result<T, CryptoError>) -> Result<Option<T>, StoreError> {
@@ -280,6 +306,7 @@ impl Tx<'_> {
 pub(crate) struct Tx<'a> {
     tx: rusqlite::Transaction<'a>,
     crypto: &'a RustCrypto,
+    points: &'a Points,
     changes: Changes,
 }
 

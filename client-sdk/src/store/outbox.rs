@@ -27,6 +27,8 @@ pub(crate) enum Task {
         /// Encoded.
         content: Bytes,
     },
+    /// Tell the others what has come of theirs, and what was read, as of when it is encrypted.
+    Receipt,
     /// Leave, telling the others by this content.
     Leave {
         /// Encoded.
@@ -42,6 +44,18 @@ pub(crate) enum Task {
         /// Whom.
         account: AccountId,
     },
+    /// Add all devices of these accounts, as far as that is possible, for they were in the group that this one continues.
+    Gather {
+        /// Whom.
+        accounts: Vec<AccountId>,
+    },
+    /// Give the group another name.
+    Rename {
+        /// Which.
+        name: String,
+    },
+    /// Replace this device's keys in the group.
+    Update,
     /// Remove the leaves of devices that are gone.
     Tidy,
     /// Swap the leaf of a device that cannot come back by itself.
@@ -56,7 +70,7 @@ pub(crate) enum Task {
 impl Task {
     /// Whether it is done by a commit.
     pub(crate) fn commits(&self) -> bool {
-        matches!(self, Self::Add { .. } | Self::Remove { .. } | Self::Tidy | Self::LetIn { .. })
+        !matches!(self, Self::Create { .. } | Self::Send { .. } | Self::Receipt | Self::Leave { .. })
     }
 }
 
@@ -73,6 +87,8 @@ pub(crate) enum OutboxState {
 pub(crate) struct OutboxRow {
     pub(crate) id: i64,
     pub(crate) group_id: GroupId,
+    /// Under which the relay knows the group.
+    pub(crate) live: GroupId,
     pub(crate) task: Task,
     pub(crate) content_id: Option<MessageId>,
     pub(crate) state: OutboxState,
@@ -97,7 +113,8 @@ impl OutboxState {
     }
 }
 
-const COLUMNS: &str = "id, group_id, task, content_id, state, attempts, message_id, request, refusals, setbacks";
+const COLUMNS: &str = "id, group_id, task, content_id, state, attempts, message_id, request, refusals, setbacks,
+    (SELECT live FROM groups WHERE groups.id = group_id)";
 
 impl Tx<'_> {
     /// Adds a row at the end of its group's queue.
@@ -111,10 +128,23 @@ impl Tx<'_> {
         const INSERT: &str = "INSERT INTO outbox (group_id, task, content_id, state, blocks, not_before_ms)
             VALUES (?1, ?2, ?3, 'waiting', ?4, ?5)";
         let content_id = content_id.as_ref().map(|id| id.as_bytes().as_slice());
-        let (task, blocks) = (Encoding::Cbor.encode(task), !matches!(task, Task::Send { .. }));
+        let (task, blocks) = (Encoding::Cbor.encode(task), !matches!(task, Task::Send { .. } | Task::Receipt));
         self.execute(INSERT, params![group.as_bytes(), task, content_id, blocks, not_before_ms])?;
         self.changes.work.set(true);
         Ok(self.last_insert_rowid())
+    }
+
+    /// A row that is not posted is to do something else.
+    pub(crate) fn set_task(&self, id: i64, task: &Task) -> Result<(), StoreError> {
+        self.execute("UPDATE outbox SET task = ?2 WHERE id = ?1", params![id, Encoding::Cbor.encode(task)])?;
+        Ok(())
+    }
+
+    /// Adds a row before all others of its group.
+    pub(crate) fn add_first_task(&self, group: GroupId, task: &Task) -> Result<(), StoreError> {
+        let id = self.add_task(group, task, None, 0)?;
+        self.execute("UPDATE outbox SET first = 1 WHERE id = ?1", [id])?;
+        Ok(())
     }
 
     /// The oldest row that can go on now: the first of its group whose time has come, not waiting for the queue. While
@@ -130,9 +160,10 @@ impl Tx<'_> {
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
                    WHERE other.group_id = o.group_id AND other.state = 'accepted' AND other.blocks = 1)
                AND (o.state = 'posted' OR NOT EXISTS (SELECT 1 FROM outbox AS other
-                   WHERE other.group_id = o.group_id AND other.state = 'waiting' AND other.id < o.id
+                   WHERE other.group_id = o.group_id AND other.state = 'waiting'
+                     AND (other.first, o.id) > (o.first, other.id)
                      AND (other.not_before_ms <= ?1 OR other.attempts > 0)))
-             ORDER BY id LIMIT 1"
+             ORDER BY first DESC, id LIMIT 1"
         );
         let mut statement = self.prepare_cached(&select)?;
         Ok(statement.query_row([now_ms], row_from).optional()?)
@@ -144,10 +175,11 @@ impl Tx<'_> {
         Ok(self.query_row(SELECT, [now_ms], |row| row.get(0))?)
     }
 
-    /// How many rows the relay has not accepted.
-    pub(crate) fn outbox_len(&self) -> Result<u64, StoreError> {
-        const SELECT: &str = "SELECT count(*) FROM outbox WHERE blocks = 1 OR state <> 'accepted'";
-        Ok(self.query_row(SELECT, [], |row| row.get(0))?)
+    /// How many rows the relay has not accepted, those left out that are planned for a later time.
+    pub(crate) fn outbox_len(&self, now_ms: u64) -> Result<u64, StoreError> {
+        const SELECT: &str = "SELECT count(*) FROM outbox
+            WHERE (blocks = 1 OR state <> 'accepted') AND (attempts > 0 OR not_before_ms <= ?1)";
+        Ok(self.query_row(SELECT, [now_ms], |row| row.get(0))?)
     }
 
     /// A row, if it is still there.
@@ -168,6 +200,14 @@ impl Tx<'_> {
         let mut statement = self.prepare_cached(&select)?;
         let rows = statement.query_map([group.as_bytes()], row_from)?.collect::<Result<_, _>>()?;
         Ok(rows)
+    }
+
+    /// Whether a group has such a task that waits.
+    pub(crate) fn is_planned(&self, group: GroupId, task: &Task) -> Result<bool, StoreError> {
+        const SELECT: &str =
+            "SELECT EXISTS (SELECT 1 FROM outbox WHERE group_id = ?1 AND state = 'waiting' AND task = ?2)";
+        let mut select = self.prepare_cached(SELECT)?;
+        Ok(select.query_row(params![group.as_bytes(), Encoding::Cbor.encode(task)], |row| row.get(0))?)
     }
 
     /// The request is made and about to be posted.
@@ -259,6 +299,7 @@ fn row_from(row: &Row<'_>) -> rusqlite::Result<OutboxRow> {
     Ok(OutboxRow {
         id: row.get(0)?,
         group_id: bytes(row, 1)?,
+        live: bytes(row, 10)?,
         task: cbor(row, 2)?,
         content_id,
         state: OutboxState::from_row(row, 4)?,

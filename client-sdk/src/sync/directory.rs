@@ -46,7 +46,7 @@ pub(super) async fn run(engine: Arc<Engine>) {
         tokio::select! {
             Ok(()) = connection.changed() => {}
             Ok(()) = changed.changed(), if !failed => {}
-            () = tokio::time::sleep(backoff.wait()), if failed => {}
+            () = engine.clock.pass(backoff.wait()), if failed => {}
             () = engine.stopped() => return,
         }
     }

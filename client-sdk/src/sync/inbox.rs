@@ -10,16 +10,19 @@ use undertone_wire::{
     Account, AccountId, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues, suite,
 };
 
-use super::recovery;
+use super::{receipts, recovery, successor, updates, welcome};
 use crate::{
     Error,
     crypto::{
         Entropy, Identity, Member,
         group::{self, Applied, Opened},
     },
-    event::{Recovered, StoredEvent},
+    event::StoredEvent,
     message::{Body, Content},
-    store::{GroupRow, GroupState, MessageRow, MessageStatus, OutboxRow, OutboxState, StoreError, Task, Tx},
+    store::{
+        GroupRow, GroupState, MessageRow, MessageStatus, OutboxRow, OutboxState, SendFailure, StoreError, Successor,
+        Task, Tx, Why,
+    },
 };
 
 /// Members take turns at removing the leaves of those who are gone: the first at once, the next so much later.
@@ -34,7 +37,11 @@ pub(super) enum Outcome {
     /// It was applied, and the cursor moved.
     Applied(Effect),
     /// It stands behind commits of a group, up to this number, that this device has missed. Nothing was written.
-    Lacks { group_id: GroupId, up_to: u64 },
+    Lacks { live: GroupId, up_to: u64 },
+    /// It would take a group on to its successor, of which the relay is to be asked first. Nothing was written.
+    Follows { group_id: GroupId },
+    /// Whether it takes a group on to its successor is not decided yet. Nothing was written.
+    Undecided,
 }
 
 impl Default for Outcome {
@@ -63,44 +70,72 @@ pub(super) struct Context<'a> {
 
 /// Applies an entry, whose number is above the cursor, and moves the cursor to it.
 pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> Result<Outcome, StoreError> {
-    let effect = match &delivery.envelope {
-        Envelope::GroupMessage { group_id, message } => match apply_message(tx, context, *group_id, message)? {
-            Outcome::Applied(effect) => effect,
-            lacks @ Outcome::Lacks { .. } => return Ok(lacks),
+    let outcome = apply_envelope(tx, context, &delivery.envelope)?;
+    if matches!(outcome, Outcome::Applied(_)) {
+        tx.set_cursor(delivery.seq)?;
+    }
+    Ok(outcome)
+}
+
+/// Applies what an entry brings.
+pub(super) fn apply_envelope(tx: &Tx<'_>, context: &Context<'_>, envelope: &Envelope) -> Result<Outcome, StoreError> {
+    let outcome = match envelope {
+        Envelope::GroupMessage { group_id: live, .. } | Envelope::GroupCommit { group_id: live, .. }
+            if tx.is_held(*live)? =>
+        {
+            tx.hold(*live, envelope)?;
+            Outcome::default()
+        }
+        Envelope::GroupMessage { group_id, message } => apply_message(tx, context, *group_id, message)?,
+        Envelope::GroupCommit { group_id, commit_seq, commit } => match tx.group_by_live(*group_id)? {
+            Some(group) => apply_commit(tx, context, group.id, *commit_seq, commit)?,
+            None => Outcome::default(),
         },
-        Envelope::GroupCommit { group_id, commit_seq, commit } => {
-            match apply_commit(tx, context, *group_id, *commit_seq, commit)? {
-                Outcome::Applied(effect) => effect,
-                lacks @ Outcome::Lacks { .. } => return Ok(lacks),
+        Envelope::Welcome { group_id, commit_seq, group_info, secrets } => {
+            match welcome::apply(tx, context, *group_id, *commit_seq, group_info, secrets)? {
+                Outcome::Undecided => {
+                    tx.hold(*group_id, envelope)?;
+                    Outcome::default()
+                }
+                outcome => outcome,
             }
         }
-        Envelope::Welcome { group_id, commit_seq, group_info, secrets } => {
-            apply_welcome(tx, *group_id, *commit_seq, group_info, secrets)?
-        }
         Envelope::MembersGone { group_id, .. } => {
-            tx.look_at(*group_id, None)?;
-            Effect::default()
+            if let Some(group) = tx.group_by_live(*group_id)? {
+                tx.look_at(group.id, None)?;
+            }
+            Outcome::default()
         }
         Envelope::RejoinWanted { group_id, account_id, device_id } => {
-            let wanted = Member { account: *account_id, device: *device_id };
-            plan_letting_in(tx, context, *group_id, wanted)?;
-            Effect::default()
+            if let Some(group) = tx.group_by_live(*group_id)? {
+                let wanted = Member { account: *account_id, device: *device_id };
+                plan_letting_in(tx, context, &group, wanted)?;
+                successor::another_asks(tx, context, &group, wanted)?;
+            }
+            Outcome::default()
         }
-        Envelope::KeysLow { .. } => Effect { keys_wanted: true, ..Effect::default() },
+        Envelope::Successor { group_id, at, successor } => {
+            if i64::try_from(*at).is_ok()
+                && let Some(group) = tx.group_by_live(*group_id)?
+            {
+                successor::another_goes_on(tx, context, &group, Successor { group: *successor, at: *at })?;
+            }
+            Outcome::default()
+        }
+        Envelope::KeysLow { .. } => Outcome::Applied(Effect { keys_wanted: true, ..Effect::default() }),
         Envelope::LastResortUsed { suite } => last_resort_used(tx, *suite)?,
-        _ => Effect::default(),
+        _ => Outcome::default(),
     };
-    tx.set_cursor(delivery.seq)?;
-    Ok(Outcome::Applied(effect))
+    Ok(outcome)
 }
 
 /// The wish to replace the last-resort key package outlives the entry that brought it.
-fn last_resort_used(tx: &Tx<'_>, suite: u16) -> Result<Effect, StoreError> {
+fn last_resort_used(tx: &Tx<'_>, suite: u16) -> Result<Outcome, StoreError> {
     let ours = suite == suite::DEFAULT;
     if ours {
         tx.set_last_resort_used(true)?;
     }
-    Ok(Effect { keys_wanted: ours, ..Effect::default() })
+    Ok(Outcome::Applied(Effect { keys_wanted: ours, ..Effect::default() }))
 }
 
 /// Remembers a verified device list, and tells the app if the account's identity key has changed.
@@ -135,7 +170,7 @@ pub(super) fn end_group(
 ) -> Result<(), StoreError> {
     tx.save_group(&GroupRow { state, ..group.clone() })?;
     tx.end_recovery(group.id)?;
-    group::forget(&tx.mls(), group.id)?;
+    group::forget(&tx.mls(), group.live)?;
     tx.add_event(event)?;
     for row in tx.tasks(group.id)? {
         let outcome = match (&row.task, state) {
@@ -152,7 +187,11 @@ pub(super) fn end_group(
 pub(super) fn finish(tx: &Tx<'_>, row: &OutboxRow, outcome: Result<(), Error>) -> Result<(), StoreError> {
     // An accepted message has its status already, whatever ends its row.
     if row.state != OutboxState::Accepted {
-        set_message_status(tx, row, if outcome.is_ok() { MessageStatus::Sent } else { MessageStatus::Failed })?;
+        let status = match &outcome {
+            Ok(()) => MessageStatus::Sent,
+            Err(error) => MessageStatus::Failed(SendFailure::of(error)),
+        };
+        set_message_status(tx, row, status)?;
     }
     tx.finish_task(row.id, outcome)
 }
@@ -197,42 +236,42 @@ pub(super) fn may_let_in(tx: &Tx<'_>, group: GroupId, wanted: Member) -> Result<
 
 /// Plans to swap the leaf of a member that cannot come back by itself. Every member does so; whose turn comes later finds
 /// it done.
-fn plan_letting_in(tx: &Tx<'_>, context: &Context<'_>, group: GroupId, wanted: Member) -> Result<(), StoreError> {
+fn plan_letting_in(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, wanted: Member) -> Result<(), StoreError> {
     let task = Task::LetIn { account: wanted.account, device: wanted.device };
-    let planned = tx.tasks(group)?.iter().any(|row| row.task == task);
-    if planned || tx.active_group(group)?.is_none() || !may_let_in(tx, group, wanted)? {
+    let planned = tx.tasks(group.id)?.iter().any(|row| row.task == task);
+    if planned || group.state != GroupState::Active || !may_let_in(tx, group.id, wanted)? {
         return Ok(());
     }
-    let gone = tx.gone(group)?;
+    let gone = tx.gone(group.id)?;
     let others: Vec<_> =
-        tx.members(group)?.into_iter().filter(|one| *one != wanted && !gone.contains(&one.device)).collect();
+        tx.members(group.id)?.into_iter().filter(|one| *one != wanted && !gone.contains(&one.device)).collect();
     let turn = others.iter().position(|one| one.device == context.identity.device());
     let Some(turn) = turn else { return Ok(()) };
     let turn_ms = TIDY_TURN_MS.saturating_mul(turn as u64).min(LET_IN_MS_MAX);
-    tx.add_task(group, &task, None, context.now_ms.saturating_add(turn_ms)).map(drop)
+    tx.add_task(group.id, &task, None, context.now_ms.saturating_add(turn_ms)).map(drop)
 }
 
-fn apply_message(
-    tx: &Tx<'_>,
-    context: &Context<'_>,
-    group_id: GroupId,
-    message: &Bytes,
-) -> Result<Outcome, StoreError> {
-    let known = tx.group(group_id)?;
+fn apply_message(tx: &Tx<'_>, context: &Context<'_>, live: GroupId, message: &Bytes) -> Result<Outcome, StoreError> {
+    let known = tx.group_by_live(live)?;
     let Some(group) = known.filter(|one| matches!(one.state, GroupState::Active | GroupState::Recovering)) else {
         return Ok(Outcome::default());
     };
+    let group_id = group.id;
     let own = tx.task_by_hash(&Hash::of(message.as_slice()))?;
     if let Some(row) = own.filter(|row| row.group_id == group_id && !row.task.commits()) {
-        return apply_own_message(tx, &group, &row).map(Outcome::Applied);
+        return apply_own_message(tx, context, &group, &row).map(Outcome::Applied);
     }
     if group.state == GroupState::Recovering {
         return undecryptable(tx, group_id).map(Outcome::Applied);
     }
-    let opened = tx.attempt(|| group::open(&tx.mls(), group_id, group.commit_seq, message.as_slice()))?;
+    let opened = tx.attempt(|| group::open(&tx.mls(), live, group.commit_seq, message.as_slice()))?;
     let (from, bytes) = match opened {
         Some(Opened::Message { from, content }) => (from, content),
         Some(Opened::Own) => return Ok(Outcome::default()),
+        Some(Opened::TooFarAhead) => {
+            updates::soon(tx, context.entropy, context.now_ms, group_id)?;
+            return undecryptable(tx, group_id).map(Outcome::Applied);
+        }
         Some(Opened::Commit(_)) | None => return not_opened(tx, context, &group, message),
     };
     let Some(content) = Content::decode(&bytes) else {
@@ -250,6 +289,10 @@ fn apply_message(
         tx.add_event(&StoredEvent::Members { group_id, by: Some(by), added: vec![], removed })?;
         return Ok(Outcome::Applied(effect));
     }
+    if let Body::Receipt { delivered, read } = &content.body {
+        receipts::apply(tx, context, group_id, from, delivered, read)?;
+        return Ok(Outcome::default());
+    }
     let row = MessageRow {
         group_id,
         content_id: content.id,
@@ -260,6 +303,7 @@ fn apply_message(
     };
     effect.received = tx.add_message(&row)?;
     if effect.received {
+        receipts::plan(tx, group_id, context.now_ms)?;
         tx.add_event(&StoredEvent::Message { group_id, sender: from.account, message_id: content.id })?;
     }
     Ok(Outcome::Applied(effect))
@@ -268,18 +312,25 @@ fn apply_message(
 /// A message that cannot be opened: perhaps since commits before it are lacking, up to the one at which its author says that
 /// it stands, or since there is no state to open it with.
 fn not_opened(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, message: &Bytes) -> Result<Outcome, StoreError> {
-    if !tx.has_mls_state(group.id)? {
-        recovery::begin(tx, context.entropy, context.now_ms, group)?;
-    } else if let Some(up_to) = group::told_position(message.as_slice()).filter(|at| *at > group.commit_seq) {
-        return Ok(Outcome::Lacks { group_id: group.id, up_to });
+    if !tx.has_mls_state(group.live)? {
+        recovery::begin(tx, context.entropy, context.now_ms, group, Why::Lost)?;
+    } else if let Some(up_to) = group::told(message.as_slice()).map(|told| told.at).filter(|at| *at > group.commit_seq)
+    {
+        return Ok(Outcome::Lacks { live: group.live, up_to });
     }
     undecryptable(tx, group.id).map(Outcome::Applied)
 }
 
 /// This device's own row: the relay has accepted the message, and this is its place among the others.
-fn apply_own_message(tx: &Tx<'_>, group: &GroupRow, row: &OutboxRow) -> Result<Effect, StoreError> {
+fn apply_own_message(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    group: &GroupRow,
+    row: &OutboxRow,
+) -> Result<Effect, StoreError> {
     if let Some(message_id) = row.content_id {
-        tx.confirm_place(message_id)?;
+        let others = tx.devices_of_others(group.id, context.identity.account())?;
+        tx.confirm_place(message_id, others)?;
     }
     if matches!(row.task, Task::Leave { .. }) {
         end_group(tx, group, GroupState::Left, &StoredEvent::Left { group_id: group.id })?;
@@ -300,30 +351,50 @@ pub(super) fn apply_commit(
     if recovery::install(tx, context, group_id, commit_seq, commit)? {
         return Ok(Outcome::default());
     }
-    let Some(group) = tx.active_group(group_id)? else { return Ok(Outcome::default()) };
+    let Some(group) = tx.active_group(group_id)? else {
+        if removes(context, commit) {
+            tx.note_removal(group_id)?;
+        }
+        return Ok(Outcome::default());
+    };
     if commit_seq <= group.commit_seq {
         return Ok(Outcome::default());
     }
     let own =
         tx.task_by_hash(&Hash::of(commit.as_slice()))?.filter(|row| row.group_id == group_id && row.task.commits());
     if commit_seq != group.commit_seq + 1 {
-        return Ok(Outcome::Lacks { group_id, up_to: commit_seq - 1 });
+        return Ok(Outcome::Lacks { live: group.live, up_to: commit_seq - 1 });
     }
     let opened = if own.is_some() {
-        tx.attempt(|| group::merge_pending(&tx.mls(), group_id).map(Opened::Commit))?
+        tx.attempt(|| group::merge_pending(&tx.mls(), group.live).map(Opened::Commit))?
     } else {
-        tx.attempt(|| group::open(&tx.mls(), group_id, group.commit_seq, commit.as_slice()))?
+        tx.attempt(|| group::open(&tx.mls(), group.live, group.commit_seq, commit.as_slice()))?
     };
     let Some(Opened::Commit(applied)) = opened else {
-        recovery::begin(tx, context.entropy, context.now_ms, &group)?;
+        let lost = !tx.has_mls_state(group.live)?;
+        let why = if lost { Why::Lost } else { Why::Refused { removes: removes(context, commit) } };
+        recovery::begin(tx, context.entropy, context.now_ms, &group, why)?;
         return Ok(Outcome::default());
     };
+    let mut before = tx.member_accounts(group.id)?;
+    if applied.updates && applied.by.device == context.identity.device() {
+        updates::done(tx, context.entropy, context.now_ms, group_id)?;
+    }
     if let Some(row) = own {
+        if let Task::Gather { accounts } = &row.task {
+            before.extend(accounts);
+        }
         finish(tx, &row, Ok(()))?;
     }
     start_posted_over(tx, group_id)?;
-    after_commit(tx, context, &group, commit_seq, &applied)?;
+    tx.no_update_needed(group_id)?;
+    after_commit(tx, context, &group, commit_seq, &applied, &before)?;
     Ok(Outcome::default())
+}
+
+/// Whether a commit takes this device out, by its own word.
+fn removes(context: &Context<'_>, commit: &Bytes) -> bool {
+    group::told(commit.as_slice()).is_some_and(|told| told.removed.contains(&context.identity.device()))
 }
 
 /// Whatever was posted was made for an epoch that is over. Had the relay accepted it, its row would have come before the
@@ -341,24 +412,24 @@ fn after_commit(
     group: &GroupRow,
     commit_seq: u64,
     applied: &Applied,
+    before: &[AccountId],
 ) -> Result<(), StoreError> {
     let by = applied.by.account;
     let Some(now) = &applied.now else {
         if applied.added.iter().any(|one| one.device == context.identity.device()) {
             // Its leaf was swapped, though it had not asked for it, or not any more. The Welcome follows.
-            return recovery::begin(tx, context.entropy, context.now_ms, group);
+            return recovery::begin(tx, context.entropy, context.now_ms, group, Why::Lost);
         }
         let event = StoredEvent::Removed { group_id: group.id, by: Some(by) };
         return end_group(tx, &GroupRow { commit_seq, ..group.clone() }, GroupState::Removed, &event);
     };
-    let before = tx.member_accounts(group.id)?;
     tx.save_group(&GroupRow {
         name: now.profile.name.clone(),
         commit_seq,
         rejoin_key: now.rejoin_key.clone().unwrap_or_else(|| group.rejoin_key.clone()),
         ..group.clone()
     })?;
-    let members = group::members(&tx.mls(), group.id)?;
+    let members = group::members(&tx.mls(), group.live)?;
     tx.save_members(group.id, &members, &applied.added)?;
     for device in &applied.added {
         let task = Task::LetIn { account: device.account, device: device.device };
@@ -366,7 +437,19 @@ fn after_commit(
             finish(tx, row, Ok(()))?;
         }
     }
-    tell_members(tx, group.id, Some(by), &before, &tx.member_accounts(group.id)?)
+    if now.profile.name != group.name {
+        let (group_id, name) = (group.id, now.profile.name.clone());
+        tx.add_event(&StoredEvent::Renamed { group_id, name, by: Some(by) })?;
+    }
+    tell_members(tx, group.id, Some(by), before, &tx.member_accounts(group.id)?)
+}
+
+/// Tells the app that a group has another name than before; by whom is not known.
+pub(super) fn tell_name(tx: &Tx<'_>, group_id: GroupId, before: &str, name: &str) -> Result<(), StoreError> {
+    if before == name {
+        return Ok(());
+    }
+    tx.add_event(&StoredEvent::Renamed { group_id, name: name.to_owned(), by: None })
 }
 
 /// Tells the app which accounts have joined and left; by whom, if that is known.
@@ -385,49 +468,8 @@ pub(super) fn tell_members(
     tx.add_event(&StoredEvent::Members { group_id, by, added, removed })
 }
 
-fn apply_welcome(
-    tx: &Tx<'_>,
-    group_id: GroupId,
-    commit_seq: u64,
-    group_info: &Bytes,
-    secrets: &Bytes,
-) -> Result<Effect, StoreError> {
-    // Who is in gets commits. An older Welcome, which a last-resort key package would open again, is a replay.
-    let known = tx.group(group_id)?;
-    let recovering = known.as_ref().is_some_and(|group| group.state == GroupState::Recovering);
-    if recovering && tx.may_have_rejoined(group_id)? {
-        // What comes of that comes later than this.
-        return Ok(Effect::default());
-    }
-    if known.is_some_and(|group| group.state == GroupState::Active || group.commit_seq >= commit_seq)
-        || i64::try_from(commit_seq).is_err()
-    {
-        return Ok(Effect::default());
-    }
-    let Some(joined) = tx.attempt(|| group::join(&tx.mls(), group_id, commit_seq, group_info, secrets))? else {
-        return undecryptable(tx, group_id);
-    };
-    let members = group::members(&tx.mls(), joined.group)?;
-    let before = tx.member_accounts(joined.group)?;
-    tx.save_group(&GroupRow {
-        id: joined.group,
-        name: joined.profile.name.clone(),
-        state: GroupState::Active,
-        commit_seq,
-        rejoin_key: joined.rejoin_key,
-    })?;
-    tx.save_members(joined.group, &members, &members)?;
-    let effect = Effect { joined: true, ..Effect::default() };
-    if recovering {
-        tell_members(tx, group_id, Some(joined.by.account), &before, &tx.member_accounts(group_id)?)?;
-        recovery::done(tx, group_id, Recovered::LetIn)?;
-        return Ok(effect);
-    }
-    tx.add_event(&StoredEvent::Joined { group_id: joined.group, name: joined.profile.name, by: joined.by.account })?;
-    Ok(effect)
-}
-
-fn undecryptable(tx: &Tx<'_>, group_id: GroupId) -> Result<Effect, StoreError> {
+pub(super) fn undecryptable(tx: &Tx<'_>, group_id: GroupId) -> Result<Effect, StoreError> {
+    tx.note_gap(group_id)?;
     tx.add_event(&StoredEvent::Undecryptable { group_id })?;
     Ok(Effect::default())
 }

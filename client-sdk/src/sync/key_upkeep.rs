@@ -48,7 +48,7 @@ pub(super) async fn run(engine: Arc<Engine>) {
         tokio::select! {
             Ok(()) = connection.changed() => {}
             Ok(()) = wanted.changed() => {}
-            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+            () = engine.clock.pass(pause.unwrap_or_default()), if pause.is_some() => {}
             () = engine.stopped() => return,
         }
     }

@@ -12,15 +12,21 @@
 //! device's own queue.
 
 mod backoff;
+mod claims;
 mod directory;
 mod inbox;
 mod key_upkeep;
+mod missed;
 mod outbox;
+pub(crate) mod receipts;
 mod recovery;
 mod session;
 mod stream;
+mod successor;
 #[cfg(test)]
 mod tests;
+mod updates;
+mod welcome;
 
 use std::{
     future::Future,

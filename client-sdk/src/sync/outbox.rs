@@ -7,18 +7,21 @@
 //! before it there, and dropped only on the relay's no.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{
-    AccountId, Bytes, ClaimRequest, CommitRequest, CreateGroupRequest, DeviceId, Encoding, ErrorCode, LeaveRequest,
-    Problem, SendRequest, StaleGroup, suite,
+    Bytes, CommitRequest, CreateGroupRequest, Encoding, ErrorCode, LeaveRequest, Problem, SendRequest, StaleGroup,
 };
 
-use super::{Engine, backoff::Backoff, inbox, recovery};
+use super::{
+    Engine,
+    backoff::Backoff,
+    claims::{self, Claimed},
+    inbox, missed, receipts, recovery, updates,
+};
 use crate::{
     Error,
     crypto::{
@@ -27,7 +30,8 @@ use crate::{
         key_package,
     },
     event::StoredEvent,
-    store::{GroupRow, GroupState, MessageStatus, OutboxRow, OutboxState, StoreError, Task, Tx},
+    message::Content,
+    store::{GroupRow, GroupState, MessageStatus, OutboxRow, OutboxState, StoreError, Task, Tx, Why},
 };
 
 /// A task that the relay refuses so often for a reason that should pass is given up.
@@ -39,9 +43,6 @@ const SETBACKS_MAX: u32 = 8;
 
 /// The first pause of a task that the relay cannot do now; it doubles seven times.
 const DEFER_MS: u64 = 250;
-
-/// Key packages claimed for a task and not used yet. Losing them in a restart only claims others.
-type Claimed = HashMap<i64, Vec<(Member, Bytes)>>;
 
 /// What came of a step.
 enum Step {
@@ -60,10 +61,11 @@ pub(super) async fn run(engine: Arc<Engine>) {
     loop {
         changed.mark_unchanged();
         connection.mark_unchanged();
-        let now_ms = engine.clock.now_ms();
+        let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
         let next = engine.store.with_tx(move |tx| {
-            let row = tx.next_task(now_ms)?;
-            Ok::<_, Error>((row, tx.next_task_at_ms(now_ms)?))
+            updates::plan(tx, entropy, now_ms)?;
+            let (row, at_ms, update_ms) = (tx.next_task(now_ms)?, tx.next_task_at_ms(now_ms)?, tx.next_update_ms()?);
+            Ok::<_, Error>((row, at_ms.into_iter().chain(update_ms).min()))
         });
         let (pause, connects) = match next.await {
             Ok((Some(row), _)) => {
@@ -90,7 +92,7 @@ pub(super) async fn run(engine: Arc<Engine>) {
         tokio::select! {
             Ok(()) = changed.changed(), if !connects => {}
             Ok(()) = connection.changed(), if connects => {}
-            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+            () = engine.clock.pass(pause.unwrap_or_default()), if pause.is_some() => {}
             () = engine.stopped() => return,
         }
     }
@@ -99,11 +101,11 @@ pub(super) async fn run(engine: Arc<Engine>) {
 async fn work(engine: &Engine, row: OutboxRow, claimed: &mut Claimed) -> Result<Step, Error> {
     let outcome = match &row.task {
         Task::Create { sealed_group_info } => create(engine, &row, sealed_group_info).await,
-        Task::Send { content } | Task::Leave { content } => match prepared(&row) {
+        Task::Send { .. } | Task::Receipt | Task::Leave { .. } => match prepared(&row) {
             Some(request) => post(engine, &row, request, claimed).await,
-            None => encrypt(engine, &row, content.clone()).await,
+            None => encrypt(engine, &row).await,
         },
-        Task::Add { .. } | Task::Remove { .. } | Task::Tidy | Task::LetIn { .. } => match prepared(&row) {
+        _ => match prepared(&row) {
             Some(request) => post(engine, &row, request, claimed).await,
             None => stage(engine, &row, claimed).await,
         },
@@ -156,8 +158,20 @@ async fn fail(engine: &Engine, row: &OutboxRow, error: Error) -> Result<(), Erro
                     let event = StoredEvent::Stuck { group_id: group.id };
                     return inbox::end_group(tx, &group, GroupState::Stuck, &event).map_err(Error::from);
                 }
-                (task, Some(group)) if task.commits() => group::drop_pending(&tx.mls(), group.id)?,
+                (task, Some(group)) if task.commits() => group::drop_pending(&tx.mls(), group.live)?,
                 _ => {}
+            }
+            if let Task::Gather { accounts } = &row.task {
+                // One of them is the matter. The others are added without that one.
+                if let (one, other @ [_, ..]) = accounts.split_at(accounts.len() / 2)
+                    && !one.is_empty()
+                {
+                    for accounts in [one, other] {
+                        tx.add_first_task(row.group_id, &Task::Gather { accounts: accounts.to_vec() })?;
+                    }
+                } else {
+                    claims::tell_not_added(tx, row.group_id, accounts)?;
+                }
             }
             inbox::finish(tx, &row, Err(error)).map_err(Error::from)
         })
@@ -169,22 +183,30 @@ fn prepared(row: &OutboxRow) -> Option<&[u8]> {
 }
 
 async fn create(engine: &Engine, row: &OutboxRow, sealed_group_info: &Bytes) -> Result<(), Error> {
-    let request = &CreateGroupRequest { group_id: row.group_id, sealed_group_info: sealed_group_info.clone() };
+    let request = &CreateGroupRequest { group_id: row.live, sealed_group_info: sealed_group_info.clone() };
     engine.signed_in(|token| async move { engine.api.create_group(&token, request).await }).await?;
     let row = row.clone();
     engine.store.with_tx(move |tx| tx.finish_task(row.id, Ok(())).map_err(Error::from)).await
 }
 
 /// Encrypts a message for the group's present epoch, once, and leaves it to be posted.
-async fn encrypt(engine: &Engine, row: &OutboxRow, content: Bytes) -> Result<(), Error> {
+async fn encrypt(engine: &Engine, row: &OutboxRow) -> Result<(), Error> {
     let message_id = engine.message_id()?;
+    let (id, list_version) = (engine.message_id()?, engine.identity.list_version()?);
     let (identity, row) = (engine.identity.clone(), row.clone());
     let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
     engine
         .store
         .with_tx(move |tx| {
             let Some(group) = group_to_use(tx, &row, entropy, now_ms)? else { return Ok(()) };
-            let bytes = group::encrypt(&tx.mls(), &identity, group.id, group.commit_seq, content.as_slice())?;
+            let content = match &row.task {
+                Task::Send { content } | Task::Leave { content } => content.clone(),
+                _ => match receipts::body(tx, group.id)? {
+                    Some(body) => Content { id, sent_at_ms: now_ms, list_version, body }.encode(),
+                    None => return inbox::finish(tx, &row, Ok(())).map_err(Error::from),
+                },
+            };
+            let bytes = group::encrypt(&tx.mls(), &identity, group.live, group.commit_seq, content.as_slice())?;
             let request = match row.task {
                 Task::Leave { .. } => Encoding::Cbor.encode(&LeaveRequest { message_id, notice: bytes.clone() }),
                 _ => Encoding::Cbor.encode(&SendRequest { message_id, message: bytes.clone(), ttl_s: None }),
@@ -196,18 +218,13 @@ async fn encrypt(engine: &Engine, row: &OutboxRow, content: Bytes) -> Result<(),
 
 /// Stages a commit and leaves it to be posted.
 async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Result<(), Error> {
-    let wanted = match row.task {
-        Task::Add { account } => Some((account, None)),
-        Task::LetIn { account, device } => Some((account, Some(device))),
-        _ => None,
+    let claims = match claimed.get(&row.id) {
+        Some(claims) => claims.clone(),
+        None => {
+            let claims = claims::claim_for(engine, row).await?;
+            claimed.entry(row.id).or_insert(claims).clone()
+        }
     };
-    if let Some((account, device)) = wanted
-        && !claimed.contains_key(&row.id)
-    {
-        let key_packages = claim(engine, row, account, device).await?;
-        claimed.insert(row.id, key_packages);
-    }
-    let add = claimed.get(&row.id).cloned().unwrap_or_default();
     let message_id = engine.message_id()?;
     let (identity, row) = (engine.identity.clone(), row.clone());
     let (entropy, own_now_ms, now_ms) = (engine.entropy, engine.clock.now_ms(), engine.relay_now_ms());
@@ -215,9 +232,14 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
         .store
         .with_tx(move |tx| {
             let Some(group) = group_to_use(tx, &row, entropy, own_now_ms)? else { return Ok(()) };
-            let mls = tx.mls();
+            let (mls, mut add) = (tx.mls(), claims.key_packages.clone());
             // Nothing of this group is posted now, so a commit that is still pending was refused.
-            group::drop_pending(&mls, group.id)?;
+            group::drop_pending(&mls, group.live)?;
+            let mut gathered = vec![];
+            if let Task::Gather { accounts } = &row.task {
+                add.retain(|(owner, bytes)| key_package::is_usable(&mls, bytes, *owner, now_ms));
+                gathered = claims::gather_in_parts(tx, &row, accounts, &claims, own_now_ms)?;
+            }
             let mut remove = tx.gone(group.id)?;
             if let Task::Remove { account } = row.task {
                 let members = tx.members(group.id)?;
@@ -230,9 +252,12 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
                 }
                 remove.push(device);
             }
-            let change = Change { add, remove };
-            let staged = group::stage(&mls, &identity, group.id, group.commit_seq, &group.rejoin_key, &change, now_ms)?;
+            let rename = if let Task::Rename { name } = &row.task { Some(name.clone()) } else { None };
+            let change = Change { add, remove, rename, update: row.task == Task::Update };
+            let staged =
+                group::stage(&mls, &identity, group.live, group.commit_seq, &group.rejoin_key, &change, now_ms)?;
             let Some(Staged { commit, welcome, sealed_group_info }) = staged else {
+                claims::tell_not_added(tx, group.id, &gathered)?;
                 return inbox::finish(tx, &row, Ok(())).map_err(Error::from);
             };
             let request = CommitRequest { message_id, commit, welcome, sealed_group_info };
@@ -250,46 +275,16 @@ fn group_to_use(tx: &Tx<'_>, row: &OutboxRow, entropy: Entropy, now_ms: u64) -> 
     }
     match tx.group(row.group_id)? {
         Some(group) if group.state == GroupState::Active => {
-            if tx.has_mls_state(group.id)? {
+            if tx.has_mls_state(group.live)? {
                 return Ok(Some(group));
             }
             tracing::warn!("the state of a group is missing");
-            recovery::begin(tx, entropy, now_ms, &group)?;
+            recovery::begin(tx, entropy, now_ms, &group, Why::Lost)?;
         }
         Some(group) if group.state == GroupState::Recovering => {}
         _ => inbox::finish(tx, row, Err(Error::NotMember))?,
     }
     Ok(None)
-}
-
-/// Key packages for all devices of an account that are not in the group, or whose leaf there is to go; or for one device.
-async fn claim(
-    engine: &Engine,
-    row: &OutboxRow,
-    account: AccountId,
-    device: Option<DeviceId>,
-) -> Result<Vec<(Member, Bytes)>, Error> {
-    let (_, list) = engine.learn(account).await?;
-    let listed = key_package::members_of(&list)?;
-    let group = row.group_id;
-    let (members, gone) = engine.store.with_tx(move |tx| Ok::<_, Error>((tx.members(group)?, tx.gone(group)?))).await?;
-    let is_wanted = |one: &Member| match device {
-        Some(device) => one.device == device,
-        None => !members.contains(one) || gone.contains(&one.device),
-    };
-    let wanted: Vec<_> = listed.into_iter().filter(is_wanted).collect();
-    if wanted.is_empty() {
-        return Ok(vec![]);
-    }
-    let request = &ClaimRequest { account_id: account, suite: suite::DEFAULT };
-    let answer = engine.signed_in(|token| async move { engine.api.claim(&token, request).await }).await;
-    let claims = answer.map_err(super::unknown_account)?.key_packages;
-    let usable: Vec<_> = claims
-        .into_iter()
-        .filter_map(|claim| Some((wanted.iter().find(|one| one.device == claim.device_id)?, claim.key_package?)))
-        .map(|(member, key_package)| (*member, key_package))
-        .collect();
-    if usable.is_empty() { Err(Error::NoKeyPackages) } else { Ok(usable) }
 }
 
 /// Posts a prepared request and records the relay's word.
@@ -308,9 +303,9 @@ async fn post(engine: &Engine, row: &OutboxRow, request: &[u8], claimed: &mut Cl
 }
 
 async fn ask(engine: &Engine, row: &OutboxRow, request: &[u8]) -> Result<(), ApiError> {
-    let (api, group) = (&engine.api, row.group_id);
+    let (api, group) = (&engine.api, row.live);
     match row.task {
-        Task::Send { .. } => {
+        Task::Send { .. } | Task::Receipt => {
             let request: &SendRequest = &stored(request)?;
             engine.signed_in(|token| async move { api.send(&token, group, request).await }).await.map(drop)
         }
@@ -335,6 +330,9 @@ async fn accepted(engine: &Engine, row: &OutboxRow) -> Result<(), Error> {
     }
     still_posted(engine, row, |tx, row| {
         inbox::set_message_status(tx, row, MessageStatus::Sent)?;
+        if row.task == Task::Receipt {
+            tx.receipt_told(row.group_id)?;
+        }
         tx.set_accepted(row.id)
     })
     .await
@@ -344,9 +342,8 @@ async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Res
     match (&problem.code, &problem.stale_group) {
         (ErrorCode::StaleGroup, Some(stale)) => {
             let (stale, now_ms) = (stale.clone(), engine.clock.now_ms());
-            let (group, behind) = (row.group_id, missed_up_to(engine, row, &stale).await?);
-            if let Some(up_to) = behind {
-                recovery::fetch(engine, group, up_to).await?;
+            if let Some(up_to) = missed_up_to(engine, row, &stale).await? {
+                missed::fetch(engine, row.live, up_to).await?;
             }
             still_posted(engine, row, move |tx, row| catch_up_or_end(tx, row, &stale, now_ms)).await
         }

@@ -1,9 +1,10 @@
 //! Being in a group again whose state here is of no use: by oneself, or with the help of another member.
 //!
-//! First the queue is drained, for the commit that is lacking may be in it; then commits that were missed are asked for
-//! ([`fetch`]). What is left stands in the store, and a task of the engine goes up the ladder with it: the device joins on
-//! its own by the newest sealed group info; failing that, it asks the members, who may answer at any time; an hour later it
-//! begins again.
+//! First the queue is drained, for the commit that is lacking may be in it; then commits that were missed are asked for (see
+//! [`missed`](super::missed)). What is left stands in the store, and a task of the engine goes up the ladder with it: the
+//! device joins on its own by the newest sealed group info, unless that is of a commit which it cannot apply; failing that, it
+//! asks the members, who may answer at any time; if the group goes on for none of them, another one does (see
+//! [`successor`]); an hour later it begins again.
 //!
 //! Invariant: nothing of the group is given up before the device is in it again, or the relay has said that it is over; what was
 //! to be sent waits. What came of a request counts only if nothing else has become known of the group meanwhile.
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{Bytes, CommitRequest, DeviceId, Encoding, ErrorCode, GroupId, Hash, RejoinRequest, StaleGroup};
 
-use super::{Engine, backoff::Backoff, inbox, session};
+use super::{Engine, backoff::Backoff, inbox, session, successor};
 use crate::{
     Error,
     crypto::{
@@ -22,7 +23,7 @@ use crate::{
         rejoin::{self, Rejoin},
     },
     event::{Connection, Recovered, StoredEvent},
-    store::{Aside, GroupRow, GroupState, OutboxRow, OutboxState, Recovery, RecoveryStep, StoreError, Task, Tx},
+    store::{Aside, GroupRow, GroupState, Recovery, RecoveryStep, StoreError, Task, Tx, Why},
 };
 
 /// How soon a group may be joined anew once more.
@@ -31,8 +32,17 @@ const EVERY_MS: u64 = 60 * 60 * 1_000;
 /// Those who have to do the same thing at the same moment spread over this time.
 const JITTER_MS: u64 = 1_000;
 
+/// In a large group, over so much for each member.
+const JITTER_MEMBER_MS: u64 = 10;
+
+/// So many who have asked are enough for all.
+const ASKING_ENOUGH: usize = 2;
+
 /// The first pause after a step that did not work; it doubles seven times.
 const PAUSE_MS: u64 = 250;
+
+/// So much time the members have to answer before another group is looked for. They take turns.
+const ANSWER_MS: u64 = 10_000;
 
 /// How often a relay is asked that does not know of the group, or not of commits that were applied here. With the pauses
 /// between, that is for a minute, in which somebody who restores a relay may put things right.
@@ -49,16 +59,37 @@ struct Built {
 }
 
 /// Begins to recover a group, unless that was done a short while ago: then in due time.
-pub(super) fn begin(tx: &Tx<'_>, entropy: Entropy, now_ms: u64, group: &GroupRow) -> Result<(), StoreError> {
+pub(super) fn begin(tx: &Tx<'_>, entropy: Entropy, now_ms: u64, group: &GroupRow, why: Why) -> Result<(), StoreError> {
     if group.state != GroupState::Active {
         return Ok(());
     }
     let next_ms = tx.recovery_began_ms(group.id)?.map_or(0, |began_ms| began_ms.saturating_add(EVERY_MS));
     // A clock that was set back must not put it off for ever.
     let recently = next_ms > now_ms && next_ms - now_ms <= EVERY_MS;
-    let from_ms = if recently { next_ms } else { now_ms }.saturating_add(jitter_ms(entropy, JITTER_MS));
-    tx.begin_recovery(group.id, from_ms)?;
+    // Only what costs the others a commit each time has to wait.
+    let from_ms = if recently && why == Why::Lost { next_ms } else { now_ms };
+    tx.begin_recovery(group.id, why, spread(entropy, from_ms, tx.members(group.id)?.len()))?;
     tx.add_event(&StoredEvent::Recovering { group_id: group.id })
+}
+
+/// At a time, but not in step with others.
+pub(super) fn soon(entropy: Entropy, now_ms: u64) -> u64 {
+    now_ms.saturating_add(jitter_ms(entropy, JITTER_MS))
+}
+
+/// The same among so many who do it at once.
+fn spread(entropy: Entropy, now_ms: u64, members: usize) -> u64 {
+    now_ms.saturating_add(jitter_ms(entropy, JITTER_MS.max(JITTER_MEMBER_MS.saturating_mul(members as u64))))
+}
+
+/// When what did not help may be done again.
+pub(super) fn in_an_hour(engine: &Engine) -> u64 {
+    soon(engine.entropy, engine.clock.now_ms().saturating_add(EVERY_MS))
+}
+
+/// Whether the members were asked and had time enough.
+pub(super) fn is_unanswered(recovery: &Recovery, now_ms: u64) -> bool {
+    recovery.asked_ms.is_some_and(|asked_ms| asked_ms.saturating_add(ANSWER_MS) <= now_ms)
 }
 
 /// A random part of a time.
@@ -78,16 +109,19 @@ pub(super) fn install(
 ) -> Result<bool, StoreError> {
     let Some((group, built)) = tx.rejoined_by(&Hash::of(commit.as_slice()))? else { return Ok(false) };
     let Some(row) = recovering(tx, group)?.filter(|row| row.id == group_id) else { return Ok(false) };
+    let live = row.live;
     let built: Built =
         Encoding::Cbor.decode(built.as_slice()).map_err(|error| StoreError::Corrupt(error.to_string()))?;
     if built.commit_seq != commit_seq {
         return Ok(false);
     }
-    tx.install(group, &built.mls)?;
+    tx.install(row.live, &built.mls)?;
     let before = tx.member_accounts(group)?;
+    inbox::tell_name(tx, group, &row.name, &built.name)?;
     tx.save_group(&GroupRow { name: built.name, commit_seq, state: GroupState::Active, ..row })?;
-    let members = group::members(&tx.mls(), group)?;
+    let members = group::members(&tx.mls(), live)?;
     tx.save_members(group, &members, &members)?;
+    tx.note_gap(group)?;
     if let Some(known) = built.members {
         let own = context.identity.device();
         let gone: Vec<_> =
@@ -110,110 +144,6 @@ pub(super) fn done(tx: &Tx<'_>, group: GroupId, how: Recovered) -> Result<(), St
     tx.add_event(&StoredEvent::Recovered { group_id: group, how })
 }
 
-/// Applies the commits of a group that this device has missed, up to number `up_to`. If the relay has them no more, the
-/// group is to be recovered otherwise.
-pub(super) async fn fetch(engine: &Engine, group: GroupId, up_to: u64) -> Result<(), Error> {
-    loop {
-        let at = engine.store.with_tx(move |tx| Ok::<_, Error>(tx.active_group(group)?.map(|row| row.commit_seq)));
-        let Some(at) = at.await?.filter(|at| *at < up_to) else { return Ok(()) };
-        let answer = engine.signed_in(|token| async move { engine.api.group_commits(&token, group, at).await }).await;
-        let commits = match answer {
-            Ok(answer) => answer.commits,
-            Err(error) if error.is_a_no() && !session::has_ended(&error) => vec![],
-            Err(error) => return Err(error.into()),
-        };
-        let follows = commits.first().is_some_and(|first| first.commit_seq == at + 1);
-        let commits: Vec<_> = commits.into_iter().take_while(|one| follows && one.commit_seq <= up_to).collect();
-        let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
-        let applied = engine.store.with_tx(move |tx| {
-            let context = inbox::Context { identity: &identity, entropy, now_ms };
-            let Some(row) = tx.active_group(group)? else { return Ok::<_, Error>(()) };
-            if commits.is_empty() {
-                return Ok(begin(tx, entropy, now_ms, &row)?);
-            }
-            for one in &commits {
-                inbox::apply_commit(tx, &context, group, one.commit_seq, &one.commit)?;
-            }
-            if tx.active_group(group)?.is_some_and(|now| now.commit_seq >= up_to) {
-                let how = Recovered::MissedCommits;
-                tx.add_event(&StoredEvent::Recovered { group_id: group, how })?;
-            }
-            Ok(())
-        });
-        applied.await?;
-    }
-}
-
-/// How things stood at one moment.
-pub(super) struct Stand {
-    /// Where the relay says that groups stand, of those that could be used; `None` for one of which this device is no member.
-    groups: Vec<(GroupId, Option<u64>)>,
-    /// What the relay had accepted, and whose own row had not come: of the outbox, and by which groups were joined anew.
-    accepted: Vec<i64>,
-    rejoined: Vec<GroupId>,
-    /// How often something had been missed.
-    looks: u64,
-}
-
-/// Asks the relay where the groups stand, if something was missed.
-pub(super) async fn look(engine: &Engine) -> Result<Option<Stand>, Error> {
-    let usable = engine.store.with_tx(|tx| {
-        let looks = tx.looks_at_groups()?;
-        if looks == 0 {
-            return Ok::<_, Error>(None);
-        }
-        let mut usable = Vec::new();
-        for group in tx.groups()?.into_iter().filter(|group| group.state == GroupState::Active) {
-            // A group that the relay is still to hear of is at no place there.
-            if !tx.tasks(group.id)?.iter().any(|row| matches!(row.task, Task::Create { .. })) {
-                usable.push(group.id);
-            }
-        }
-        Ok(Some((usable, tx.awaiting_own_row()?, tx.rejoined_without_row()?, looks)))
-    });
-    let Some((usable, accepted, rejoined, looks)) = usable.await? else { return Ok(None) };
-    let list = engine.signed_in(|token| async move { engine.api.groups(&token).await }).await?;
-    let at = |group: &GroupId| {
-        let summary = list.groups.iter().find(|one| one.group_id == *group)?;
-        Some(summary.position.commit_seq)
-    };
-    let groups = usable.into_iter().map(|group| (group, at(&group))).collect();
-    Ok(Some(Stand { groups, accepted, rejoined, looks }))
-}
-
-/// Compares that with what this device has, once its queue was drained on a stream opened since. What has not come by then
-/// does not come.
-pub(super) async fn compare(engine: &Engine, stand: Stand) -> Result<(), Error> {
-    let Stand { groups, accepted, rejoined, looks } = stand;
-    for (group, at) in groups {
-        match at {
-            Some(at) => fetch(engine, group, at).await?,
-            None => {
-                let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
-                engine.store.with_tx(move |tx| settle_absence(tx, group, entropy, now_ms).map_err(Error::from)).await?;
-            }
-        }
-    }
-    engine
-        .store
-        .with_tx(move |tx| {
-            accepted.iter().try_for_each(|id| tx.start_over(*id))?;
-            rejoined.iter().try_for_each(|group| tx.rejoin_again(*group))?;
-            Ok(tx.looked_at_groups(looks)?)
-        })
-        .await
-}
-
-/// The relay's list of groups lacks one that can be used here.
-fn settle_absence(tx: &Tx<'_>, group: GroupId, entropy: Entropy, now_ms: u64) -> Result<(), StoreError> {
-    let Some(row) = tx.active_group(group)? else { return Ok(()) };
-    let leaves = |one: &OutboxRow| matches!(one.task, Task::Leave { .. }) && one.state != OutboxState::Waiting;
-    if tx.tasks(group)?.iter().any(leaves) {
-        return inbox::end_group(tx, &row, GroupState::Left, &StoredEvent::Left { group_id: group });
-    }
-    begin(tx, entropy, now_ms, &row)
-}
-
 /// Begins with groups whose state is missing altogether.
 async fn begin_with_what_is_missing(engine: &Engine) -> Result<(), Error> {
     let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
@@ -221,8 +151,8 @@ async fn begin_with_what_is_missing(engine: &Engine) -> Result<(), Error> {
         .store
         .with_tx(move |tx| {
             for group in tx.groups()?.iter().filter(|group| group.state == GroupState::Active) {
-                if !tx.has_mls_state(group.id)? {
-                    begin(tx, entropy, now_ms, group)?;
+                if !tx.has_mls_state(group.live)? {
+                    begin(tx, entropy, now_ms, group, Why::Lost)?;
                 }
             }
             Ok(())
@@ -270,7 +200,7 @@ pub(super) async fn run(engine: Arc<Engine>) {
         tokio::select! {
             Ok(()) = connection.changed() => {}
             Ok(()) = changed.changed(), if !failed => {}
-            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+            () = engine.clock.pass(pause.unwrap_or_default()), if pause.is_some() => {}
             () = engine.stopped() => return,
         }
     }
@@ -281,8 +211,11 @@ async fn step(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
     let stepped = match (recovery.step, &recovery.request) {
         (RecoveryStep::Rejoin, None) => prepare(engine, recovery).await,
         (RecoveryStep::Rejoin, Some(request)) => post(engine, recovery, request).await,
-        (RecoveryStep::Ask, None) => prepare_asking(engine, recovery).await,
+        (RecoveryStep::Ask | RecoveryStep::Follow, None) => prepare_asking(engine, recovery).await,
         (RecoveryStep::Ask, Some(request)) => ask(engine, recovery, request).await,
+        (RecoveryStep::Wait | RecoveryStep::Succeed, _) => successor::succeed(engine, recovery).await,
+        (RecoveryStep::Found, _) => successor::found(engine, recovery).await,
+        (RecoveryStep::Follow, Some(request)) => successor::ask_there(engine, recovery, request).await,
         (RecoveryStep::Accepted, _) => Ok(()),
     };
     match stepped {
@@ -297,7 +230,7 @@ async fn step(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
 }
 
 /// Changes what stands in the store of a recovery, unless more has become known meanwhile.
-async fn unless_overtaken(
+pub(super) async fn unless_overtaken(
     engine: &Engine,
     recovery: &Recovery,
     change: impl FnOnce(&Tx<'_>, &GroupRow) -> Result<(), Error> + Send + 'static,
@@ -315,7 +248,7 @@ async fn unless_overtaken(
 
 /// Makes the commit by which this device joins on its own.
 async fn prepare(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
-    let group = recovery.group_id;
+    let group = recovery.live;
     let answer = engine.signed_in(|token| async move { engine.api.group(&token, group).await }).await;
     let described = match answer {
         Ok(described) => described,
@@ -351,7 +284,7 @@ async fn prepare(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
 }
 
 async fn post(engine: &Engine, recovery: &Recovery, request: &[u8]) -> Result<(), Error> {
-    let group = recovery.group_id;
+    let group = recovery.live;
     let request: &CommitRequest = &stored(request)?;
     let answer = engine.signed_in(|token| async move { engine.api.commit(&token, group, request).await }).await;
     let again_ms = later(engine, recovery.attempts);
@@ -373,39 +306,61 @@ async fn post(engine: &Engine, recovery: &Recovery, request: &[u8]) -> Result<()
 
 /// The request's id stands in the store before it is posted, so that the members are asked once.
 async fn prepare_asking(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
+    if recovery.step == RecoveryStep::Ask && recovery.others.len() >= ASKING_ENOUGH {
+        // Whoever could let one in would have let them in.
+        return asked(engine, recovery, false).await;
+    }
     let request = Encoding::Cbor.encode(&RejoinRequest { message_id: engine.message_id()? });
     unless_overtaken(engine, recovery, move |tx, row| Ok(tx.set_recovery_request(row.id, &request)?)).await
 }
 
 async fn ask(engine: &Engine, recovery: &Recovery, request: &[u8]) -> Result<(), Error> {
-    let group = recovery.group_id;
+    let group = recovery.live;
     let request: &RejoinRequest = &stored(request)?;
     let answer = engine.signed_in(|token| async move { engine.api.rejoin(&token, group, request).await }).await;
-    match answer {
-        Ok(_) => {}
-        Err(error) if error.code() == Some(&ErrorCode::NotFound) => return no_member(engine, recovery).await,
+    let told = match answer {
+        Ok(_) => true,
+        Err(error) if error.code() == Some(&ErrorCode::NotFound) => {
+            if recovery.why != (Why::Refused { removes: true }) {
+                return no_member(engine, recovery).await;
+            }
+            // By the word of a commit that cannot be applied. There is nobody to ask.
+            false
+        }
         // What the relay has against it does not change by repeating it.
-        Err(error) if is_final(&error) => tracing::debug!(%error, "the members cannot be asked"),
+        Err(error) if is_final(&error) => {
+            tracing::debug!(%error, "the members cannot be asked");
+            false
+        }
         Err(error) => return Err(Error::Offline(error)),
-    }
-    let again_ms = engine.clock.now_ms().saturating_add(EVERY_MS + jitter_ms(engine.entropy, JITTER_MS));
-    let asked = move |tx: &Tx<'_>, row: &GroupRow| {
-        // One of them may answer at any time.
-        tx.set_step(row.id, RecoveryStep::Rejoin, again_ms)?;
-        Ok(tx.add_event(&StoredEvent::AskedIn { group_id: row.id })?)
     };
-    unless_overtaken(engine, recovery, asked).await
+    asked(engine, recovery, told).await
+}
+
+/// The members were asked, by this device or by others: they have their time now.
+async fn asked(engine: &Engine, recovery: &Recovery, told: bool) -> Result<(), Error> {
+    let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
+    let waits = move |tx: &Tx<'_>, row: &GroupRow| {
+        tx.note_asked(row.id, now_ms)?;
+        let until_ms = spread(entropy, now_ms.saturating_add(ANSWER_MS), tx.members(row.id)?.len());
+        tx.set_step(row.id, RecoveryStep::Wait, until_ms)?;
+        if told {
+            tx.add_event(&StoredEvent::AskedIn { group_id: row.id })?;
+        }
+        Ok(())
+    };
+    unless_overtaken(engine, recovery, waits).await
 }
 
 /// Whether an answer is the relay's no to this request, and not to the session.
-fn is_final(error: &ApiError) -> bool {
+pub(super) fn is_final(error: &ApiError) -> bool {
     error.is_a_no() && !session::has_ended(error)
 }
 
 /// The relay says that the account has no member in the group: it was removed, or the relay has lost the group.
 async fn no_member(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
-    let group = recovery.group_id;
-    let known = engine.store.with_tx(move |tx| Ok::<_, Error>(tx.group(group)?)).await?;
+    let (id, group) = (recovery.group_id, recovery.live);
+    let known = engine.store.with_tx(move |tx| Ok::<_, Error>(tx.group(id)?)).await?;
     let at = known.map_or(0, |row| row.commit_seq);
     let answer = engine.signed_in(|token| async move { engine.api.succession(&token, group, at).await }).await;
     let (attempts, again_ms) = (recovery.attempts, later(engine, recovery.attempts));
@@ -434,7 +389,7 @@ fn removed(tx: &Tx<'_>, row: &GroupRow) -> Result<(), Error> {
 }
 
 /// The group, if it is being recovered still.
-fn recovering(tx: &Tx<'_>, group: GroupId) -> Result<Option<GroupRow>, StoreError> {
+pub(super) fn recovering(tx: &Tx<'_>, group: GroupId) -> Result<Option<GroupRow>, StoreError> {
     Ok(tx.group(group)?.filter(|row| row.state == GroupState::Recovering))
 }
 
@@ -444,6 +399,6 @@ fn later(engine: &Engine, before: u32) -> u64 {
     engine.clock.now_ms().saturating_add(pause_ms / 2 + jitter_ms(engine.entropy, pause_ms / 2))
 }
 
-fn stored<T: serde::de::DeserializeOwned>(request: &[u8]) -> Result<T, Error> {
+pub(super) fn stored<T: serde::de::DeserializeOwned>(request: &[u8]) -> Result<T, Error> {
     Encoding::Cbor.decode(request).map_err(|error| Error::Store(format!("a stored request: {error}")))
 }

@@ -12,8 +12,8 @@ use super::{
     Engine,
     backoff::Backoff,
     inbox::{self, Outcome},
-    recovery::{self, Stand},
-    session,
+    missed::{self, Stand},
+    session, successor,
 };
 use crate::{
     Error,
@@ -66,7 +66,7 @@ pub(super) async fn run(engine: Arc<Engine>) {
             Ended::Stopped => return last_ack(&engine).await,
         }
         tokio::select! {
-            () = tokio::time::sleep(backoff.wait()) => {}
+            () = engine.clock.pass(backoff.wait()) => {}
             () = engine.stopped() => return last_ack(&engine).await,
         }
     }
@@ -78,7 +78,7 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
         return Ended::Lost;
     };
     // Before the stream is opened: what was posted by then comes before it has caught up.
-    let mut stand = match recovery::look(engine).await {
+    let mut stand = match missed::look(engine).await {
         Ok(stand) => stand,
         Err(Error::Refused(error)) if session::has_ended(&error) => return Ended::SignedOut,
         Err(error) => {
@@ -153,7 +153,7 @@ async fn caught_up(
 ) -> Result<bool, Error> {
     ack(stream, acked, cursor).await?;
     if let Some(stand) = stand {
-        recovery::compare(engine, stand).await?;
+        missed::compare(engine, stand).await?;
     }
     if engine.store.with_tx(|tx| tx.looks_at_groups().map_err(Error::from)).await? > 0 {
         return Ok(false);
@@ -180,7 +180,10 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
         match outcome.await? {
             Outcome::Applied(effect) => break effect,
             // Afterwards nothing is lacking, or the group is one to be recovered.
-            Outcome::Lacks { group_id, up_to } => recovery::fetch(engine, group_id, up_to).await?,
+            Outcome::Lacks { live, up_to } => missed::fetch(engine, live, up_to).await?,
+            // Afterwards it is known whether it is followed.
+            Outcome::Follows { group_id } => successor::consider(engine, group_id).await?,
+            Outcome::Undecided => return Err(Error::Store("an entry that was neither applied nor kept".into())),
         }
     };
     *cursor = seq;
@@ -206,6 +209,9 @@ async fn missed(engine: &Engine, cursor: &mut u64, span: Span, known: Known) -> 
     let told = engine.store.with_tx(move |tx| {
         tx.add_event(&StoredEvent::Missed { from, to })?;
         tx.look_at_groups()?;
+        for group in tx.groups()? {
+            tx.note_gap(group.id)?;
+        }
         tx.set_cursor(to).map_err(Error::from)
     });
     told.await?;

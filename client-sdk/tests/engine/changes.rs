@@ -1,8 +1,8 @@
 //! Changes of members: races, leaving, coming back, deleted accounts.
 
-use undertone::{Error, Event};
+use undertone::{Error, Event, Group};
 
-use crate::world::{World, event, has_texts, joined, members, wait_until};
+use crate::world::{World, event, has_commits, has_texts, joined, members, wait_until};
 
 #[tokio::test]
 async fn two_changes_at_the_same_moment_are_both_made() {
@@ -126,4 +126,41 @@ async fn whoever_has_no_key_packages_cannot_be_added() {
     assert!(matches!(group.add(id).await, Err(Error::UnknownAccount)));
     group.send("the outbox goes on").await.unwrap();
     assert_eq!(alice.outbox_empty(std::time::Duration::from_secs(10)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn three_who_change_the_group_at_the_same_moment_all_get_their_way() {
+    const ROUNDS: u64 = 100;
+    let world = World::new();
+    let (alice, bob, carol) =
+        (world.register("alice").await, world.register("bob").await, world.register("carol").await);
+    let (dave, erin) = (world.register("dave").await, world.register("erin").await);
+    let groups = world.group(&[&alice, &bob, &carol]).await;
+    let (dave, erin) = (dave.account().account_id, erin.account().account_id);
+    for round in 0..ROUNDS {
+        let name = format!("trip {round}");
+        let toggle = async |group: &Group, who| match round % 2 {
+            0 => group.add(who).await,
+            _ => group.remove(who).await,
+        };
+        let done = tokio::join!(groups[0].rename(&name), toggle(&groups[1], dave), toggle(&groups[2], erin));
+        assert!(matches!(done, (Ok(()), Ok(()), Ok(()))), "{done:?}");
+        has_commits(&world, &groups[0], 2 + (round + 1) * 3).await;
+        let mut expected = vec![alice.account().account_id, bob.account().account_id, carol.account().account_id];
+        if round % 2 == 0 {
+            expected.extend([dave, erin]);
+        }
+        expected.sort_unstable();
+        for group in &groups {
+            wait_until("all changes to be known", async || {
+                let summary = group.summary().await.unwrap();
+                (summary.name == name && members(group).await == expected).then_some(())
+            })
+            .await;
+        }
+    }
+    groups[0].send("still one group").await.unwrap();
+    for group in &groups[1..] {
+        has_texts(group, &["still one group"]).await;
+    }
 }

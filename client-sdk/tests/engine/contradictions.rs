@@ -8,13 +8,14 @@ use std::{
     time::Duration,
 };
 
-use undertone::{Client, Clock as _, Connection, Error, Event, Group, MessageStatus, SystemClock, api::ApiError};
+use undertone::{Client, Clock as _, Connection, Error, Event, Group, SystemClock, api::ApiError};
 use undertone_wire::{Delivery, Envelope, ErrorCode, Problem, ServerFrame, StaleGroup, UnackedCommit};
 
 use crate::{
     liar::{Call, Liar, Lie, lied_to, lost, refused, register_at, unknown},
     world::{
-        Standing, World, event, has_commits, has_status, has_texts, joined, key, members, online, standing, wait_until,
+        Standing, World, event, has_commits, has_failed, has_texts, is_sent, joined, key, members, online, standing,
+        wait_until,
     },
 };
 
@@ -55,7 +56,7 @@ async fn a_tidying_whose_time_comes_does_not_replace_a_commit_in_flight() {
     clock.0.fetch_add(10_000, SeqCst);
     // The outbox has looked at what is due by the time it has sent this.
     let id = elsewhere.send("looked").await.unwrap();
-    has_status(&actor, id, MessageStatus::Sent).await;
+    is_sent(&actor, id).await;
     world.relay.release_deliveries();
     adding.await.unwrap().unwrap();
     joined(&dave, group.id()).await;
@@ -170,7 +171,7 @@ async fn a_relay_that_contradicts_itself_is_not_asked_in_a_loop_and_holds_up_no_
     });
     one[0].send("refused").await.unwrap();
     let other = two[0].send("hello").await.unwrap();
-    has_status(&alice, other, MessageStatus::Sent).await;
+    is_sent(&alice, other).await;
     assert_eq!(liar.sends(), 2, "once each");
 }
 
@@ -187,8 +188,8 @@ async fn a_relay_that_fails_for_one_group_holds_up_no_other() {
     });
     let late = one[0].send("late").await.unwrap();
     let other = two[0].send("hello").await.unwrap();
-    has_status(&alice, other, MessageStatus::Sent).await;
-    has_status(&alice, late, MessageStatus::Sent).await;
+    is_sent(&alice, other).await;
+    is_sent(&alice, late).await;
 }
 
 #[tokio::test]
@@ -198,7 +199,7 @@ async fn a_task_that_is_put_off_keeps_its_place() {
     liar.tell(|call| matches!(call, Call::Create(0 | 1)).then(|| Lie::Now(refused(ErrorCode::Internal))));
     let group = alice.create_group("late").await.unwrap();
     let message = group.send("after the group").await.unwrap();
-    has_status(&alice, message, MessageStatus::Sent).await;
+    is_sent(&alice, message).await;
 }
 
 #[tokio::test]
@@ -243,7 +244,7 @@ async fn a_log_in_that_took_too_long_fails_no_message_and_signs_nobody_out() {
     });
     world.relay.cut_streams();
     let id = groups[0].send("hello").await.unwrap();
-    assert_eq!(alice.message_settled(id, Duration::from_secs(20)).await.unwrap(), MessageStatus::Sent);
+    assert!(alice.message_settled(id, Duration::from_secs(20)).await.unwrap().is_sent());
     online(&alice).await;
 }
 
@@ -286,11 +287,11 @@ async fn a_final_no_does_not_unsend_what_the_queue_has_confirmed() {
     let first = groups[0].send("hello").await.unwrap();
     wait_until("it to be posted again", async || (liar.sends() == 2).then_some(())).await;
     world.relay.release_deliveries();
-    has_status(&alice, first, MessageStatus::Sent).await;
+    is_sent(&alice, first).await;
     liar.open_gate();
     let second = groups[0].send("again").await.unwrap();
-    has_status(&alice, second, MessageStatus::Sent).await;
-    assert_eq!(alice.message_status(first).await.unwrap(), MessageStatus::Sent);
+    is_sent(&alice, second).await;
+    assert!(alice.message_status(first).await.unwrap().is_sent());
     has_texts(&groups[1], &["hello", "again"]).await;
 }
 
@@ -306,10 +307,10 @@ async fn a_problem_of_a_later_version_is_read_by_its_status() {
         _ => None,
     });
     let repeated = groups[0].send("repeated").await.unwrap();
-    has_status(&alice, repeated, MessageStatus::Sent).await;
+    is_sent(&alice, repeated).await;
     wait_until("it to be posted again", async || (liar.sends() == 2).then_some(())).await;
     let refused = groups[0].send("refused").await.unwrap();
-    has_status(&alice, refused, MessageStatus::Failed).await;
+    has_failed(&alice, refused).await;
     has_texts(&groups[1], &["repeated"]).await;
 }
 
@@ -338,7 +339,7 @@ async fn what_was_put_off_all_day_is_posted_anew_when_its_outcome_is_not_known()
             // The outbox looks at what is due when there is something to do.
             two[0].send("look").await.unwrap();
         }
-        has_status(&alice, id, MessageStatus::Sent).await;
+        is_sent(&alice, id).await;
         has_texts(&one[1], &["late"]).await;
     }
 }

@@ -6,7 +6,7 @@ use undertone::{Connection, Event, MessageStatus};
 use undertone_wire::ServerFrame;
 
 use crate::liar::lied_to;
-use crate::world::{World, builder_at, event, has_status, has_texts, joined, members, online, wait_until};
+use crate::world::{World, builder_at, event, has_commits, has_texts, is_sent, joined, members, online, wait_until};
 
 #[tokio::test]
 async fn what_is_written_offline_goes_out_later_once() {
@@ -21,7 +21,7 @@ async fn what_is_written_offline_goes_out_later_once() {
     assert_eq!(alice.message_status(sent[0]).await.unwrap(), MessageStatus::Queued);
     world.relay.come_back();
     has_texts(&groups[1], &["0", "1", "2", "3", "4"]).await;
-    has_status(&alice, sent[4], MessageStatus::Sent).await;
+    is_sent(&alice, sent[4]).await;
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn a_lost_answer_to_a_message_doubles_nothing() {
         world.relay.drop_answers(1);
         all.push(number.to_string());
         let id = groups[0].send(number.to_string()).await.unwrap();
-        has_status(&alice, id, MessageStatus::Sent).await;
+        is_sent(&alice, id).await;
     }
     has_texts(&groups[1], &all).await;
     has_texts(&groups[0], &all).await;
@@ -73,6 +73,36 @@ async fn a_lost_answer_to_a_commit_forks_nothing() {
     groups[1].send("one group").await.unwrap();
     has_texts(&groups[0], &["one group"]).await;
     wait_until("two members", async || (members(&groups[1]).await.len() == 2).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_send_that_is_refused_waits_until_all_before_it_is_read() {
+    const UNREAD: usize = 30;
+    let world = World::new();
+    let (alice, bob, carol) =
+        (world.register("alice").await, world.register("bob").await, world.register("carol").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    world.relay.hold_deliveries();
+    let mut unread: Vec<_> = (0..UNREAD).map(|n| format!("unread {n}")).collect();
+    for text in &unread {
+        groups[1].send(text).await.unwrap();
+    }
+    let adding = {
+        let (group, carol) = (groups[1].clone(), carol.account().account_id);
+        tokio::spawn(async move { group.add(carol).await })
+    };
+    has_commits(&world, &groups[0], 2).await;
+    let refused = groups[0].send("after all of it").await.unwrap();
+    // The refusal is there when the next thing that alice asks of the relay is answered.
+    alice.find("bob").await.unwrap();
+    assert_eq!(alice.message_status(refused).await.unwrap(), MessageStatus::Queued);
+    world.relay.release_deliveries();
+    adding.await.unwrap().unwrap();
+    is_sent(&alice, refused).await;
+    unread.push("after all of it".into());
+    for group in &groups {
+        has_texts(group, &unread).await;
+    }
 }
 
 #[tokio::test]
@@ -169,7 +199,7 @@ async fn what_was_not_taken_in_time_is_told() {
     bob.shutdown().await;
     for number in 0..4 {
         let id = group.send(number.to_string()).await.unwrap();
-        has_status(&alice, id, MessageStatus::Sent).await;
+        is_sent(&alice, id).await;
     }
     let first = world.relay.queue(&device)[0].seq;
     world.relay.expire_queue(&device, first + 1);
@@ -196,11 +226,11 @@ async fn a_restored_relay_is_one_event_and_nothing_else() {
         world.relay.restore();
         let text = format!("after {round}");
         let id = groups[0].send(&text).await.unwrap();
-        has_status(&alice, id, MessageStatus::Sent).await;
+        is_sent(&alice, id).await;
     }
     has_texts(&groups[1], &["before", "after 0", "after 1", "after 2"]).await;
     let id = groups[1].send("from bob").await.unwrap();
-    has_status(&bob, id, MessageStatus::Sent).await;
+    is_sent(&bob, id).await;
     has_texts(&groups[0], &["before", "after 0", "after 1", "after 2", "from bob"]).await;
     // Each jump is told once, whatever came between them.
     let (mut missed, mut texts) = (vec![], 0);
@@ -280,7 +310,7 @@ async fn what_is_missed_after_catching_up_is_told_and_looked_into_on_one_more_st
     world.relay.hold_deliveries();
     for number in 0..4 {
         let id = groups[0].send(number.to_string()).await.unwrap();
-        has_status(&alice, id, MessageStatus::Sent).await;
+        is_sent(&alice, id).await;
     }
     let first = world.relay.queue(&device)[0].seq;
     world.relay.expire_queue(&device, first + 1);

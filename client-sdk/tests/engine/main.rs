@@ -3,12 +3,14 @@
 
 mod changes;
 mod contradictions;
+mod convergence;
 mod faults;
 mod keys;
 mod liar;
 mod messages;
 mod nodes;
 mod other_relay;
+mod receipts;
 mod set_back;
 mod store;
 mod world;

@@ -2,7 +2,7 @@
 
 use undertone::{Error, Event, MessageStatus};
 
-use crate::world::{World, event, has_status, has_texts, joined, texts, wait_until};
+use crate::world::{World, event, has_failed, has_texts, is_sent, joined, texts, wait_until};
 
 #[tokio::test]
 async fn a_message_arrives_with_its_author_and_the_same_id() {
@@ -22,7 +22,7 @@ async fn a_message_arrives_with_its_author_and_the_same_id() {
     .await;
     assert_eq!((message.message_id, message.text()), (id, "snow!"));
     assert_eq!(message.from, alice.account());
-    has_status(&alice, id, MessageStatus::Sent).await;
+    is_sent(&alice, id).await;
     event(&alice, |event| match event {
         Event::MessageStatus { message_id, status: MessageStatus::Sent, .. } => (message_id == id).then_some(()),
         _ => None,
@@ -106,7 +106,7 @@ async fn what_was_queued_before_a_removal_fails_and_says_so() {
     let late = groups[1].send("too late").await.unwrap();
     world.relay.release_deliveries();
     removal.await.unwrap().unwrap();
-    has_status(&bob, late, MessageStatus::Failed).await;
+    has_failed(&bob, late).await;
     assert_eq!(bob.outbox_empty(std::time::Duration::from_secs(5)).await.unwrap(), 0);
 }
 

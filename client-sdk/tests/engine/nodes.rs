@@ -7,14 +7,14 @@ use std::sync::{
 };
 
 use undertone::{
-    Client, ClientBuilder, Clock, Connection, Error, ErrorKind, Event, MessageStatus, StoreAt,
+    Client, ClientBuilder, Clock, Connection, Error, ErrorKind, Event, StoreAt,
     api::{RelayApi, fake::FakeRelay},
 };
 use undertone_wire::{ByeReason, ErrorCode, ServerFrame};
 
 use crate::{
     liar::{Call, Liar, Lie, lied_to, refused},
-    world::{World, count_events, event, has_status, has_texts, key, online, registered, standing, wait_until},
+    world::{World, count_events, event, has_texts, is_sent, key, online, registered, standing, wait_until},
 };
 
 /// Somebody to whom the relay has two addresses.
@@ -56,13 +56,13 @@ async fn a_node_that_goes_is_left_for_the_next_without_being_offline() {
     clock.pass(&world, 10_000);
     world.relay.start_node(0);
     let id = groups[0].send("from the second").await.unwrap();
-    has_status(&alice, id, MessageStatus::Sent).await;
+    is_sent(&alice, id).await;
     assert_eq!(world.relay.node_of_stream(&alice.device_id()), Some(1), "it stays with what works");
     world.relay.kill_node(1);
     is_at(&world, &alice, 0).await;
     clock.pass(&world, 10_000);
     let id = groups[0].send("from the first").await.unwrap();
-    has_status(&alice, id, MessageStatus::Sent).await;
+    is_sent(&alice, id).await;
     has_texts(&groups[0], &["from the second", "from the first"]).await;
     assert_eq!(offline.load(SeqCst), 0);
     world.relay.kill_node(0);
@@ -93,7 +93,7 @@ async fn a_relay_that_is_stopping_is_asked_elsewhere_at_once() {
     let group = alice.create_group("ski trip").await.unwrap();
     stopping.tell(|call| matches!(call, Call::Send(..)).then(|| Lie::Now(refused(ErrorCode::Unavailable))));
     let id = group.send("hello").await.unwrap();
-    has_status(&alice, id, MessageStatus::Sent).await;
+    is_sent(&alice, id).await;
     assert_eq!(stopping.sends(), 1, "it went to the other address next");
 }
 

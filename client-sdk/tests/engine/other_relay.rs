@@ -6,7 +6,7 @@ use undertone::{Client, Connection, Error, Event, MessageStatus, api::fake::Fake
 
 use crate::{
     liar::{Call, Lie, lied_to, lost},
-    world::{World, count_events, has_commits, has_status, has_texts, joined, online, wait_until},
+    world::{World, count_events, has_commits, has_texts, is_sent, joined, online, wait_until},
 };
 
 /// Waits until the other relay has been looked at so often, and the client has taken it for no relay.
@@ -35,7 +35,7 @@ async fn messages_wait_until_the_relay_is_back() {
         assert_eq!(other.tokens_heard(), heard, "it is told nothing once it is known for another");
         assert_eq!(alice.message_status(id).await.unwrap(), MessageStatus::Queued);
         world.relay.take_its_place_again();
-        has_status(&alice, id, MessageStatus::Sent).await;
+        is_sent(&alice, id).await;
         online(&alice).await;
         wait_until("it to be told", async || (told.load(SeqCst) > round).then_some(())).await;
         assert_eq!(told.load(SeqCst), round + 1, "once each time it comes, not once each time it is looked at");

@@ -86,6 +86,17 @@ pub(crate) fn builder_at(relay: &Arc<FakeRelay>, path: std::path::PathBuf) -> Cl
     Client::builder("http://localhost").api(relay.connect()).store(path, key())
 }
 
+/// The same, with a clock of their own that the relay does not go by.
+pub(crate) fn builder_at_with(
+    relay: &Arc<FakeRelay>,
+    path: std::path::PathBuf,
+    clock: &Arc<impl Clock>,
+) -> ClientBuilder<StoreAt> {
+    let told = Arc::clone(clock);
+    let way = relay.connect_with_clock(Arc::new(move || told.now_ms()));
+    Client::builder("http://localhost").api(way).clock(Arc::clone(clock) as Arc<dyn Clock>).store(path, key())
+}
+
 /// Registers somebody and waits until they are online.
 pub(crate) async fn registered(builder: ClientBuilder<StoreAt>, name: &str) -> Client {
     let client = builder.register(name).await.unwrap();
@@ -166,11 +177,15 @@ pub(crate) fn count_events(client: &Client, counted: impl Fn(&Event) -> bool + S
     times
 }
 
-pub(crate) async fn has_status(client: &Client, message: undertone::MessageId, status: MessageStatus) {
-    wait_until(format!("a message to be {status:?}"), async || {
-        (client.message_status(message).await.unwrap() == status).then_some(())
-    })
-    .await;
+/// Waits until the relay has a message.
+pub(crate) async fn is_sent(client: &Client, message: undertone::MessageId) {
+    let look = async || client.message_status(message).await.unwrap().is_sent().then_some(());
+    wait_until("a message to be sent", look).await;
+}
+
+pub(crate) async fn has_failed(client: &Client, message: undertone::MessageId) {
+    let look = async || matches!(client.message_status(message).await.unwrap(), MessageStatus::Failed(_)).then_some(());
+    wait_until("a message to fail", look).await;
 }
 
 /// Waits until the relay has so many commits of a group.

@@ -142,8 +142,8 @@ async fn read_succession(
 }
 
 /// Records the group that goes on for those who stood in an epoch, unless one is recorded, and tells them. Answers the one
-/// that is recorded. For devices that were members in that epoch and are in the group that goes on. Repeating it changes
-/// nothing.
+/// that is recorded. For devices that were members in that epoch and are in the group that goes on, but none of the account
+/// that has posted the newest commit since. Repeating it changes nothing.
 #[utoipa::path(post, path = path::GROUP_SUCCESSOR, tag = "groups", params(("group" = String, Path)),
     request_body = SuccessorRequest,
     responses((status = 200, body = Succession), (status = "default", body = Problem)))]
@@ -170,6 +170,10 @@ async fn record_successor(tx: &mut Tx, call: &Call, request: &SuccessorRequest) 
     let recorded = groups::successor(tx, &call.group, *at).await?;
     if repeated || (recorded.is_some() && recorded != *replaces) || recorded == Some(*successor) {
         return read_succession(tx, &call.group, *at, position).await;
+    }
+    let newest = groups::newest_commit_account(tx, &call.group).await?;
+    if *at < position.commit_seq && newest == Some(call.caller.account) {
+        return Err(malformed("who posted the newest commit does not found what goes on without it"));
     }
     let standing = groups::standing(tx, successor, &call.caller.device).await?;
     if *successor == call.group || !standing.is_some_and(|standing| standing.member) {

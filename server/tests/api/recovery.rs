@@ -173,6 +173,8 @@ async fn the_first_successor_of_an_epoch_is_the_one_until_it_is_replaced(on: Bac
     let before: Succession = succession(&bob, group, 1).await.yes();
     assert_eq!((before.newest_commit_account, before.successor), (Some(mallory.account_id()), None));
 
+    let own = mallory.create_group().await;
+    succeed(&mallory, group, &founding(1, own)).await.no(ErrorCode::Malformed);
     let (one, two) = (alice.create_group().await, bob.create_group().await);
     let request = founding(1, one);
     for _ in 0..2 {

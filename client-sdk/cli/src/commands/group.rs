@@ -1,6 +1,6 @@
-//! `group create`, `add`, `remove`, `leave`, `list` and `show`.
+//! `group create`, `add`, `remove`, `rename`, `leave`, `list` and `show`.
 //!
-//! Creating, listing and showing work without a connection. A change of members needs the relay: it is made when the
+//! Creating, listing and showing work without a connection. A change of the group needs the relay: it is made when the
 //! command returns, or the reason says what is still under way.
 
 use std::time::Duration;
@@ -29,6 +29,7 @@ pub(super) async fn run(client: &Client, command: GroupCommand, output: Output) 
         GroupCommand::Create { name, add } => create(client, &name, &add, output).await,
         GroupCommand::Add { group, user } => add(client, &group, &user, output).await,
         GroupCommand::Remove { group, user } => remove(client, &group, &user, output).await,
+        GroupCommand::Rename { group, name } => rename(client, &group, &name, output).await,
         GroupCommand::Leave { group } => leave(client, &group, output).await,
         GroupCommand::List => list(client, output).await,
         GroupCommand::Show { group } => show(client, &group, output).await,
@@ -93,6 +94,15 @@ async fn remove(client: &Client, group: &str, user: &str, output: Output) -> Res
     })
 }
 
+async fn rename(client: &Client, group: &str, name: &str, output: Output) -> Result<(), Failure> {
+    let (before, handle) = for_change(client, group).await?;
+    change(client, handle.rename(name)).await?;
+    let name = handle.summary().await?.name;
+    output.tell(&Object::created(before.group_id, &name), || {
+        format!("{} is called {} now", people::clean_line(&before.name), people::clean_line(&name))
+    })
+}
+
 async fn leave(client: &Client, group: &str, output: Output) -> Result<(), Failure> {
     let (group, handle) = for_change(client, group).await?;
     change(client, handle.leave()).await?;
@@ -116,7 +126,7 @@ async fn show(client: &Client, group: &str, output: Output) -> Result<(), Failur
     output.tell(&Object::group(&group), || people::group(&group))
 }
 
-/// A group whose members can be changed now.
+/// A group that can be changed now.
 async fn for_change(client: &Client, group: &str) -> Result<(GroupSummary, Group), Failure> {
     connect(client).await?;
     let group = resolve::group(client, group).await?;
@@ -124,7 +134,7 @@ async fn for_change(client: &Client, group: &str) -> Result<(GroupSummary, Group
     Ok((group, handle))
 }
 
-/// Waits for a change of members, but not for a relay that is gone: the change stays in the outbox then.
+/// Waits for a change of a group, but not for a relay that is gone: the change stays in the outbox then.
 async fn change(client: &Client, change: impl Future<Output = Result<(), Error>>) -> Result<(), Failure> {
     tokio::select! {
         done = change => Ok(done?),

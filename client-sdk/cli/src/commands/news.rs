@@ -22,6 +22,7 @@ pub(super) fn group(event: &Event) -> Option<GroupId> {
         | Event::Undecryptable { group_id }
         | Event::Joined { group_id, .. }
         | Event::MembersChanged { group_id, .. }
+        | Event::GroupRenamed { group_id, .. }
         | Event::Removed { group_id, .. }
         | Event::Left { group_id }
         | Event::GroupRecovering { group_id }

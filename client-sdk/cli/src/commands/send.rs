@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use undertone::{Client, Connection, Error, MessageStatus};
+use undertone::{Client, Connection, Error, MessageStatus, SendFailure};
 
 use super::{catch_up, close};
 use crate::{
@@ -45,8 +45,10 @@ async fn deliver(client: &Client, send: &Send, text: String, until: Instant, out
     let message_id = client.group(group.group_id).send(text).await?;
     let patience = if state == Connection::Offline { Duration::ZERO } else { left(until) };
     match client.message_settled(message_id, patience).await? {
-        MessageStatus::Failed => Err(why_not(client, group.group_id).await?),
+        MessageStatus::Failed(why) => Err(why_not(why)),
         status => {
+            // Whether somebody has it already is not what was asked.
+            let status = if status.is_sent() { MessageStatus::Sent } else { status };
             output.tell(&Object::sent(message_id, status), || {
                 format!("{} to {}", status.as_str(), people::clean_line(&group.name))
             })?;
@@ -58,11 +60,13 @@ async fn deliver(client: &Client, send: &Send, text: String, until: Instant, out
     }
 }
 
-/// A message fails when this device turns out to be no member, or else by the relay's word.
-async fn why_not(client: &Client, group: undertone::GroupId) -> Result<Failure, Failure> {
-    let active = client.group(group).summary().await?.active;
-    let reason = if active { "the relay refused it".to_owned() } else { Error::NotMember.to_string() };
-    Ok(Failure::Refused(format!("the message was not sent: {reason}")))
+fn why_not(why: SendFailure) -> Failure {
+    let reason = match why {
+        SendFailure::NotMember => Error::NotMember.to_string(),
+        SendFailure::GroupStuck => Error::GroupStuck.to_string(),
+        _ => "the relay refused it".to_owned(),
+    };
+    Failure::Refused(format!("the message was not sent: {reason}"))
 }
 
 fn left(until: Instant) -> Duration {

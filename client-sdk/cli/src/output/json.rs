@@ -55,6 +55,11 @@ pub(crate) enum EventObject {
         added: Vec<String>,
         removed: Vec<String>,
     },
+    Renamed {
+        group_id: Text<GroupId>,
+        name: String,
+        by: Option<String>,
+    },
     Removed {
         group_id: Text<GroupId>,
         by: Option<String>,
@@ -66,6 +71,13 @@ pub(crate) enum EventObject {
         group_id: Text<GroupId>,
         message_id: Text<MessageId>,
         status: &'static str,
+        /// On so many devices of others.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        devices: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        of: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
     },
     Recovering {
         group_id: Text<GroupId>,
@@ -175,11 +187,17 @@ impl Object {
     pub(crate) fn event(event: &Event) -> Option<Self> {
         Some(Self::Event(match event {
             Event::MessageReceived(message) => return Some(Self::message(message)),
-            Event::MessageStatus { group_id, message_id, status } => EventObject::Status {
-                group_id: Text(*group_id),
-                message_id: Text(*message_id),
-                status: status.as_str(),
-            },
+            Event::MessageStatus { group_id, message_id, status } => {
+                let (devices, of) = match *status {
+                    MessageStatus::Delivered { to: some, of } | MessageStatus::Read { by: some, of } => {
+                        (Some(some), Some(of))
+                    }
+                    _ => (None, None),
+                };
+                let reason = if let MessageStatus::Failed(why) = status { Some(why.as_str()) } else { None };
+                let (group_id, message_id) = (Text(*group_id), Text(*message_id));
+                EventObject::Status { group_id, message_id, status: status.as_str(), devices, of, reason }
+            }
             Event::Undecryptable { group_id } => EventObject::Undecryptable { group_id: Text(*group_id) },
             Event::Joined { group_id, name, by } => {
                 EventObject::Joined { group_id: Text(*group_id), name: name.clone(), by: by.name() }
@@ -189,6 +207,11 @@ impl Object {
                 by: by.as_ref().map(Contact::name),
                 added: added.iter().map(Contact::name).collect(),
                 removed: removed.iter().map(Contact::name).collect(),
+            },
+            Event::GroupRenamed { group_id, name, by } => EventObject::Renamed {
+                group_id: Text(*group_id),
+                name: name.clone(),
+                by: by.as_ref().map(Contact::name),
             },
             Event::Removed { group_id, by } => {
                 EventObject::Removed { group_id: Text(*group_id), by: by.as_ref().map(Contact::name) }
@@ -228,6 +251,7 @@ fn recovered(how: Recovered) -> &'static str {
         Recovered::MissedCommits => "missed_commits",
         Recovered::Rejoined => "rejoined",
         Recovered::LetIn => "let_in",
+        Recovered::Successor => "successor",
         _ => "unknown",
     }
 }
@@ -246,6 +270,8 @@ fn connection(state: Connection) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use undertone::SendFailure;
+
     use super::*;
 
     const ACCOUNT: &str = "01020304-0506-8708-890a-0b0c0d0e0f10";
@@ -352,6 +378,20 @@ mod tests {
         assert_eq!(
             event(&Event::MessageStatus { group_id: group(), message_id, status: MessageStatus::Sent }),
             format!(r#"{{"event":"status","group_id":"{GROUP}","message_id":"{MESSAGE}","status":"sent"}}"#)
+        );
+        let read = MessageStatus::Read { by: 1, of: 2 };
+        assert!(
+            event(&Event::MessageStatus { group_id: group(), message_id, status: read })
+                .ends_with(r#""status":"read","devices":1,"of":2}"#)
+        );
+        let failed = MessageStatus::Failed(SendFailure::NotMember);
+        assert!(
+            event(&Event::MessageStatus { group_id: group(), message_id, status: failed })
+                .ends_with(r#""status":"failed","reason":"not_member"}"#)
+        );
+        assert_eq!(
+            event(&Event::GroupRenamed { group_id: group(), name: "team".into(), by: Some(bob()) }),
+            format!(r#"{{"event":"renamed","group_id":"{GROUP}","name":"team","by":"bob"}}"#)
         );
         assert_eq!(event(&Event::Missed { from: 3, to: 5 }), r#"{"event":"missed","first":3,"last":5}"#);
         assert_eq!(

@@ -58,7 +58,7 @@ pub(crate) fn group(group: &GroupSummary) -> String {
 pub(crate) fn history_line(message: &Message) -> String {
     let status = match message.status {
         MessageStatus::Queued => "  (queued)",
-        MessageStatus::Failed => "  (not sent)",
+        MessageStatus::Failed(_) => "  (not sent)",
         _ => "",
     };
     format!("{}  {}: {}{status}", full_time(message.sent_at_ms), message.from.name(), body(message))
@@ -72,13 +72,15 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
             let time = time(message.sent_at_ms, now);
             return Some(format!("{time} {place}{}: {}", message.from.name(), body(message)));
         }
-        Event::MessageStatus { status: MessageStatus::Failed, .. } => "a message was not sent".to_owned(),
+        Event::MessageStatus { status: MessageStatus::Failed(_), .. } => "a message was not sent".to_owned(),
         Event::Undecryptable { .. } => "a message came that cannot be read".to_owned(),
         Event::Joined { name, by, .. } => {
             let name = clean_line(name);
             return Some(format!("* {} added you to {name}", by.name()));
         }
         Event::MembersChanged { by, added, removed, .. } => members_changed(by.as_ref(), added, removed),
+        Event::GroupRenamed { name, by: Some(by), .. } => format!("{} calls the group {}", by.name(), clean_line(name)),
+        Event::GroupRenamed { name, by: None, .. } => format!("the group is called {}", clean_line(name)),
         Event::Removed { by: Some(by), .. } => format!("{} removed you", by.name()),
         Event::Removed { by: None, .. } => "you were removed".to_owned(),
         Event::Left { .. } => "you have left".to_owned(),
@@ -87,6 +89,9 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
         }
         Event::GroupAskedIn { .. } => "the other members are asked to let this device in again".to_owned(),
         Event::GroupRecovered { how: Recovered::MissedCommits, .. } => return None,
+        Event::GroupRecovered { how: Recovered::Successor, .. } => {
+            "a member had brought the group to a halt; it goes on without them".to_owned()
+        }
         Event::GroupRecovered { .. } => {
             "this device is back; what others wrote meanwhile cannot be read here".to_owned()
         }

@@ -37,6 +37,8 @@ pub(super) struct GroupState {
     pub(super) newest_commit_account: AccountId,
     /// Which group goes on for those who stood at a commit.
     pub(super) successors: BTreeMap<u64, GroupId>,
+    /// All that were recorded, the replaced ones too.
+    pub(super) recorded: Vec<(u64, GroupId)>,
 }
 
 /// A device's stay in a group.
@@ -278,6 +280,7 @@ impl GroupState {
             commits_expired: 0,
             newest_commit_account: caller.account,
             successors: BTreeMap::new(),
+            recorded: Vec::new(),
         }
     }
 

@@ -313,6 +313,12 @@ impl FakeRelay {
         self.look(|state| state.groups.get(group).map(groups::GroupState::member_devices).unwrap_or_default())
     }
 
+    /// Which groups were recorded to go on in a group's place, those that were replaced included: each with the commit at
+    /// which those stood for whom it goes on.
+    pub fn successors(&self, group: &GroupId) -> Vec<(u64, GroupId)> {
+        self.look(|state| state.groups.get(group).map(|group| group.recorded.clone()).unwrap_or_default())
+    }
+
     /// Waits until `holds` is true of the relay. Looks again after each change.
     pub async fn until(&self, holds: impl Fn(&Self) -> bool) {
         self.until_some(|| holds(self).then_some(())).await;

@@ -34,6 +34,11 @@ impl State {
         if repeated || taken || before.successor == Some(*successor) {
             return Ok(before);
         }
+        let (newest, position) = (before.newest_commit_account, before.position);
+        if *at < position.commit_seq && newest == Some(post.caller.account) {
+            let rule = "who posted the newest commit does not found what goes on without it";
+            return Err(refused(ErrorCode::Malformed, rule));
+        }
         let goes_on = self.groups.get(successor).is_some_and(|group| group.members.contains_key(&post.caller.device));
         if *successor == post.group || !goes_on {
             let rule = "the successor is another group, of which the caller is a member";
@@ -41,6 +46,7 @@ impl State {
         }
         let group = self.groups.get_mut(&post.group).ok_or_else(not_found)?;
         group.successors.insert(*at, *successor);
+        group.recorded.push((*at, *successor));
         let (told, now) = (group.members_at(*at).into_iter().collect::<Vec<_>>(), group.succession(*at));
         self.deliver(&told, &Envelope::Successor { group_id: post.group, at: *at, successor: *successor });
         self.remember(&once, 0);

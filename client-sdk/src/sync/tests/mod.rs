@@ -1,7 +1,12 @@
-//! Welcomes that a stranger crafts, and what a member can do to a history: through an honest relay. `recovery`: what brings a
-//! device back into a group.
+//! Welcomes that a stranger crafts, and what a member can do to a history: through an honest relay. `crashes`: a device that
+//! dies at each of its writes; `insider`: a member that breaks a group; `recovery`: what brings a device back into a group;
+//! `updates`: new keys.
 
+mod crashes;
+mod insider;
 mod recovery;
+mod updates;
+mod world;
 
 use std::{
     sync::{
@@ -89,7 +94,9 @@ impl Scene {
     async fn crafted(&self, id: GroupId, detours: u64) -> WelcomeParts {
         let provider = OpenMlsRustCrypto::default();
         let identity = &self.mallory.engine().identity;
-        let mut key = group::create(&provider, identity, id, &Profile { name: "ski trip".into() }).unwrap().rejoin_key;
+        let mut key = group::create(&provider, identity, id, &Profile { name: "ski trip".into(), continues: None })
+            .unwrap()
+            .rejoin_key;
         let mut at = 0;
         for _ in 0..detours {
             let other = Identity::create(Entropy::system()).unwrap();

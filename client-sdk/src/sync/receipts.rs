@@ -1,0 +1,70 @@
+//! Telling the authors of messages that this device has them, and that they were read; and taking note of what others
+//! tell. A receipt is content like any other, so the relay sees no difference.
+//!
+//! Invariant: a receipt covers all there is since the first message after the last gap, so that one which is lost is made up
+//! for by the next; and there is at most one in a while, whatever comes.
+
+use undertone_wire::GroupId;
+
+use super::inbox::Context;
+use crate::{
+    crypto::Member,
+    event::StoredEvent,
+    message::{Body, Mark},
+    store::{Said, StoreError, Task, Tx},
+};
+
+/// What comes within this time is told together.
+const GATHER_MS: u64 = 1_000;
+
+/// In a larger group nobody is told: each receipt goes to all.
+const DEVICES_MAX: usize = 32;
+
+/// More authors than this cannot be told of in one receipt; there are no more devices.
+const MARKS_MAX: usize = DEVICES_MAX;
+
+/// Plans a receipt, unless one is planned.
+pub(crate) fn plan(tx: &Tx<'_>, group: GroupId, now_ms: u64) -> Result<(), StoreError> {
+    if tx.has_more_devices(group, DEVICES_MAX)? || tx.is_planned(group, &Task::Receipt)? {
+        return Ok(());
+    }
+    tx.add_task(group, &Task::Receipt, None, now_ms.saturating_add(GATHER_MS)).map(drop)
+}
+
+/// What is to be told; `None` if that is nothing.
+pub(super) fn body(tx: &Tx<'_>, group: GroupId) -> Result<Option<Body>, StoreError> {
+    let (delivered, read) = tx.receipt(group)?;
+    let nothing = delivered.is_empty() && read.is_empty();
+    Ok((!nothing).then_some(Body::Receipt { delivered, read }))
+}
+
+/// Takes note of what another member's device has told.
+pub(super) fn apply(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    group_id: GroupId,
+    from: Member,
+    delivered: &[Mark],
+    read: &[Mark],
+) -> Result<(), StoreError> {
+    let own = context.identity.account();
+    if from.account == own {
+        return Ok(());
+    }
+    let mut changed = Vec::new();
+    for (said, marks) in [(Said::Delivered, delivered), (Said::Read, read)] {
+        for mark in marks.iter().take(MARKS_MAX).filter(|mark| mark.account == own) {
+            for message in tx.count_receipt(group_id, from.device, own, said, mark)? {
+                if !changed.contains(&message) {
+                    changed.push(message);
+                }
+            }
+        }
+    }
+    for message_id in changed {
+        if let Some(status) = tx.status(message_id)? {
+            tx.add_event(&StoredEvent::Status { group_id, message_id, status })?;
+        }
+    }
+    Ok(())
+}

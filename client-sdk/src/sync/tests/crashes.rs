@@ -1,0 +1,253 @@
+//! A device that dies at any of its writes, and goes on where it was.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    until,
+    world::{World, is_in, online, reads},
+};
+use crate::{Client, Error, Group, crypto::group, store::points::Points};
+
+/// So many of the points are taken in the short form.
+const SAMPLE: u64 = 24;
+
+/// A step that takes longer does not happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// bob, who dies at one of his writes and is opened again.
+struct Mortal<'a> {
+    world: &'a World,
+    points: Points,
+    client: Option<Client>,
+}
+
+impl<'a> Mortal<'a> {
+    fn new(world: &'a World, dies_at: u64) -> Self {
+        let points = Points::count(&world.folder.path().join("bob"));
+        points.die_at(dies_at);
+        Self { world, points, client: None }
+    }
+
+    /// bob as he is now, if he can be brought to life.
+    async fn alive(&mut self) -> Result<Client, Error> {
+        if let Some(client) = self.client.take() {
+            client.contacts().await?;
+            self.client = Some(client.clone());
+            return Ok(client);
+        }
+        let opened = match self.world.builder("bob").open().await {
+            Err(Error::NotRegistered) => self.world.builder("bob").register("bob").await,
+            opened => opened,
+        };
+        let client = opened?;
+        self.client = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Does a step until it is done, however often he dies meanwhile. It answers whether it is.
+    async fn does(&mut self, what: &str, step: impl AsyncFn(&Client) -> Result<bool, Error>) {
+        let mut died = self.points.has_died();
+        let mut tick = tokio::time::interval(Duration::from_millis(2));
+        let all = async {
+            loop {
+                tick.tick().await;
+                let client = match self.alive().await {
+                    Ok(client) => client,
+                    // He died while he was registered or opened; or what he was has not let go of his store yet.
+                    Err(Error::Closed | Error::StoreInUse) => continue,
+                    Err(error) => panic!("{what}: {error}"),
+                };
+                let points = self.points.clone();
+                let death = async move {
+                    let mut tick = tokio::time::interval(Duration::from_millis(2));
+                    while died || !points.has_died() {
+                        tick.tick().await;
+                    }
+                };
+                let done = tokio::select! {
+                    done = step(&client) => done,
+                    () = death => Err(Error::Closed),
+                };
+                match done {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(Error::Closed) => {
+                        died = true;
+                        self.client = None;
+                    }
+                    Err(Error::Offline(_)) => {}
+                    Err(error) => panic!("{what}: {error}"),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    }
+
+    /// Sends a text, once.
+    async fn sends(&mut self, group: &Group, text: &str) {
+        let id = group.id();
+        self.does(text, async |bob| {
+            let group = bob.group(id);
+            let history = group.history(100, None).await?;
+            if !history.iter().any(|message| message.text() == text) {
+                group.send(text).await?;
+            }
+            Ok(true)
+        })
+        .await;
+        // The others read it, whatever becomes of him.
+        let began = Instant::now();
+        let mut tick = tokio::time::interval(Duration::from_millis(5));
+        while !group.history(100, None).await.unwrap().iter().any(|message| message.text() == text) {
+            tick.tick().await;
+            self.does(text, async |_| Ok(true)).await;
+            assert!(began.elapsed() < PATIENCE, "waited in vain: {text}");
+        }
+    }
+
+    async fn reads(&mut self, group: &Group, text: &str) {
+        let id = group.id();
+        self.does(text, async |bob| match bob.group(id).history(100, None).await {
+            Ok(history) => Ok(history.iter().any(|message| message.text() == text)),
+            Err(error) => Err(error),
+        })
+        .await;
+    }
+
+    async fn is_in(&mut self, group: &Group) {
+        let id = group.id();
+        self.does("to be in the group", async |bob| match bob.group(id).summary().await {
+            Ok(summary) => Ok(summary.active),
+            Err(Error::UnknownGroup) => Ok(false),
+            Err(error) => Err(error),
+        })
+        .await;
+    }
+}
+
+/// All that a device does, with a death at one point, or none. Answers how many points there were, and whether he died.
+async fn life(dies_at: u64) -> (u64, bool) {
+    let world = World::new();
+    let (alice, carol) = (world.register("alice").await, world.register("carol").await);
+    let mut bob = Mortal::new(&world, dies_at);
+    bob.does("to be online", async |bob| Ok(bob.connection() == crate::Connection::Online)).await;
+    let account = bob.client.as_ref().unwrap().account().account_id;
+    let device = bob.client.as_ref().unwrap().device_id();
+    bob.does("to have key packages there", async |_| Ok(world.relay.key_packages(&device) == (100, true))).await;
+    let group = alice.create_group("ski trip").await.unwrap();
+
+    // Joining and receiving.
+    group.add(account).await.unwrap();
+    bob.is_in(&group).await;
+    group.send("hello").await.unwrap();
+    bob.reads(&group, "hello").await;
+    // Sending and committing.
+    bob.sends(&group, "from bob").await;
+    let id = group.id();
+    bob.does("to rename", async |bob| {
+        let group = bob.group(id);
+        if group.summary().await?.name != "renamed" {
+            group.rename("renamed").await?;
+        }
+        Ok(true)
+    })
+    .await;
+    let carols = carol.account().account_id;
+    bob.does("to add carol", async |bob| {
+        let group = bob.group(id);
+        if !group.summary().await?.members.iter().any(|one| one.account_id == carols) {
+            group.add(carols).await?;
+        }
+        Ok(true)
+    })
+    .await;
+    is_in(&carol, id).await;
+    // Joining on his own.
+    bob.does("to be there", async |bob| bob.groups().await.map(|_| true)).await;
+    bob.points.pause(true);
+    let lost = bob.client.as_ref().unwrap().engine().store.with_tx(move |tx| Ok(group::forget(&tx.mls(), id)?));
+    // He may have died just before.
+    let _: Result<(), Error> = lost.await;
+    bob.points.pause(false);
+    bob.sends(&group, "back").await;
+    // Key upkeep.
+    world.relay.hand_out(account, 60);
+    bob.does("to publish key packages", async |bob| {
+        bob.engine().publish_keys().await?;
+        Ok(world.relay.key_packages(&device) == (100, true))
+    })
+    .await;
+    // Leaving, and coming back.
+    bob.does("to leave", async |bob| match bob.group(id).leave().await {
+        Ok(()) | Err(Error::NotMember) => Ok(true),
+        Err(error) => Err(error),
+    })
+    .await;
+    let leaves = async || group.summary().await.unwrap().members.len() == 2;
+    until("bob to be gone", leaves).await;
+    group.add(account).await.unwrap();
+    bob.is_in(&group).await;
+    group.send("again").await.unwrap();
+    bob.reads(&group, "again").await;
+    bob.sends(&group, "and again").await;
+
+    bob.does("to have sent all", async |bob| {
+        let now_ms = bob.engine().clock.now_ms() + 3_600_000;
+        bob.engine().store.with_tx(move |tx| Ok(tx.outbox_len(now_ms)? == 0)).await
+    })
+    .await;
+    bob.does("to have taken all", async |_| Ok(world.relay.queue_len(&device) == 0)).await;
+    let (passed, died) = (bob.points.passed(), bob.points.has_died());
+    let bob = bob.alive().await.unwrap();
+    online(&bob).await;
+    let texts = async |group: &Group| {
+        let history = group.history(100, None).await.unwrap();
+        history.iter().map(|message| message.text().to_owned()).collect::<Vec<_>>()
+    };
+    let all = ["hello", "from bob", "back", "again", "and again"];
+    assert_eq!(texts(&group).await, all);
+    assert_eq!(texts(&bob.group(id)).await, all);
+    let members = async |group: &Group| group.summary().await.unwrap().members.len();
+    assert_eq!((members(&group).await, members(&bob.group(id)).await, members(&carol.group(id)).await), (3, 3, 3));
+    reads(&carol.group(id), "and again").await;
+    until("bob to have the newest number", async || {
+        let cursor = bob.engine().store.with_tx(|tx| tx.cursor().map_err(Error::from)).await.unwrap();
+        Some(cursor + 1) == world.relay.next_seq(&device)
+    })
+    .await;
+    (passed, died)
+}
+
+/// At every point in the long form (`tests/run --soak`); in the short one, at some of each part of a life, from a seed.
+#[tokio::test]
+async fn a_device_that_dies_at_any_write_goes_on_where_it_was() {
+    let mut killed = 0;
+    if std::env::var_os("TEST_SOAK").is_some() {
+        // Lives differ by a few points. The first that ends before the next point has none left to die at.
+        while life(killed + 1).await.1 {
+            killed += 1;
+        }
+        let (points, _) = life(0).await;
+        println!("{points} points in a life without a death, killed at {killed}");
+        assert!(killed >= points * 9 / 10, "killed at {killed} of {points}");
+        return;
+    }
+    let (points, _) = life(0).await;
+    let seed: u64 = std::env::var("TEST_SEED").map_or_else(|_| rand(), |seed| seed.parse().unwrap());
+    println!("{points} points in a life without a death; TEST_SEED={seed}");
+    // The last ones may not be there in another life.
+    let part = points * 9 / 10 / SAMPLE;
+    for n in 0..SAMPLE {
+        let at = 1 + n * part + seed % part;
+        assert!(life(at).await.1, "there is a point {at}");
+        killed += 1;
+    }
+    println!("killed at {killed}");
+    assert_eq!(killed, SAMPLE);
+}
+
+fn rand() -> u64 {
+    u64::from_be_bytes(crate::crypto::Entropy::system().bytes().unwrap())
+}

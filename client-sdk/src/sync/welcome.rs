@@ -1,0 +1,103 @@
+//! Applying a Welcome: this device is added to a group, let in again, or taken on to a group's successor.
+//!
+//! Invariant: a Welcome for a group that this device is in changes nothing, and neither does an older one.
+
+use undertone_wire::{Bytes, GroupId};
+
+use super::{
+    inbox::{self, Context, Effect, Outcome},
+    recovery, successor,
+};
+use crate::{
+    crypto::{
+        CryptoError,
+        group::{self, Continues, Joined},
+    },
+    event::{Recovered, StoredEvent},
+    store::{GroupRow, GroupState, StoreError, Tx},
+};
+
+/// Applies one. `live` is the group's id at the relay.
+pub(super) fn apply(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    live: GroupId,
+    commit_seq: u64,
+    group_info: &Bytes,
+    secrets: &Bytes,
+) -> Result<Outcome, StoreError> {
+    if i64::try_from(commit_seq).is_err() {
+        return Ok(Outcome::default());
+    }
+    let join = || group::join(&tx.mls(), live, commit_seq, group_info, secrets);
+    let Some(group) = tx.group_by_live(live)? else {
+        return match tx.recovery_towards(live)? {
+            Some(recovery) => successor::follow(tx, context, &recovery, commit_seq, join),
+            None => join_new(tx, context, live, commit_seq, join),
+        };
+    };
+    // Who is in gets commits. An older Welcome, which a last-resort key package would open again, is a replay.
+    if group.state == GroupState::Active || group.commit_seq >= commit_seq {
+        return Ok(Outcome::default());
+    }
+    let recovering = group.state == GroupState::Recovering;
+    if recovering && tx.may_have_rejoined(group.id)? {
+        // What comes of that comes later than this.
+        return Ok(Outcome::default());
+    }
+    let Some(joined) = tx.attempt(join)? else {
+        return inbox::undecryptable(tx, group.id).map(Outcome::Applied);
+    };
+    let before = tx.member_accounts(group.id)?;
+    let named = group.name.clone();
+    enter(tx, group.id, commit_seq, &joined)?;
+    if recovering {
+        inbox::tell_name(tx, group.id, &named, &joined.profile.name)?;
+        inbox::tell_members(tx, group.id, Some(joined.by.account), &before, &tx.member_accounts(group.id)?)?;
+        recovery::done(tx, group.id, Recovered::LetIn)?;
+    } else {
+        tx.add_event(&StoredEvent::Joined { group_id: group.id, name: joined.profile.name, by: joined.by.account })?;
+    }
+    Ok(Outcome::Applied(Effect { joined: true, ..Effect::default() }))
+}
+
+/// This device has been added to a group of which nothing is known here.
+fn join_new(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    live: GroupId,
+    commit_seq: u64,
+    join: impl FnOnce() -> Result<Joined, CryptoError>,
+) -> Result<Outcome, StoreError> {
+    let Some(joined) = tx.attempt(join)? else {
+        return inbox::undecryptable(tx, live).map(Outcome::Applied);
+    };
+    if let Some(Continues { group, .. }) = joined.profile.continues
+        && tx.group_by_live(group)?.is_some_and(|group| !group.state.is_over())
+    {
+        // The successor of a group that goes on here is none.
+        group::forget(&tx.mls(), live)?;
+        return Ok(Outcome::default());
+    }
+    // A conversation that has gone on in another group may have begun with this one.
+    let taken = tx.group(live)?.is_some();
+    let id = if taken { GroupId::from_random(context.entropy.bytes()?) } else { live };
+    enter(tx, id, commit_seq, &joined)?;
+    tx.add_event(&StoredEvent::Joined { group_id: id, name: joined.profile.name, by: joined.by.account })?;
+    Ok(Outcome::Applied(Effect { joined: true, ..Effect::default() }))
+}
+
+/// Notes that this device is in a group now.
+pub(super) fn enter(tx: &Tx<'_>, id: GroupId, commit_seq: u64, joined: &Joined) -> Result<(), StoreError> {
+    tx.save_group(&GroupRow {
+        id,
+        live: joined.group,
+        name: joined.profile.name.clone(),
+        state: GroupState::Active,
+        commit_seq,
+        rejoin_key: joined.rejoin_key.clone(),
+    })?;
+    let members = group::members(&tx.mls(), joined.group)?;
+    tx.note_gap(id)?;
+    tx.save_members(id, &members, &members)
+}
