@@ -181,7 +181,8 @@ impl Client {
         self.connection()
     }
 
-    /// Waits until the relay has all that was to be sent, or `patience` ends. Answers with how much is left.
+    /// Waits until the relay has all that was to be sent, or `patience` ends. Answers with how much is left. What is done at a
+    /// later time, as telling others what has come, does not count before that.
     pub async fn outbox_empty(&self, patience: Duration) -> Result<u64, Error> {
         let mut changed = self.engine().store.work_changed();
         let empty = async {

@@ -30,7 +30,8 @@ impl Contact {
 pub enum Event {
     /// A message came.
     MessageReceived(Message),
-    /// One of this account's messages was sent or failed.
+    /// One of this account's messages was sent or failed, or others have it or have read it. One receipt may be about many
+    /// messages at once: of more than 100, only the newest 100 are told; the history knows of all.
     MessageStatus {
         /// The group.
         group_id: GroupId,

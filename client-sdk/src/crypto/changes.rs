@@ -1,6 +1,6 @@
 //! What a commit does to a group's membership, and whether it may.
 //!
-//! Invariant: the verdict depends on the commit and the leaves of the tree only, so that all members agree on it.
+//! Invariant: the verdict depends on the commit and the group before it only, so that all members agree on it.
 
 use openmls::prelude::{LeafNodeIndex, Proposal, StagedCommit};
 use undertone_wire::{AuthenticatedData, Encoding};

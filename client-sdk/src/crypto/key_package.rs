@@ -32,17 +32,20 @@ pub(crate) fn make(
 }
 
 /// Forgets the private half of each of these key packages of this device whose lifetime was over at `now_ms`. A Welcome for
-/// one cannot come any more: nobody adds what does not outlive the relay's retention.
+/// one cannot come any more: nobody adds what does not outlive the relay's retention. Until when all others live; `None` if
+/// there are none.
 pub(crate) fn forget_expired(
     provider: &impl Provider,
     key_packages: &[KeyPackage],
     now_ms: u64,
-) -> Result<(), CryptoError> {
-    for expired in key_packages.iter().filter(|one| one.life_time().not_after() < now_ms / 1_000) {
-        let reference = expired.hash_ref(provider.crypto()).map_err(CryptoError::invalid)?;
+) -> Result<Option<u64>, CryptoError> {
+    let (live, expired): (Vec<_>, Vec<_>) =
+        key_packages.iter().partition(|one| one.life_time().not_after() >= now_ms / 1_000);
+    for one in expired {
+        let reference = one.hash_ref(provider.crypto()).map_err(CryptoError::invalid)?;
         provider.storage().delete_key_package(&reference).map_err(CryptoError::storage)?;
     }
-    Ok(())
+    Ok(live.iter().map(|one| one.life_time().not_after().saturating_mul(1_000)).min())
 }
 
 /// A key package that may enter a commit: it verifies, has enough of its lifetime left for a member that applies the

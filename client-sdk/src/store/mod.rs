@@ -53,6 +53,9 @@ pub(crate) use recoveries::{Recovery, RecoveryStep, Successor, Why};
 const DATABASE: &str = "undertone.db";
 const LOCK: &str = "lock";
 
+/// So many statements are kept ready; there are fewer.
+const STATEMENTS_MAX: usize = 512;
+
 /// Each file raises `user_version` by one. A shipped file is never edited.
 const MIGRATIONS: &[&str] = &[
     include_str!("schema/0001_init.sql"),
@@ -342,6 +345,7 @@ fn open_connection(path: &Path, key: &StoreKey) -> Result<(Connection, File), St
         }
         other => other?,
     }
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     for (pragma, value) in
         [("journal_mode", "WAL"), ("synchronous", "FULL"), ("secure_delete", "ON"), ("foreign_keys", "ON")]
     {

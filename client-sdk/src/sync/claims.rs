@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use undertone_api::{ApiError, RelayApi as _};
-use undertone_wire::{AccountId, Bytes, ClaimRequest, DeviceId, GroupId, Limits, suite};
+use undertone_wire::{AccountId, Bytes, ClaimRequest, GroupId, Limits, suite};
 
 use super::{Engine, inbox, session, unknown_account};
 use crate::{
@@ -32,31 +32,33 @@ pub(super) struct Claims {
 
 /// What a task needs to add somebody.
 pub(super) async fn claim_for(engine: &Engine, row: &OutboxRow) -> Result<Claims, Error> {
+    if !matches!(row.task, Task::Add { .. } | Task::LetIn { .. } | Task::Gather { .. }) {
+        return Ok(Claims::default());
+    }
+    let group = row.group_id;
+    let staying = engine.store.with_tx(move |tx| {
+        let gone = tx.gone(group)?;
+        Ok::<_, Error>(tx.members(group)?.into_iter().filter(|one| !gone.contains(&one.device)).collect::<Vec<_>>())
+    });
+    let staying = staying.await?;
+    let joins = |one: &Member| !staying.contains(one);
     let of_one = |key_packages| Claims { key_packages, ..Claims::default() };
     match &row.task {
-        Task::Add { account } => claim_of(engine, row, *account, None).await.map(of_one),
-        Task::LetIn { account, device } => claim_of(engine, row, *account, Some(*device)).await.map(of_one),
-        Task::Gather { accounts } => claim_possible(engine, row, accounts).await,
+        Task::Add { account } => claim_of(engine, *account, joins).await.map(of_one),
+        Task::LetIn { account, device } => claim_of(engine, *account, |one| one.device == *device).await.map(of_one),
+        Task::Gather { accounts } => claim_possible(engine, accounts, joins).await,
         _ => Ok(Claims::default()),
     }
 }
 
-/// Key packages for all devices of an account that are not in the group, or whose leaf there is to go; or for one device.
+/// Key packages for those devices of an account that are wanted.
 async fn claim_of(
     engine: &Engine,
-    row: &OutboxRow,
     account: AccountId,
-    device: Option<DeviceId>,
+    is_wanted: impl Fn(&Member) -> bool,
 ) -> Result<Vec<(Member, Bytes)>, Error> {
     let (_, list) = engine.learn(account).await?;
-    let listed = key_package::members_of(&list)?;
-    let group = row.group_id;
-    let (members, gone) = engine.store.with_tx(move |tx| Ok::<_, Error>((tx.members(group)?, tx.gone(group)?))).await?;
-    let is_wanted = |one: &Member| match device {
-        Some(device) => one.device == device,
-        None => !members.contains(one) || gone.contains(&one.device),
-    };
-    let wanted: Vec<_> = listed.into_iter().filter(is_wanted).collect();
+    let wanted: Vec<_> = key_package::members_of(&list)?.into_iter().filter(is_wanted).collect();
     if wanted.is_empty() {
         return Ok(vec![]);
     }
@@ -71,12 +73,16 @@ async fn claim_of(
     if usable.is_empty() { Err(Error::NoKeyPackages) } else { Ok(usable) }
 }
 
-/// Key packages for all devices of those accounts that have some, as many as one commit may add.
-async fn claim_possible(engine: &Engine, row: &OutboxRow, accounts: &[AccountId]) -> Result<Claims, Error> {
+/// Key packages for the wanted devices of those accounts that have some, as many as one commit may add.
+async fn claim_possible(
+    engine: &Engine,
+    accounts: &[AccountId],
+    is_wanted: impl Fn(&Member) -> bool,
+) -> Result<Claims, Error> {
     let most = Limits::default().commit_added_max;
     let mut claims = Claims::default();
     for (n, account) in accounts.iter().enumerate() {
-        let of_account = match claim_of(engine, row, *account, None).await {
+        let of_account = match claim_of(engine, *account, &is_wanted).await {
             Ok(of_account) => of_account,
             Err(Error::Offline(ApiError::Refused(problem))) => {
                 tracing::debug!(code = %problem.code, "an account cannot be added now");

@@ -40,8 +40,6 @@ pub(super) enum Outcome {
     Lacks { live: GroupId, up_to: u64 },
     /// It would take a group on to its successor, of which the relay is to be asked first. Nothing was written.
     Follows { group_id: GroupId },
-    /// Whether it takes a group on to its successor is not decided yet. Nothing was written.
-    Undecided,
 }
 
 impl Default for Outcome {
@@ -79,27 +77,16 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, delivery: &Delivery) -> 
 
 /// Applies what an entry brings.
 pub(super) fn apply_envelope(tx: &Tx<'_>, context: &Context<'_>, envelope: &Envelope) -> Result<Outcome, StoreError> {
-    let outcome = match envelope {
-        Envelope::GroupMessage { group_id: live, .. } | Envelope::GroupCommit { group_id: live, .. }
-            if tx.is_held(*live)? =>
-        {
-            tx.hold(*live, envelope)?;
-            Outcome::default()
-        }
-        Envelope::GroupMessage { group_id, message } => apply_message(tx, context, *group_id, message)?,
-        Envelope::GroupCommit { group_id, commit_seq, commit } => match tx.group_by_live(*group_id)? {
-            Some(group) => apply_commit(tx, context, group.id, *commit_seq, commit)?,
-            None => Outcome::default(),
+    Ok(match envelope {
+        Envelope::GroupMessage { group_id: live, message } => match tx.group_by_live(*live)? {
+            Some(group) => apply_message(tx, context, &group, message)?,
+            None => keep(tx, *live, envelope)?,
         },
-        Envelope::Welcome { group_id, commit_seq, group_info, secrets } => {
-            match welcome::apply(tx, context, *group_id, *commit_seq, group_info, secrets)? {
-                Outcome::Undecided => {
-                    tx.hold(*group_id, envelope)?;
-                    Outcome::default()
-                }
-                outcome => outcome,
-            }
-        }
+        Envelope::GroupCommit { group_id: live, commit_seq, commit } => match tx.group_by_live(*live)? {
+            Some(group) => apply_commit(tx, context, group.id, *commit_seq, commit)?,
+            None => keep(tx, *live, envelope)?,
+        },
+        Envelope::Welcome { .. } => welcome::apply(tx, context, envelope)?,
         Envelope::MembersGone { group_id, .. } => {
             if let Some(group) = tx.group_by_live(*group_id)? {
                 tx.look_at(group.id, None)?;
@@ -125,8 +112,16 @@ pub(super) fn apply_envelope(tx: &Tx<'_>, context: &Context<'_>, envelope: &Enve
         Envelope::KeysLow { .. } => Outcome::Applied(Effect { keys_wanted: true, ..Effect::default() }),
         Envelope::LastResortUsed { suite } => last_resort_used(tx, *suite)?,
         _ => Outcome::default(),
-    };
-    Ok(outcome)
+    })
+}
+
+/// An entry of a group that is not known here means nothing, unless it is still to be decided whether this device follows
+/// there.
+fn keep(tx: &Tx<'_>, live: GroupId, envelope: &Envelope) -> Result<Outcome, StoreError> {
+    if tx.is_held(live)? {
+        tx.hold(live, envelope)?;
+    }
+    Ok(Outcome::default())
 }
 
 /// The wish to replace the last-resort key package outlives the entry that brought it.
@@ -251,20 +246,19 @@ fn plan_letting_in(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, wanted:
     tx.add_task(group.id, &task, None, context.now_ms.saturating_add(turn_ms)).map(drop)
 }
 
-fn apply_message(tx: &Tx<'_>, context: &Context<'_>, live: GroupId, message: &Bytes) -> Result<Outcome, StoreError> {
-    let known = tx.group_by_live(live)?;
-    let Some(group) = known.filter(|one| matches!(one.state, GroupState::Active | GroupState::Recovering)) else {
-        return Ok(Outcome::default());
-    };
+fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, message: &Bytes) -> Result<Outcome, StoreError> {
     let group_id = group.id;
+    if group.state.is_over() {
+        return Ok(Outcome::default());
+    }
     let own = tx.task_by_hash(&Hash::of(message.as_slice()))?;
     if let Some(row) = own.filter(|row| row.group_id == group_id && !row.task.commits()) {
-        return apply_own_message(tx, context, &group, &row).map(Outcome::Applied);
+        return apply_own_message(tx, context, group, &row).map(Outcome::Applied);
     }
     if group.state == GroupState::Recovering {
         return undecryptable(tx, group_id).map(Outcome::Applied);
     }
-    let opened = tx.attempt(|| group::open(&tx.mls(), live, group.commit_seq, message.as_slice()))?;
+    let opened = tx.attempt(|| group::open(&tx.mls(), group.live, group.commit_seq, message.as_slice()))?;
     let (from, bytes) = match opened {
         Some(Opened::Message { from, content }) => (from, content),
         Some(Opened::Own) => return Ok(Outcome::default()),
@@ -272,7 +266,7 @@ fn apply_message(tx: &Tx<'_>, context: &Context<'_>, live: GroupId, message: &By
             updates::soon(tx, context.entropy, context.now_ms, group_id)?;
             return undecryptable(tx, group_id).map(Outcome::Applied);
         }
-        Some(Opened::Commit(_)) | None => return not_opened(tx, context, &group, message),
+        Some(Opened::Commit(_)) | None => return not_opened(tx, context, group, message),
     };
     let Some(content) = Content::decode(&bytes) else {
         return undecryptable(tx, group_id).map(Outcome::Applied);
@@ -431,11 +425,12 @@ fn after_commit(
     })?;
     let members = group::members(&tx.mls(), group.live)?;
     tx.save_members(group.id, &members, &applied.added)?;
-    for device in &applied.added {
-        let task = Task::LetIn { account: device.account, device: device.device };
-        for row in tx.tasks(group.id)?.iter().filter(|row| row.task == task && row.state == OutboxState::Waiting) {
-            finish(tx, row, Ok(()))?;
-        }
+    let let_in = |row: &OutboxRow| match row.task {
+        Task::LetIn { account, device } => applied.added.contains(&Member { account, device }),
+        _ => false,
+    };
+    for row in tx.tasks(group.id)?.iter().filter(|row| row.state == OutboxState::Waiting && let_in(row)) {
+        finish(tx, row, Ok(()))?;
     }
     if now.profile.name != group.name {
         let (group_id, name) = (group.id, now.profile.name.clone());

@@ -55,12 +55,12 @@ pub(super) async fn run(engine: Arc<Engine>) {
 }
 
 /// Publishes what is missing at the relay. Answers with how long a renewal that is still wanted has to wait.
-pub(super) async fn top_up(engine: &Engine) -> Result<Option<Duration>, Error> {
+pub(super) async fn top_up(engine: &Engine, kept: &mut Kept) -> Result<Option<Duration>, Error> {
     publish_pending(engine).await?;
     let counts = engine.signed_in(|token| async move { engine.api.key_counts(&token).await }).await?;
     let (one_time, last_resort) = of_default_suite(&counts);
     let missing = if one_time < LOW { FULL - one_time } else { 0 };
-    forget_expired(engine).await?;
+    forget_expired(engine, kept).await?;
     let wait_ms = renewal_in_ms(engine).await?;
     let renewed = if last_resort { (wait_ms == Some(0)).then_some(Why::Used) } else { Some(Why::Missing) };
     if missing > 0 || renewed.is_some() {
@@ -68,6 +68,12 @@ pub(super) async fn top_up(engine: &Engine) -> Result<Option<Duration>, Error> {
         publish_pending(engine).await?;
     }
     Ok(wait_ms.filter(|_| renewed.is_none()).map(Duration::from_millis))
+}
+
+/// What is known of the private halves in the store. Those that are made later live longer.
+#[derive(Default)]
+pub(super) struct Kept {
+    all_live_until_ms: Option<u64>,
 }
 
 /// Why a last-resort key package is made.
@@ -91,13 +97,18 @@ async fn renewal_in_ms(engine: &Engine) -> Result<Option<u64>, Error> {
     Ok(known.await?.map(|renewed_ms| RENEW_EVERY_MS.saturating_sub(since(renewed_ms))))
 }
 
-/// Forgets the private halves of key packages that are past their lifetime, by the device's clock and by the relay's.
-async fn forget_expired(engine: &Engine) -> Result<(), Error> {
+/// Forgets the private halves of key packages that are past their lifetime, by the device's clock and by the relay's. None of
+/// them is read before one can be.
+async fn forget_expired(engine: &Engine, kept: &mut Kept) -> Result<(), Error> {
     let now_ms = engine.clock.now_ms().min(engine.relay_now_ms());
-    engine
+    if kept.all_live_until_ms.is_some_and(|until_ms| now_ms <= until_ms) {
+        return Ok(());
+    }
+    let forgotten = engine
         .store
-        .with_tx(move |tx| key_package::forget_expired(&tx.mls(), &tx.key_packages()?, now_ms).map_err(Error::from))
-        .await
+        .with_tx(move |tx| key_package::forget_expired(&tx.mls(), &tx.key_packages()?, now_ms).map_err(Error::from));
+    kept.all_live_until_ms = forgotten.await?;
+    Ok(())
 }
 
 fn of_default_suite(counts: &KeyCounts) -> (u64, bool) {
@@ -131,7 +142,7 @@ async fn publish_pending(engine: &Engine) -> Result<(), Error> {
         match answer {
             Ok(_) => {}
             // The relay has them or will never take them; the counts tell what is missing then.
-            Err(error) if error.is_a_no() && !session::has_ended(&error) => {
+            Err(error) if session::is_final(&error) => {
                 tracing::warn!(%error, "a batch of key packages was refused");
             }
             Err(error) => return Err(error.into()),

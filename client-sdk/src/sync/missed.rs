@@ -29,7 +29,7 @@ pub(super) async fn fetch(engine: &Engine, live: GroupId, up_to: u64) -> Result<
         let answer = engine.signed_in(|token| async move { engine.api.group_commits(&token, live, at).await }).await;
         let commits = match answer {
             Ok(answer) => answer.commits,
-            Err(error) if error.is_a_no() && !session::has_ended(&error) => vec![],
+            Err(error) if session::is_final(&error) => vec![],
             Err(error) => return Err(error.into()),
         };
         let follows = commits.first().is_some_and(|first| first.commit_seq == at + 1);

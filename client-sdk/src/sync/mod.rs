@@ -1,9 +1,9 @@
 //! The engine: keeps the local store and the relay in step.
 //!
 //! Five tasks share it. [`stream`] receives and applies what the queue brings, [`outbox`] does what is to be done at
-//! the relay, [`recovery`] brings the device back into groups whose state is of no use, [`directory`] looks at the device
-//! lists of others, [`key_upkeep`] keeps key packages at the relay. They meet only in the store: each step is one transaction, and the next step is found by reading it, so that a restart goes on where the
-//! last one stopped.
+//! the relay, [`recovery`] brings the device back into groups that cannot go on for it, [`directory`] looks at the device
+//! lists of others, [`key_upkeep`] keeps key packages at the relay. They meet only in the store: each step is one
+//! transaction, and the next step is found by reading it, so that a restart goes on where the last one stopped.
 //!
 //! Another relay at the relay's address is to all of them as no relay: once that is seen it is asked for nothing but which
 //! relay it is, and nothing is given up.
@@ -66,7 +66,7 @@ pub(crate) struct Engine {
     keys_wanted: watch::Sender<()>,
     stopping: watch::Sender<bool>,
     session: session::Session,
-    key_upkeep: Mutex<()>,
+    key_upkeep: Mutex<key_upkeep::Kept>,
     received: AtomicU64,
     sent: AtomicU64,
 }
@@ -94,7 +94,7 @@ impl Engine {
             keys_wanted: watch::Sender::new(()),
             stopping: watch::Sender::new(false),
             session: session::Session::default(),
-            key_upkeep: Mutex::new(()),
+            key_upkeep: Mutex::default(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
         })
@@ -204,8 +204,7 @@ impl Engine {
     /// Publishes the key packages that are missing at the relay. Answers with the time until that should be done again, if
     /// it is known.
     pub(crate) async fn publish_keys(&self) -> Result<Option<Duration>, Error> {
-        let _one_at_a_time = self.key_upkeep.lock().await;
-        key_upkeep::top_up(self).await
+        key_upkeep::top_up(self, &mut *self.key_upkeep.lock().await).await
     }
 
     /// Completes when no device list is left to look at.

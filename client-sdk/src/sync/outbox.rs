@@ -63,9 +63,13 @@ pub(super) async fn run(engine: Arc<Engine>) {
         connection.mark_unchanged();
         let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
         let next = engine.store.with_tx(move |tx| {
+            if let Some(row) = tx.next_task(now_ms)? {
+                return Ok::<_, Error>((Some(row), None));
+            }
+            // Keys are replaced when there is nothing else to do.
             updates::plan(tx, entropy, now_ms)?;
             let (row, at_ms, update_ms) = (tx.next_task(now_ms)?, tx.next_task_at_ms(now_ms)?, tx.next_update_ms()?);
-            Ok::<_, Error>((row, at_ms.into_iter().chain(update_ms).min()))
+            Ok((row, at_ms.into_iter().chain(update_ms).min()))
         });
         let (pause, connects) = match next.await {
             Ok((Some(row), _)) => {

@@ -6,8 +6,8 @@
 //! asks the members, who may answer at any time; if the group goes on for none of them, another one does (see
 //! [`successor`]); an hour later it begins again.
 //!
-//! Invariant: nothing of the group is given up before the device is in it again, or the relay has said that it is over; what was
-//! to be sent waits. What came of a request counts only if nothing else has become known of the group meanwhile.
+//! Invariant: nothing of the group is given up before the device is in it again, or the relay has said that it is over; what
+//! was to be sent waits. What came of a request counts only if nothing else has become known of the group meanwhile.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{Bytes, CommitRequest, DeviceId, Encoding, ErrorCode, GroupId, Hash, RejoinRequest, StaleGroup};
 
-use super::{Engine, backoff::Backoff, inbox, session, successor};
+use super::{Engine, backoff::Backoff, inbox, session::is_final, successor};
 use crate::{
     Error,
     crypto::{
@@ -350,11 +350,6 @@ async fn asked(engine: &Engine, recovery: &Recovery, told: bool) -> Result<(), E
         Ok(())
     };
     unless_overtaken(engine, recovery, waits).await
-}
-
-/// Whether an answer is the relay's no to this request, and not to the session.
-pub(super) fn is_final(error: &ApiError) -> bool {
-    error.is_a_no() && !session::has_ended(error)
 }
 
 /// The relay says that the account has no member in the group: it was removed, or the relay has lost the group.

@@ -21,6 +21,11 @@ pub(super) fn has_ended(error: &ApiError) -> bool {
     error.code() == Some(&ErrorCode::Unauthenticated)
 }
 
+/// Whether an answer is the relay's no to this request, and not to the session.
+pub(super) fn is_final(error: &ApiError) -> bool {
+    error.is_a_no() && !has_ended(error)
+}
+
 impl Session {
     /// The session's token; logs in if there is none.
     pub(super) async fn token(&self, engine: &Engine) -> Result<Bytes, ApiError> {

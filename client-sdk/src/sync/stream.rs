@@ -183,7 +183,6 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
             Outcome::Lacks { live, up_to } => missed::fetch(engine, live, up_to).await?,
             // Afterwards it is known whether it is followed.
             Outcome::Follows { group_id } => successor::consider(engine, group_id).await?,
-            Outcome::Undecided => return Err(Error::Store("an entry that was neither applied nor kept".into())),
         }
     };
     *cursor = seq;

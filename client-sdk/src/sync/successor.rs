@@ -15,7 +15,8 @@ use undertone_wire::{
 
 use super::{
     Engine, inbox,
-    recovery::{self, is_final, stored, unless_overtaken},
+    recovery::{self, stored, unless_overtaken},
+    session::is_final,
     welcome,
 };
 use crate::{
@@ -107,7 +108,27 @@ fn hurry(tx: &Tx<'_>, context: &inbox::Context<'_>, before: &Recovery) -> Result
     Ok(())
 }
 
-/// A Welcome has come for a group that is said to go on in the place of one that cannot.
+/// What a device makes of a group that is said to go on in the place of one that cannot.
+pub(super) enum Stance {
+    /// It follows there.
+    Follows,
+    /// It does if the relay confirms it.
+    Asks,
+    /// It is not clear yet that the group cannot go on.
+    Waits,
+}
+
+/// Before others were heard of, the fault may be here alone: then the members of the group answer.
+pub(super) fn stance(recovery: &Recovery, now_ms: u64) -> Stance {
+    let helpless = recovery.why == Why::Refused { removes: true } || !recovery.others.is_empty();
+    match recovery.step {
+        RecoveryStep::Follow => Stance::Follows,
+        _ if helpless || recovery::is_unanswered(recovery, now_ms) => Stance::Asks,
+        _ => Stance::Waits,
+    }
+}
+
+/// Takes a group on to its successor, by a Welcome to that.
 pub(super) fn follow(
     tx: &Tx<'_>,
     context: &inbox::Context<'_>,
@@ -120,12 +141,6 @@ pub(super) fn follow(
     };
     if tx.may_have_rejoined(row.id)? {
         return Ok(inbox::Outcome::default());
-    }
-    if recovery.step != RecoveryStep::Follow {
-        // Before others were heard of, the fault may be here alone: then the members of this group answer.
-        let helpless = recovery.why == Why::Refused { removes: true } || !recovery.others.is_empty();
-        let may_follow = helpless || recovery::is_unanswered(recovery, context.now_ms);
-        return Ok(if may_follow { inbox::Outcome::Follows { group_id: row.id } } else { inbox::Outcome::Undecided });
     }
     let Some(joined) = tx.attempt(join)? else {
         // Its members let it in by another one.
@@ -227,7 +242,7 @@ pub(super) async fn consider(engine: &Engine, group: GroupId) -> Result<(), Erro
     let known = look(engine, &recovery, noted.at).await?;
     let followed = known.filter(|known| known.fit == Some(noted.group));
     let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
-    let (step, why) = (recovery.step, recovery.why);
+    let follows = recovery.step == RecoveryStep::Follow;
     unless_overtaken(engine, &recovery, move |tx, row| match followed {
         Some(known) => {
             let context = inbox::Context { identity: &identity, entropy, now_ms };
@@ -236,10 +251,10 @@ pub(super) async fn consider(engine: &Engine, group: GroupId) -> Result<(), Erro
         None => {
             tx.note_successor(row.id, None)?;
             tx.take_held(noted.group)?;
-            match (step, why) {
-                (RecoveryStep::Follow, _) => Ok(tx.set_step(row.id, RecoveryStep::Succeed, now_ms + PAUSE_MS)?),
-                _ => Ok(()),
+            if follows {
+                tx.set_step(row.id, RecoveryStep::Succeed, now_ms.saturating_add(PAUSE_MS))?;
             }
+            Ok(())
         }
     })
     .await
@@ -370,8 +385,8 @@ fn go_on_there(
 pub(super) async fn ask_there(engine: &Engine, recovery: &Recovery, request: &[u8]) -> Result<(), Error> {
     let (entropy, now_ms, again_ms) = (engine.entropy, engine.clock.now_ms(), recovery::in_an_hour(engine));
     let Some(successor) = recovery.successor else {
-        let look =
-            move |tx: &Tx<'_>, row: &GroupRow| Ok(tx.set_step(row.id, RecoveryStep::Succeed, now_ms + PAUSE_MS)?);
+        let from_ms = now_ms.saturating_add(PAUSE_MS);
+        let look = move |tx: &Tx<'_>, row: &GroupRow| Ok(tx.set_step(row.id, RecoveryStep::Succeed, from_ms)?);
         return unless_overtaken(engine, recovery, look).await;
     };
     let request: &RejoinRequest = &stored(request)?;

@@ -2,11 +2,12 @@
 //!
 //! Invariant: a Welcome for a group that this device is in changes nothing, and neither does an older one.
 
-use undertone_wire::{Bytes, GroupId};
+use undertone_wire::{Envelope, GroupId};
 
 use super::{
     inbox::{self, Context, Effect, Outcome},
-    recovery, successor,
+    recovery,
+    successor::{self, Stance},
 };
 use crate::{
     crypto::{
@@ -17,22 +18,23 @@ use crate::{
     store::{GroupRow, GroupState, StoreError, Tx},
 };
 
-/// Applies one. `live` is the group's id at the relay.
-pub(super) fn apply(
-    tx: &Tx<'_>,
-    context: &Context<'_>,
-    live: GroupId,
-    commit_seq: u64,
-    group_info: &Bytes,
-    secrets: &Bytes,
-) -> Result<Outcome, StoreError> {
+/// Applies one; any other envelope is none.
+pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, envelope: &Envelope) -> Result<Outcome, StoreError> {
+    let Envelope::Welcome { group_id: live, commit_seq, group_info, secrets } = envelope else {
+        return Ok(Outcome::default());
+    };
+    let (live, commit_seq) = (*live, *commit_seq);
     if i64::try_from(commit_seq).is_err() {
         return Ok(Outcome::default());
     }
     let join = || group::join(&tx.mls(), live, commit_seq, group_info, secrets);
     let Some(group) = tx.group_by_live(live)? else {
         return match tx.recovery_towards(live)? {
-            Some(recovery) => successor::follow(tx, context, &recovery, commit_seq, join),
+            Some(recovery) => match successor::stance(&recovery, context.now_ms) {
+                Stance::Follows => successor::follow(tx, context, &recovery, commit_seq, join),
+                Stance::Asks => Ok(Outcome::Follows { group_id: recovery.group_id }),
+                Stance::Waits => tx.hold(live, envelope).map(|()| Outcome::default()),
+            },
             None => join_new(tx, context, live, commit_seq, join),
         };
     };

@@ -2,7 +2,7 @@
 
 use undertone::{Error, Event, Group};
 
-use crate::world::{World, event, has_commits, has_texts, joined, members, wait_until};
+use crate::world::{PATIENCE, World, event, has_commits, has_texts, joined, members, wait_until};
 
 #[tokio::test]
 async fn two_changes_at_the_same_moment_are_both_made() {
@@ -125,7 +125,7 @@ async fn whoever_has_no_key_packages_cannot_be_added() {
     bob.delete_account().await.unwrap();
     assert!(matches!(group.add(id).await, Err(Error::UnknownAccount)));
     group.send("the outbox goes on").await.unwrap();
-    assert_eq!(alice.outbox_empty(std::time::Duration::from_secs(10)).await.unwrap(), 0);
+    assert_eq!(alice.outbox_empty(PATIENCE).await.unwrap(), 0);
 }
 
 #[tokio::test]

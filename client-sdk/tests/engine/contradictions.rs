@@ -1,11 +1,8 @@
 //! Answers and frames that come too late, twice, or should not be: nothing is lost, doubled, forked or asked without end.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
 use undertone::{Client, Clock as _, Connection, Error, Event, Group, SystemClock, api::ApiError};
@@ -14,8 +11,8 @@ use undertone_wire::{Delivery, Envelope, ErrorCode, Problem, ServerFrame, StaleG
 use crate::{
     liar::{Call, Liar, Lie, lied_to, lost, refused, register_at, unknown},
     world::{
-        Standing, World, event, has_commits, has_failed, has_texts, is_sent, joined, key, members, online, standing,
-        wait_until,
+        PATIENCE, Standing, World, event, has_commits, has_failed, has_texts, is_sent, joined, key, members, online,
+        standing, wait_until,
     },
 };
 
@@ -244,7 +241,7 @@ async fn a_log_in_that_took_too_long_fails_no_message_and_signs_nobody_out() {
     });
     world.relay.cut_streams();
     let id = groups[0].send("hello").await.unwrap();
-    assert!(alice.message_settled(id, Duration::from_secs(20)).await.unwrap().is_sent());
+    assert!(alice.message_settled(id, PATIENCE).await.unwrap().is_sent());
     online(&alice).await;
 }
 

@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -17,8 +16,10 @@ use proptest::{
     strategy::ValueTree as _,
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
-use tokio::{task::JoinSet, time::Instant};
-use undertone::{AccountId, Client, Clock, Connection, Group, GroupId, MessageId, SystemClock};
+use tokio::task::JoinSet;
+use undertone::{
+    AccountId, Client, Clock as _, Connection, Group, GroupId, MessageId, SystemClock, api::fake::FastClock,
+};
 
 use crate::world::{World, builder_at_with, wait_until};
 
@@ -84,26 +85,10 @@ fn steps(seed: u64) -> Vec<Step> {
     vec(step(), 20..60).new_tree(&mut runner).unwrap().current()
 }
 
-/// A clock that is off, and goes faster.
-struct Skewed {
-    began: Instant,
-    began_ms: u64,
-}
-
-impl Clock for Skewed {
-    fn now_ms(&self) -> u64 {
-        self.began_ms + u64::try_from((self.began.elapsed() * SPEED).as_millis()).unwrap()
-    }
-
-    fn pass(&self, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(tokio::time::sleep(time / SPEED))
-    }
-}
-
 /// People whose clocks are days apart.
 struct Crowd {
     world: World,
-    clocks: Vec<Arc<Skewed>>,
+    clocks: Vec<Arc<FastClock>>,
     people: Vec<Client>,
     accounts: Vec<AccountId>,
 }
@@ -115,7 +100,7 @@ impl Crowd {
         for n in 0..PEOPLE {
             let off_ms = (n as u64 * 17 % 7) * 12 * 60 * 60 * 1_000;
             let began_ms = SystemClock.now_ms() + off_ms - 36 * 60 * 60 * 1_000;
-            clocks.push(Arc::new(Skewed { began: Instant::now(), began_ms }));
+            clocks.push(FastClock::from(began_ms, SPEED));
             let name = format!("p{n}");
             let builder = builder_at_with(&world.relay, world.store(&name), &clocks[n]);
             people.push(builder.register(name.as_str()).await.unwrap());

@@ -6,7 +6,9 @@ use undertone::{Connection, Event, MessageStatus};
 use undertone_wire::ServerFrame;
 
 use crate::liar::lied_to;
-use crate::world::{World, builder_at, event, has_commits, has_texts, is_sent, joined, members, online, wait_until};
+use crate::world::{
+    PATIENCE, World, builder_at, event, has_commits, has_texts, is_sent, joined, members, online, wait_until,
+};
 
 #[tokio::test]
 async fn what_is_written_offline_goes_out_later_once() {
@@ -156,7 +158,7 @@ async fn a_process_that_dies_goes_on_where_it_stopped() {
     }
     has_texts(&at_bob, &all).await;
     has_texts(&alice.group(at_bob.id()), &all).await;
-    assert_eq!(alice.outbox_empty(Duration::from_secs(10)).await.unwrap(), 0);
+    assert_eq!(alice.outbox_empty(PATIENCE).await.unwrap(), 0);
 }
 
 #[tokio::test]

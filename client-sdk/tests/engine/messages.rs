@@ -2,7 +2,7 @@
 
 use undertone::{Error, Event, MessageStatus};
 
-use crate::world::{World, event, has_failed, has_texts, is_sent, joined, texts, wait_until};
+use crate::world::{PATIENCE, World, event, has_failed, has_texts, is_sent, joined, texts, wait_until};
 
 #[tokio::test]
 async fn a_message_arrives_with_its_author_and_the_same_id() {
@@ -107,7 +107,7 @@ async fn what_was_queued_before_a_removal_fails_and_says_so() {
     world.relay.release_deliveries();
     removal.await.unwrap().unwrap();
     has_failed(&bob, late).await;
-    assert_eq!(bob.outbox_empty(std::time::Duration::from_secs(5)).await.unwrap(), 0);
+    assert_eq!(bob.outbox_empty(PATIENCE).await.unwrap(), 0);
 }
 
 #[tokio::test]

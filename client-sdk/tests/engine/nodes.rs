@@ -14,7 +14,7 @@ use undertone_wire::{ByeReason, ErrorCode, ServerFrame};
 
 use crate::{
     liar::{Call, Liar, Lie, lied_to, refused},
-    world::{World, count_events, event, has_texts, is_sent, key, online, registered, standing, wait_until},
+    world::{PATIENCE, World, count_events, event, has_texts, is_sent, key, online, registered, standing, wait_until},
 };
 
 /// Somebody to whom the relay has two addresses.
@@ -162,7 +162,7 @@ async fn without_an_address_of_its_relay_a_client_says_so() {
     let (world, other) = (World::new(), FakeRelay::new());
     register_at_two(&world, "alice").await.shutdown().await;
     let alice = builder(&world, "alice", two_nodes(&other)).open().await.unwrap();
-    assert_eq!(alice.caught_up(std::time::Duration::from_secs(20)).await, Connection::Offline);
+    assert_eq!(alice.caught_up(PATIENCE).await, Connection::Offline);
     assert!(alice.meets_other_relay());
     let error = alice.find("bob").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Untrusted, "{error}");

@@ -2,7 +2,7 @@
 
 use undertone::{Client, Error, Event, Group, MessageId, MessageStatus};
 
-use crate::world::{Standing, World, event, has_texts, is_sent, joined, members, standing, wait_until};
+use crate::world::{PATIENCE, Standing, World, event, has_texts, is_sent, joined, members, standing, wait_until};
 
 /// Passes time until a message is no longer queued. In another group, something goes out each time.
 async fn pass_time_until_settled(
@@ -70,7 +70,7 @@ async fn a_group_that_the_relay_has_lost_ends_and_a_change_that_waits_is_told_so
     let alice = world.register_by(&clock, "alice").await;
     let bob = world.register("bob").await;
     let kept = alice.create_group("kept").await.unwrap();
-    assert_eq!(alice.outbox_empty(std::time::Duration::from_secs(10)).await.unwrap(), 0);
+    assert_eq!(alice.outbox_empty(PATIENCE).await.unwrap(), 0);
     let backup = world.relay.backup();
     let lost = alice.create_group("lost").await.unwrap();
     lost.add(bob.account().account_id).await.unwrap();

@@ -108,8 +108,16 @@ pub(crate) fn key() -> StoreKey {
     StoreKey::Raw32([1; 32])
 }
 
+/// So long a test waits for what has to come. Only one that fails waits so long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until `look` finds something.
-pub(crate) async fn wait_until<T>(what: impl Display, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn wait_until<T>(what: impl Display, look: impl AsyncFnMut() -> Option<T>) -> T {
+    found(look).await.unwrap_or_else(|| panic!("waited in vain: {what}"))
+}
+
+/// What `look` finds, if it does in time.
+async fn found<T>(mut look: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let mut tick = tokio::time::interval(Duration::from_millis(5));
     let found = async {
         loop {
@@ -119,7 +127,7 @@ pub(crate) async fn wait_until<T>(what: impl Display, mut look: impl AsyncFnMut(
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), found).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+    tokio::time::timeout(PATIENCE, found).await.ok()
 }
 
 pub(crate) async fn online(client: &Client) {
@@ -137,15 +145,16 @@ pub(crate) async fn texts(group: &Group) -> Vec<String> {
     history.iter().map(|message| message.text().to_owned()).collect()
 }
 
-/// Waits until the history has these texts, in this order.
+/// Waits until the history has these texts, in this order; as long as more comes, however long it takes.
 pub(crate) async fn has_texts(group: &Group, expected: &[impl AsRef<str>]) {
     let expected: Vec<_> = expected.iter().map(AsRef::as_ref).collect();
-    let mut seen = vec![];
-    let look = async || {
-        seen = texts(group).await;
-        (seen == expected).then_some(())
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(20), wait_until("texts", look)).await;
+    let mut seen = texts(group).await;
+    while seen != expected {
+        match found(async || Some(texts(group).await).filter(|now| *now != seen)).await {
+            Some(now) => seen = now,
+            None => break,
+        }
+    }
     assert_eq!(seen, expected);
 }
 
@@ -162,7 +171,7 @@ pub(crate) async fn event<T>(client: &Client, mut wanted: impl FnMut(Event) -> O
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), found).await.expect("the event comes")
+    tokio::time::timeout(PATIENCE, found).await.expect("the event comes")
 }
 
 /// Counts from now on the events that are `counted`.

@@ -14,7 +14,7 @@ use undertone::{
 pub(crate) enum Object {
     /// `register`, `whoami`
     Account { account_id: Text<AccountId>, device_id: Text<DeviceId>, username: Option<String> },
-    /// `group create`
+    /// `group create`, `group rename`
     Created { group_id: Text<GroupId>, name: String },
     /// `group list`, one each
     Listed { group_id: Text<GroupId>, name: String, members: usize },

@@ -20,6 +20,7 @@
 //! ```
 
 mod accounts;
+mod clock;
 mod groups;
 mod keys;
 mod recovery;
@@ -47,7 +48,7 @@ use undertone_wire::{
     suite,
 };
 
-pub use self::swap::Backup;
+pub use self::{clock::FastClock, swap::Backup};
 use self::{
     groups::Post,
     state::{Outcome, State},

@@ -5,16 +5,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    until,
+    PATIENCE, until,
     world::{World, is_in, online, reads},
 };
 use crate::{Client, Error, Group, crypto::group, store::points::Points};
 
 /// So many of the points are taken in the short form.
 const SAMPLE: u64 = 24;
-
-/// A step that takes longer does not happen.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// bob, who dies at one of his writes and is opened again.
 struct Mortal<'a> {

@@ -44,6 +44,9 @@ struct Scene {
     _folder: TempDir,
 }
 
+/// What takes longer does not happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 // openmls looks at lifetimes with the system's clock.
 fn now_ms() -> u64 {
     SystemClock.now_ms()
@@ -56,7 +59,7 @@ async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
             tick.tick().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    tokio::time::timeout(PATIENCE, seen).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 async fn register(relay: &Arc<FakeRelay>, folder: &TempDir, name: &str) -> Client {
@@ -77,7 +80,7 @@ impl Scene {
         let good = good.id();
         until("bob to join", async || bob.group(good).summary().await.is_ok()).await;
         let bait = mallory.create_group("bait").await.unwrap().id();
-        mallory.outbox_empty(Duration::from_secs(5)).await.unwrap();
+        mallory.outbox_empty(PATIENCE).await.unwrap();
         Self { relay, alice, bob, mallory, good, bait, _folder: folder }
     }
 

@@ -1,12 +1,12 @@
 //! Devices that lost track of a group, and are in it again without their app doing anything.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use undertone_api::RelayApi as _;
 use undertone_wire::{Delivery, Envelope, RejoinRequest};
 
 use super::{
-    inbox, now_ms, until,
+    PATIENCE, inbox, now_ms, until,
     world::{World, is_in, members, reads},
 };
 use crate::{
@@ -33,7 +33,7 @@ async fn told(client: &Client) -> Vec<Event> {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), all).await.unwrap_or_else(|_| panic!("told: {told:?}"));
+    tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("told: {told:?}"));
     told
 }
 
@@ -91,7 +91,7 @@ async fn commits_that_were_missed_are_fetched() {
     bob.shutdown().await;
     groups[0].add(carol.account().account_id).await.unwrap();
     groups[0].send("lost on bob").await.unwrap();
-    alice.outbox_empty(Duration::from_secs(5)).await.unwrap();
+    alice.outbox_empty(PATIENCE).await.unwrap();
     groups[0].add(dave.account().account_id).await.unwrap();
     let before = world.commits(&groups[0]);
     world.relay.expire_queue(&bobs_device, u64::MAX);

@@ -1,51 +1,36 @@
 //! People at a fake relay, whose time goes faster.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use tempfile::TempDir;
-use tokio::time::Instant;
 use undertone_wire::GroupId;
 
 use super::{now_ms, until};
-use crate::{Client, Clock, Connection, Group, StoreKey, api::fake::FakeRelay};
+use crate::{
+    Client, Clock, Connection, Group, StoreKey,
+    api::fake::{FakeRelay, FastClock},
+};
 
 /// So much faster time goes here.
 const SPEED: u32 = 20;
-
-/// A clock that is ahead of the relay's more and more.
-struct Fast {
-    began_ms: u64,
-    began: Instant,
-}
-
-impl Clock for Fast {
-    fn now_ms(&self) -> u64 {
-        self.began_ms + u64::try_from((self.began.elapsed() * SPEED).as_millis()).unwrap()
-    }
-
-    fn pass(&self, time: Duration) -> BoxFuture<'static, ()> {
-        Box::pin(tokio::time::sleep(time / SPEED))
-    }
-}
 
 /// People at a relay.
 pub(super) struct World {
     pub(super) relay: Arc<FakeRelay>,
     pub(super) folder: TempDir,
-    clock: Arc<Fast>,
+    clock: Arc<FastClock>,
 }
 
 impl World {
     pub(super) fn new() -> Self {
-        let clock = Arc::new(Fast { began_ms: now_ms(), began: Instant::now() });
+        let clock = FastClock::from(now_ms(), SPEED);
         Self { relay: FakeRelay::new(), folder: tempfile::tempdir().unwrap(), clock }
     }
 
     pub(super) fn builder(&self, name: &str) -> crate::ClientBuilder<crate::StoreAt> {
         let told = Arc::clone(&self.clock);
         let way = self.relay.connect_with_clock(Arc::new(move || told.now_ms()));
-        let builder = Client::builder("http://localhost").api(way).clock(Arc::<Fast>::clone(&self.clock));
+        let builder = Client::builder("http://localhost").api(way).clock(Arc::<FastClock>::clone(&self.clock));
         builder.store(self.folder.path().join(name), StoreKey::Raw32([1; 32]))
     }
 
