@@ -19,7 +19,7 @@ use crate::{
     event::{Connection, Contact},
     events::{Events, Place},
     registration,
-    store::{self, MessageStatus, Profile, Store, StoreKey},
+    store::{self, MessageStatus, Profile, Standing, Store, StoreKey},
     sync::{Engine, Tasks, unknown_account},
 };
 
@@ -131,6 +131,34 @@ impl Client {
         self.engine().store.with_tx(|tx| tx.contacts().map_err(Error::from)).await
     }
 
+    /// Says that this account is known: that it adds this one to a group is no request. [`Group::add`] and [`Group::accept`]
+    /// say so too. Ends [`Client::block`].
+    pub async fn know(&self, account: AccountId) -> Result<(), Error> {
+        self.set_standing(account, Standing::Known).await
+    }
+
+    /// From now on nothing of this account is to be seen: groups to which it adds this one are passed over, and so is what it
+    /// writes elsewhere. It is not told: at the relay, a group to which it adds this account has this account for a member all the
+    /// same, which counts for the relay's limit of groups.
+    pub async fn block(&self, account: AccountId) -> Result<(), Error> {
+        self.set_standing(account, Standing::Blocked).await
+    }
+
+    /// Ends [`Client::block`]: the account is a stranger again.
+    pub async fn unblock(&self, account: AccountId) -> Result<(), Error> {
+        self.set_standing(account, Standing::Stranger).await
+    }
+
+    /// The accounts that are blocked.
+    pub async fn blocked(&self) -> Result<Vec<Contact>, Error> {
+        let store = &self.engine().store;
+        store.with_tx(|tx| tx.blocked()?.into_iter().map(|one| Ok(conversation::contact(tx, one)?)).collect()).await
+    }
+
+    async fn set_standing(&self, account: AccountId, standing: Standing) -> Result<(), Error> {
+        self.engine().store.with_tx(move |tx| tx.set_standing(account, standing).map_err(Error::from)).await
+    }
+
     /// Creates a group with this account as its only member. Works offline.
     ///
     /// # Errors
@@ -160,6 +188,12 @@ impl Client {
     /// The state of the connection.
     pub fn connection(&self) -> Connection {
         *self.engine().connection().borrow()
+    }
+
+    /// The network has changed, as the operating system says: connected again, or by another way. An app that is told so
+    /// passes it on, and the relay is tried at once instead of when its turn comes; a stream that is open is opened anew.
+    pub fn network_changed(&self) {
+        self.engine().network_changed();
     }
 
     /// Whether what answers, at every address there is, is another relay than the one where the account is registered. The

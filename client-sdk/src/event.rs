@@ -1,7 +1,7 @@
 //! What an app may observe.
 //!
 //! Events about groups and messages are written in the transaction that made them true, and stay until the app has
-//! taken them, over restarts. [`Event::Connection`] is about this moment only and is not kept.
+//! taken them, over restarts. [`Event::Connection`] and [`Event::Typing`] are about this moment only and are not kept.
 
 use serde::{Deserialize, Serialize};
 use undertone_wire::{AccountId, GroupId, MessageId, Username};
@@ -45,7 +45,12 @@ pub enum Event {
         /// The group.
         group_id: GroupId,
     },
-    /// This device is now a member of a group.
+    /// This device is now a member of a group. If a stranger has added it (who was never added by this account, nor accepted),
+    /// that is a request: nothing is done in the group that others could see until the app calls [`Group::accept`] or
+    /// [`Group::decline`], or sends something there.
+    ///
+    /// [`Group::accept`]: crate::Group::accept
+    /// [`Group::decline`]: crate::Group::decline
     Joined {
         /// The group.
         group_id: GroupId,
@@ -53,6 +58,8 @@ pub enum Event {
         name: String,
         /// Who added this device.
         by: Contact,
+        /// Whether that is a request.
+        requested: bool,
     },
     /// Accounts joined or left a group.
     MembersChanged {
@@ -120,6 +127,16 @@ pub enum Event {
         /// The number of the last.
         to: u64,
     },
+    /// The app has not taken events for so long that the oldest were dropped; 10,000 are kept. Messages are in the history all
+    /// the same, and what became of groups and members is in their summaries.
+    Dropped {
+        /// How many, this time and before the last ones were taken.
+        events: u64,
+    },
+    /// This store was restored from a copy, or is one, and was used elsewhere since: what was received there is not here. The
+    /// device comes back into its groups with new keys before it sends anything; [`Event::GroupRecovering`] and what follows
+    /// tell of each.
+    StoreCopied,
     /// An account has another identity key than before: tell the user.
     IdentityChanged {
         /// The account.
@@ -142,6 +159,14 @@ pub enum Event {
     OtherRelay {
         /// The address, as it was given.
         url: String,
+    },
+    /// Somebody is writing a message. It says so of about the last ten seconds, and any member of the group could have said it
+    /// in that one's name.
+    Typing {
+        /// The group.
+        group_id: GroupId,
+        /// Who.
+        by: Contact,
     },
     /// The connection changed.
     Connection(Connection),
@@ -185,26 +210,89 @@ pub enum Connection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum StoredEvent {
-    Message { group_id: GroupId, sender: AccountId, message_id: MessageId },
-    Status { group_id: GroupId, message_id: MessageId, status: MessageStatus },
-    Undecryptable { group_id: GroupId },
-    Joined { group_id: GroupId, name: String, by: AccountId },
-    Members { group_id: GroupId, by: Option<AccountId>, added: Vec<AccountId>, removed: Vec<AccountId> },
-    Renamed { group_id: GroupId, name: String, by: Option<AccountId> },
-    Removed { group_id: GroupId, by: Option<AccountId> },
-    Left { group_id: GroupId },
-    Recovering { group_id: GroupId },
-    AskedIn { group_id: GroupId },
-    Recovered { group_id: GroupId, how: Recovered },
-    Stuck { group_id: GroupId },
-    Missed { from: u64, to: u64 },
-    Identity { account: AccountId },
-    StaleList { account: AccountId },
-    Unlisted { group_id: GroupId, account: AccountId },
-    OtherRelay { url: String },
+    Message {
+        group_id: GroupId,
+        sender: AccountId,
+        message_id: MessageId,
+    },
+    Status {
+        group_id: GroupId,
+        message_id: MessageId,
+        status: MessageStatus,
+    },
+    Undecryptable {
+        group_id: GroupId,
+    },
+    Joined {
+        group_id: GroupId,
+        name: String,
+        by: AccountId,
+        #[serde(default)]
+        requested: bool,
+    },
+    Members {
+        group_id: GroupId,
+        by: Option<AccountId>,
+        added: Vec<AccountId>,
+        removed: Vec<AccountId>,
+    },
+    Renamed {
+        group_id: GroupId,
+        name: String,
+        by: Option<AccountId>,
+    },
+    Removed {
+        group_id: GroupId,
+        by: Option<AccountId>,
+    },
+    Left {
+        group_id: GroupId,
+    },
+    Recovering {
+        group_id: GroupId,
+    },
+    AskedIn {
+        group_id: GroupId,
+    },
+    Recovered {
+        group_id: GroupId,
+        how: Recovered,
+    },
+    Stuck {
+        group_id: GroupId,
+    },
+    Missed {
+        from: u64,
+        to: u64,
+    },
+    Dropped {
+        events: u64,
+    },
+    Copied,
+    Identity {
+        account: AccountId,
+    },
+    StaleList {
+        account: AccountId,
+    },
+    Unlisted {
+        group_id: GroupId,
+        account: AccountId,
+    },
+    OtherRelay {
+        url: String,
+    },
 }
 
 impl StoredEvent {
+    /// How many events are told by this one.
+    pub(crate) fn stands_for(&self) -> u64 {
+        match self {
+            Self::Dropped { events } => *events,
+            _ => 1,
+        }
+    }
+
     /// The accounts it names.
     pub(crate) fn accounts(&self) -> Vec<AccountId> {
         match self {
@@ -225,6 +313,8 @@ impl StoredEvent {
             | Self::Recovered { .. }
             | Self::Stuck { .. }
             | Self::Missed { .. }
+            | Self::Dropped { .. }
+            | Self::Copied
             | Self::OtherRelay { .. } => vec![],
         }
     }

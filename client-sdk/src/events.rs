@@ -6,14 +6,20 @@
 use std::time::Duration;
 
 use futures_util::{Stream, stream};
-use tokio::sync::watch;
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    watch,
+};
 
 use crate::{
     Client, Error,
     conversation::{contact, message},
     event::{Connection, Contact, Event, StoredEvent},
     store::{StoreError, Tx},
-    sync::Engine,
+    sync::{
+        Engine,
+        ephemeral::{Notice, Passing},
+    },
 };
 
 /// How long an event may wait for the names of those in it.
@@ -31,13 +37,14 @@ pub(crate) struct Place {
     in_hand: i64,
     connection: watch::Receiver<Connection>,
     added: watch::Receiver<()>,
+    passing: broadcast::Receiver<Notice>,
 }
 
 impl Place {
     pub(crate) fn new(engine: &Engine) -> Self {
         let mut connection = engine.connection();
         connection.mark_changed();
-        Self { in_hand: 0, connection, added: engine.store.events_changed() }
+        Self { in_hand: 0, connection, added: engine.store.events_changed(), passing: engine.passing() }
     }
 }
 
@@ -71,13 +78,22 @@ impl Events {
                     None => continue,
                 }
             }
-            let Place { connection, added, .. } = &mut *place;
+            let Place { connection, added, passing, .. } = &mut *place;
             tokio::select! {
                 changed = connection.changed() => {
                     changed.ok()?;
                     return Some(Event::Connection(*connection.borrow_and_update()));
                 }
                 changed = added.changed() => changed.ok()?,
+                said = passing.recv() => match said {
+                    Ok(notice) => match self.tell_in_passing(notice).await.ok()? {
+                        Some(event) => return Some(event),
+                        None => continue,
+                    },
+                    // What an app that does not look has not heard is of no use any more.
+                    Err(RecvError::Lagged(_)) => continue,
+                    Err(RecvError::Closed) => return None,
+                },
                 () = self.engine().stopped() => return None,
             }
         }
@@ -92,6 +108,16 @@ impl Events {
     /// The same as a `Stream`.
     pub fn into_stream(self) -> impl Stream<Item = Event> + Send + Unpin {
         Box::pin(stream::unfold(self, |events| async move { Some((events.next().await?, events)) }))
+    }
+
+    /// What was said in passing, if it is still true and of a kind that is known.
+    async fn tell_in_passing(&self, notice: Notice) -> Result<Option<Event>, Error> {
+        let Notice { group_id, by, what: Passing::Typing {}, .. } = notice else { return Ok(None) };
+        if !notice.is_fresh(self.engine()) {
+            return Ok(None);
+        }
+        let by = self.engine().store.with_tx(move |tx| contact(tx, by).map_err(Error::from)).await?;
+        Ok(Some(Event::Typing { group_id, by }))
     }
 
     /// The event with names and messages in place of ids. Accounts never looked up are looked up now, if possible.
@@ -131,7 +157,9 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
         },
         StoredEvent::Status { group_id, message_id, status } => Event::MessageStatus { group_id, message_id, status },
         StoredEvent::Undecryptable { group_id } => Event::Undecryptable { group_id },
-        StoredEvent::Joined { group_id, name, by } => Event::Joined { group_id, name, by: contact(tx, by)? },
+        StoredEvent::Joined { group_id, name, by, requested } => {
+            Event::Joined { group_id, name, by: contact(tx, by)?, requested }
+        }
         StoredEvent::Members { group_id, by, added, removed } => {
             let by = by.map(|account| contact(tx, account)).transpose()?;
             Event::MembersChanged { group_id, by, added: all(added)?, removed: all(removed)? }
@@ -149,6 +177,8 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
         StoredEvent::Recovered { group_id, how } => Event::GroupRecovered { group_id, how },
         StoredEvent::Stuck { group_id } => Event::GroupStuck { group_id },
         StoredEvent::Missed { from, to } => Event::Missed { from, to },
+        StoredEvent::Copied => Event::StoreCopied,
+        StoredEvent::Dropped { events } => Event::Dropped { events },
         StoredEvent::OtherRelay { url } => Event::OtherRelay { url },
         StoredEvent::Identity { account } => Event::IdentityChanged { account: contact(tx, account)? },
         StoredEvent::StaleList { account } => Event::StaleDeviceList { account: contact(tx, account)? },

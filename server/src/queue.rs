@@ -1,4 +1,4 @@
-//! A device's queue over HTTP: fetch, long poll, ack. The stream serves the same pages by the same rules.
+//! A device's queue over HTTP: fetch, long poll, ack, and who takes from it. The stream serves the same pages by the same rules.
 //!
 //! Invariant: what is told as missed will never come, and what is neither delivered nor told as missed is still to come.
 
@@ -12,7 +12,9 @@ use axum::{extract::State, response::Response};
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use serde::Deserialize;
-use undertone_wire::{AckRequest, DeviceId, ErrorCode, FetchResponse, Problem, Span, path};
+use undertone_wire::{
+    AckRequest, DeviceId, ErrorCode, FetchResponse, InstanceRequest, InstanceResponse, Problem, Span, path,
+};
 
 use crate::{
     auth::Caller,
@@ -158,6 +160,35 @@ pub(crate) async fn ack(
 ) -> Result<StatusCode, Error> {
     take_ack(&node, caller, request.up_to, None).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Tells which copy of the caller's store takes from its queue from now on, unless another one took last. Repeating it
+/// changes nothing.
+#[utoipa::path(post, path = path::INSTANCE, tag = "queue", request_body = InstanceRequest,
+    responses((status = 200, body = InstanceResponse), (status = "default", body = Problem)))]
+pub(crate) async fn instance(
+    State(node): State<Node>,
+    caller: Caller,
+    accept: Accept,
+    Body(request): Body<InstanceRequest>,
+) -> Result<Response, Error> {
+    let now_ms = node.now_ms();
+    let taken = node.db.write(move |tx| {
+        Box::pin(async move {
+            let cursors = queue::lock(tx, &BTreeSet::from([caller.device])).await?;
+            caller.still_holds(tx, now_ms).await?;
+            let cursor = cursors.get(&caller.device).ok_or_else(Error::unauthenticated)?;
+            let InstanceRequest { previous, instance, takes_over } = request;
+            let last = queue::instance(tx, &caller.device).await?;
+            if last.is_some_and(|last| last != instance && Some(last) != previous) && !takes_over {
+                let why = "the store is a copy, or was restored from one; what it has of keys is not the newest";
+                return Err(Error::refused(ErrorCode::OtherInstance, why));
+            }
+            queue::set_instance(tx, &caller.device, &instance).await?;
+            Ok(InstanceResponse { acked_seq: cursor.acked_seq })
+        })
+    });
+    Ok(accept.answer(&taken.await?))
 }
 
 /// Takes an ack, if the session holds and the stream it came on, if any, is the newest.

@@ -69,6 +69,7 @@ fn api() -> OpenApiRouter<Node> {
         .routes(routes!(groups::succession, groups::succeed))
         .routes(routes!(queue::fetch))
         .routes(routes!(queue::ack))
+        .routes(routes!(queue::instance))
         .routes(routes!(stream::stream))
 }
 

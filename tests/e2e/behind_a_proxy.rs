@@ -1,5 +1,6 @@
-//! Behind a real Caddy and a real nginx, set up as `docs/self-hosting.md` says: people chat, long polls wait, streams stay open,
-//! and the relay knows from which address a request came, whatever the request says of itself.
+//! Behind a real Caddy and a real nginx, set up as `docs/self-hosting.md` says: people chat, long polls wait, streams stay
+//! open, and the relay knows from which address a request came, whatever the request says of itself. Where no WebSocket gets
+//! through, people chat all the same.
 
 use std::{
     fs,
@@ -49,12 +50,25 @@ impl Proxy {
     }
 
     async fn nginx(folder: &Path) -> Self {
+        Self::nginx_as(folder, documented("nginx")).await
+    }
+
+    /// One through which no WebSocket gets, since it passes on nothing that asks for it.
+    async fn without_websockets(folder: &Path) -> Self {
+        let lines = documented("nginx");
+        let kept = lines.lines().filter(|line| !line.contains("proxy_set_header Upgrade"));
+        let kept: Vec<_> = kept.filter(|line| !line.contains("proxy_set_header Connection")).collect();
+        assert_eq!(kept.len(), lines.lines().count() - 2, "{lines}");
+        Self::nginx_as(folder, kept.join("\n")).await
+    }
+
+    async fn nginx_as(folder: &Path, server: String) -> Self {
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed([RELAY.to_owned()]).unwrap();
         let (certificate, key) = (folder.join("fullchain.pem"), folder.join("privkey.pem"));
         fs::write(&certificate, cert.pem()).unwrap();
         fs::write(&key, signing_key.serialize_pem()).unwrap();
         let certbot = format!("/etc/letsencrypt/live/{RELAY}");
-        let server = documented("nginx").replace(&certbot, folder.to_str().unwrap());
+        let server = server.replace(&certbot, folder.to_str().unwrap());
         assert!(server.contains(certificate.to_str().unwrap()), "{server}");
         let place = folder.display();
         let settings = format!(
@@ -112,16 +126,12 @@ fn relay(data: &Path, authority: Option<&Path>, arguments: &[&str]) -> Command {
     command
 }
 
-async fn a_relay_behind(start: impl AsyncFnOnce(&Path) -> Proxy) {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    let _serving = relay(&data, None, &[]).spawn().unwrap();
-    let proxy = start(folder.path()).await;
+/// People register, make a group, and one reads what the other writes.
+async fn people_chat(folder: &Path, data: &Path, proxy: &Proxy) {
     let authority = proxy.authority.as_path();
-
-    let invited = said(relay(&data, None, &["invite", "create", "--uses", "2"])).await;
+    let invited = said(relay(data, None, &["invite", "create", "--uses", "2"])).await;
     assert!(invited.starts_with("undertone://relay.example.org/#invite="), "{invited}");
-    let [alice, bob] = ["alice", "bob"].map(|name| Person::new(folder.path(), name));
+    let [alice, bob] = ["alice", "bob"].map(|name| Person::new(folder, name));
     let does = async |person: &Person, arguments: &[&str]| {
         said(person.command(arguments).env("SSL_CERT_FILE", authority)).await
     };
@@ -132,6 +142,15 @@ async fn a_relay_behind(start: impl AsyncFnOnce(&Path) -> Proxy) {
     does(&alice, &["send", "trip", "snow!"]).await;
     let heard = does(&bob, &["listen", "--count", "1", "--for", "30"]).await;
     assert!(heard.contains("snow!"), "{heard}");
+}
+
+async fn a_relay_behind(start: impl AsyncFnOnce(&Path) -> Proxy) {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let _serving = relay(&data, None, &[]).spawn().unwrap();
+    let proxy = start(folder.path()).await;
+    let authority = proxy.authority.as_path();
+    people_chat(folder.path(), &data, &proxy).await;
     // Long polls and streams, step by step.
     let tested = said(relay(&data, Some(authority), &["test"])).await;
     assert!(tested.contains("poll") && tested.contains("stream"), "{tested}");
@@ -172,4 +191,20 @@ async fn behind_nginx() {
     if on_a_machine_of_its_own("behind_a_proxy::behind_nginx", &ADDRESSES, &[RELAY]).await {
         a_relay_behind(Proxy::nginx).await;
     }
+}
+
+#[tokio::test]
+async fn behind_one_that_lets_no_websocket_through() {
+    let test = "behind_a_proxy::behind_one_that_lets_no_websocket_through";
+    if !on_a_machine_of_its_own(test, &ADDRESSES, &[RELAY]).await {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let _serving = relay(&data, None, &[]).spawn().unwrap();
+    let proxy = Proxy::without_websockets(folder.path()).await;
+    people_chat(folder.path(), &data, &proxy).await;
+    // Who runs the relay is told.
+    let tested = relay(&data, Some(&proxy.authority), &["test"]).output().await.unwrap();
+    assert!(!tested.status.success(), "{tested:?}");
 }

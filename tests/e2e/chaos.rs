@@ -8,7 +8,7 @@ mod taker;
 mod verdict;
 
 use std::{
-    ops::Range,
+    ops::{Add as _, Range},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -287,10 +287,7 @@ async fn assert_all_is_taken(world: &World, nodes: &[Relay], store: &Store) {
 }
 
 fn report(backend: Backend, seed: u64, world: &World, accepted: &Accepted) {
-    let faults = world.ways.iter().map(Proxy::faults).fold(Faults::default(), |sum, faults| Faults {
-        cuts: sum.cuts + faults.cuts,
-        lost_answers: sum.lost_answers + faults.lost_answers,
-    });
+    let faults = world.ways.iter().map(Proxy::faults).fold(Faults::default(), Faults::add);
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let counts = &world.counts;
     println!(

@@ -16,6 +16,7 @@ async fn trip(store: &Store) -> (Relay, Person, Person) {
     Person::register(store.folder(), "carol", &relay.url()).await;
     alice.ok(&["group", "create", "trip", "--add", "bob"]).await;
     bob.ok(&["sync"]).await;
+    bob.ok(&["group", "accept", "trip"]).await;
     (relay, alice, bob)
 }
 

@@ -26,7 +26,7 @@ pub use https::{ask, certificate_of, connect, connect_tls};
 pub use machine::{There, on_a_machine_of_its_own, program};
 pub use namespace::{Ids, command, inside, said};
 pub use person::{Done, Person, Running, take_all};
-pub use proxy::{Faults, Proxy};
+pub use proxy::{Faults, Held, Proxy};
 pub use relay::{Build, Launch, Relay};
 pub use store::{Backend, Store};
 

@@ -9,7 +9,7 @@
 use std::{
     io, iter,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering::Relaxed},
     },
     time::Duration,
@@ -21,18 +21,20 @@ use reqwest::{
     redirect, retry,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, CommitRequest, CommitResponse,
-    CreateGroupRequest, Encoding, FetchResponse, Group, GroupCommits, GroupId, GroupList, GroupMembers, KeyCounts,
-    LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, Problem, PublishRequest, RegisterRequest, RejoinRequest, Relay,
-    SendDirectRequest, SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER, Username, path,
-    path::fill,
+    CreateGroupRequest, Encoding, ErrorCode, FetchResponse, Group, GroupCommits, GroupEphemeralRequest, GroupId,
+    GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest, LoginRequest,
+    PROBLEM_MEDIA_TYPE, Problem, PublishRequest, ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest,
+    Relay, SendDirectRequest, SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER, Username,
+    path, path::fill,
 };
 
 use crate::{
     Answer, ApiError, FrameStream, RelayApi,
     place::{self, Place},
+    poll::Polling,
     ws,
 };
 
@@ -43,6 +45,8 @@ pub type NowMs = Arc<dyn Fn() -> u64 + Send + Sync>;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long connecting may take where there are other addresses to try.
 const PATIENCE_AMONG_MANY: Duration = Duration::from_secs(3);
+/// Where WebSockets did not get through, streams that are opened within this time begin with polling.
+const BLOCKED: Duration = Duration::from_secs(60);
 /// The slowest network on which a large request still gets through.
 const UPLOAD_BYTES_PER_S_MIN: u64 = 16 * 1024;
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -50,11 +54,14 @@ const ACCEPTED: &str = "application/cbor, application/problem+json";
 
 /// A relay at an address. Beside what [`RelayApi`] has, it is asked whether it can serve, and carries direct messages, which
 /// the SDK's engine does not do yet.
+#[derive(Clone)]
 pub struct HttpApi {
     client: Client,
     base: String,
     now_ms: NowMs,
-    clock_offset_ms: AtomicI64,
+    clock_offset_ms: Arc<AtomicI64>,
+    /// When it was last found that WebSockets do not get through.
+    blocked: Arc<Mutex<Option<Instant>>>,
 }
 
 impl HttpApi {
@@ -85,7 +92,7 @@ impl HttpApi {
             .build()
             .map_err(unreachable)?;
         let base = place.base().as_str().trim_end_matches('/').to_owned();
-        Ok(Self { client, base, now_ms, clock_offset_ms: AtomicI64::new(0) })
+        Ok(Self { client, base, now_ms, clock_offset_ms: Arc::default(), blocked: Arc::default() })
     }
 
     /// `GET /readyz`: whether the relay can serve.
@@ -104,6 +111,15 @@ impl HttpApi {
         let request = self.get(&format!("{}?after={after}&wait={wait_s}", path::QUEUE)).bearer_auth(text(token));
         let response = self.exchange_waiting(request, Duration::from_secs(wait_s)).await?;
         Reply::read(response).await?.decode()
+    }
+
+    /// `GET /v1/stream?after=` as a WebSocket and by nothing else; see [`RelayApi::open_stream`].
+    ///
+    /// # Errors
+    /// As for every request.
+    pub async fn open_socket(&self, token: &Bytes, after: u64) -> Result<Box<dyn FrameStream>, ApiError> {
+        let path = format!("{}?after={after}", path::STREAM);
+        ws::open(self, self.get(&path).bearer_auth(text(token))).await
     }
 
     /// `POST /v1/messages`: a direct message.
@@ -141,6 +157,10 @@ impl HttpApi {
         let response = response.map_err(unreachable)?;
         self.note_time(response.headers());
         Ok(response)
+    }
+
+    fn are_sockets_blocked(&self) -> bool {
+        lock(&self.blocked).is_some_and(|found| found.elapsed() < BLOCKED)
     }
 
     fn note_time(&self, headers: &HeaderMap) {
@@ -194,6 +214,9 @@ impl RelayApi for HttpApi {
     fn publish<'a>(&'a self, token: &'a Bytes, request: &'a PublishRequest) -> Answer<'a, KeyCounts> {
         self.ask(self.post(path::KEY_PACKAGES, request).bearer_auth(text(token)))
     }
+    fn reconcile<'a>(&'a self, token: &'a Bytes, request: &'a ReconcileRequest) -> Answer<'a, ReconcileResponse> {
+        self.ask(self.post(path::RECONCILE, request).bearer_auth(text(token)))
+    }
     fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse> {
         self.ask(self.post(path::CLAIM, request).bearer_auth(text(token)))
     }
@@ -225,6 +248,9 @@ impl RelayApi for HttpApi {
     fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse> {
         self.ask(self.post(&fill(path::GROUP_MESSAGES, group), request).bearer_auth(text(token)))
     }
+    fn ephemeral<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a GroupEphemeralRequest) -> Answer<'a, ()> {
+        self.tell(self.post(&fill(path::GROUP_EPHEMERAL, group), request).bearer_auth(text(token)))
+    }
     fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse> {
         self.ask(self.post(&fill(path::GROUP_LEAVE, group), request).bearer_auth(text(token)))
     }
@@ -247,14 +273,47 @@ impl RelayApi for HttpApi {
     fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()> {
         self.tell(self.post(path::ACK, request).bearer_auth(text(token)))
     }
+    fn instance<'a>(&'a self, token: &'a Bytes, request: &'a InstanceRequest) -> Answer<'a, InstanceResponse> {
+        self.ask(self.post(path::INSTANCE, request).bearer_auth(text(token)))
+    }
     fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>> {
-        let path = format!("{}?after={after}", path::STREAM);
-        Box::pin(ws::open(self, self.get(&path).bearer_auth(text(token))))
+        Box::pin(async move {
+            let failed = match self.are_sockets_blocked() {
+                false => match self.open_socket(token, after).await {
+                    Err(error) if may_be_blocked(&error) => Some(error),
+                    answer => return answer,
+                },
+                true => None,
+            };
+            match Polling::open(self.clone(), token.clone(), after).await {
+                Ok(stream) => {
+                    if failed.is_some() {
+                        *lock(&self.blocked) = Some(Instant::now());
+                    }
+                    Ok(Box::new(stream) as Box<dyn FrameStream>)
+                }
+                Err(refused @ ApiError::Refused(_)) => Err(refused),
+                Err(error) => Err(failed.unwrap_or(error)),
+            }
+        })
     }
 
     fn clock_offset_ms(&self) -> i64 {
         self.clock_offset_ms.load(Relaxed)
     }
+}
+
+/// Whether something before the relay may have kept a WebSocket from being opened. The relay itself refuses by other codes;
+/// `malformed` it says if the request for one has lost its headers on the way.
+fn may_be_blocked(error: &ApiError) -> bool {
+    match error {
+        ApiError::Refused(problem) => problem.code == ErrorCode::Malformed,
+        error => error.may_do_elsewhere(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A token as it stands in `Authorization`: the text form that bytes have in JSON, without its quotes.
@@ -504,7 +563,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let place = Place::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let api = HttpApi::new(&place, Arc::new(|| NOW_MS)).unwrap();
-        let start = tokio::time::Instant::now();
+        let start = Instant::now();
         assert!(matches!(api.fetch(&vec![1].into(), 0, 50).await, Err(ApiError::Unreachable(_))));
         assert_eq!(start.elapsed().as_secs(), 60, "what it was asked to wait, and what every answer may take");
     }

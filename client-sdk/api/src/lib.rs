@@ -20,14 +20,16 @@
 
 mod http;
 mod place;
+mod poll;
 mod ws;
 
 use futures_util::future::BoxFuture;
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
-    CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupId, GroupList, GroupMembers, KeyCounts,
-    LeaveRequest, LoginRequest, Problem, PublishRequest, RegisterRequest, RejoinRequest, Relay, SendRequest,
-    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username,
+    CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList,
+    GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest, LoginRequest, Problem, PublishRequest,
+    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SendRequest, SendResponse, ServerFrame,
+    Session, Succession, SuccessorRequest, Username,
 };
 
 pub use http::{HttpApi, NowMs};
@@ -115,6 +117,8 @@ pub trait RelayApi: Send + Sync + 'static {
     fn key_counts<'a>(&'a self, token: &'a Bytes) -> Answer<'a, KeyCounts>;
     /// `POST /v1/keys/key-packages`
     fn publish<'a>(&'a self, token: &'a Bytes, request: &'a PublishRequest) -> Answer<'a, KeyCounts>;
+    /// `POST /v1/keys/reconcile`
+    fn reconcile<'a>(&'a self, token: &'a Bytes, request: &'a ReconcileRequest) -> Answer<'a, ReconcileResponse>;
     /// `POST /v1/keys/claim`
     fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse>;
 
@@ -133,6 +137,8 @@ pub trait RelayApi: Send + Sync + 'static {
     -> Answer<'a, CommitResponse>;
     /// `POST /v1/groups/{group}/messages`
     fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse>;
+    /// `POST /v1/groups/{group}/ephemeral`
+    fn ephemeral<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a GroupEphemeralRequest) -> Answer<'a, ()>;
     /// `POST /v1/groups/{group}/leave`
     fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse>;
     /// `POST /v1/groups/{group}/rejoin`
@@ -145,7 +151,9 @@ pub trait RelayApi: Send + Sync + 'static {
 
     /// `POST /v1/queue/ack`
     fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()>;
-    /// `GET /v1/stream?after=`, as a WebSocket.
+    /// `POST /v1/queue/instance`
+    fn instance<'a>(&'a self, token: &'a Bytes, request: &'a InstanceRequest) -> Answer<'a, InstanceResponse>;
+    /// `GET /v1/stream?after=`, as a WebSocket; where none gets through, long polling does the same.
     fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>>;
 
     /// The relay's time less this device's, in milliseconds, as the last answer told it; 0 before the first.

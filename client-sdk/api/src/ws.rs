@@ -37,6 +37,8 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(10);
 /// A relay that was asked answers within this time, or is gone: 30 s after it was last heard.
 const GONE: Duration = Duration::from_secs(20);
+/// How long the relay's first frame may take.
+const GREETING: Duration = Duration::from_secs(10);
 /// How long handing a frame to the network may take.
 const SENDING: Duration = Duration::from_secs(10);
 /// The largest frame of a relay has a commit or a Welcome; this leaves room for limits set higher.
@@ -56,7 +58,11 @@ pub(crate) async fn open(api: &HttpApi, request: RequestBuilder) -> Result<Box<d
         return Err(Reply::read(response).await?.refusal());
     }
     check_agreement(&response, &key)?;
-    Ok(Box::new(Socket::new(response.upgrade().await.map_err(http::unreachable)?).await))
+    let mut socket = Socket::new(response.upgrade().await.map_err(http::unreachable)?).await;
+    // The relay speaks first. What is between may have let the answer through, and nothing after it.
+    let greeted = timeout(GREETING, socket.next_frame()).await;
+    socket.greeting = Some(greeted.map_err(|_| ApiError::Unreachable("it says nothing on the stream".into()))??);
+    Ok(Box::new(socket))
 }
 
 fn check_agreement(response: &Response, key: &str) -> Result<(), ApiError> {
@@ -75,6 +81,8 @@ fn check_agreement(response: &Response, key: &str) -> Result<(), ApiError> {
 struct Socket<S> {
     frames: WebSocketStream<S>,
     relay: LastSign,
+    /// What was read when it was opened.
+    greeting: Option<ServerFrame>,
 }
 
 /// The last sign of the relay.
@@ -95,10 +103,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Socket<S> {
             .max_message_size(Some(FRAME_BYTES_MAX))
             .max_frame_size(Some(FRAME_BYTES_MAX));
         let frames = WebSocketStream::from_raw_socket(transport, Role::Client, Some(config)).await;
-        Self { frames, relay: LastSign::Heard(Instant::now()) }
+        Self { frames, relay: LastSign::Heard(Instant::now()), greeting: None }
     }
 
     async fn next_frame(&mut self) -> Result<ServerFrame, ApiError> {
+        if let Some(greeting) = self.greeting.take() {
+            return Ok(greeting);
+        }
         loop {
             let limit = match self.relay {
                 LastSign::Heard(at) => at + IDLE,

@@ -51,6 +51,16 @@ pub(crate) enum Command {
     Listen(Listen),
     /// Show a group's messages, oldest first, without a connection
     History(History),
+    /// Show nothing more of an account: not what it writes, and not the groups to which it adds you
+    Block {
+        /// Whom
+        user: String,
+    },
+    /// End that
+    Unblock {
+        /// Whom
+        user: String,
+    },
     /// Receive and send what is waiting, then stop
     Sync,
 }
@@ -103,6 +113,16 @@ pub(crate) enum GroupCommand {
         group: String,
         /// Its name from now on, which its members see and the relay does not
         name: String,
+    },
+    /// Accept that a stranger has added you to a group; to send something there says the same
+    Accept {
+        /// The group
+        group: String,
+    },
+    /// Decline that, and leave the group
+    Decline {
+        /// The group
+        group: String,
     },
     /// Leave a group; its history stays here
     Leave {

@@ -8,17 +8,23 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 use undertone_wire::{
     Account, AccountId, AckRequest, ByeReason, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame,
-    CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits, GroupId, GroupList, GroupMembers,
-    KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest, RejoinRequest, Relay, RelayId, SendRequest,
-    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username,
+    CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList,
+    GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest, LoginRequest, PublishRequest,
+    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, RelayId, SendRequest, SendResponse,
+    ServerFrame, Session, Succession, SuccessorRequest, Username,
 };
 
 use super::route::Route;
+
+/// How long an address may take to answer before the next is tried beside it (as RFC 8305, section 5, does for connections).
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// One address.
 pub(crate) struct Address {
@@ -86,17 +92,35 @@ impl Addresses {
         if self.is_own(address, one.api.as_ref()).await? { Ok(()) } else { Err(ApiError::OtherRelay) }
     }
 
-    /// The address to ask, which is the pinned relay's. Each is looked at once.
+    /// The address to ask, which is the pinned relay's. If it is not known to be, each is looked at once, the next as soon as
+    /// one does not answer at once: the first that is the relay's is taken. The one that failed last comes last.
     async fn confirmed(&self) -> Result<(usize, &dyn RelayApi), ApiError> {
-        for _ in &self.all {
-            let (address, confirmed) = lock(&self.state).route.next();
-            let Some(one) = self.all.get(address) else { break };
-            let api = one.api.as_ref();
-            if confirmed || self.is_own(address, api).await? {
-                return Ok((address, api));
+        let (first, confirmed, failed_last) = {
+            let State { route, .. } = &*lock(&self.state);
+            (route.next().0, route.next().1, route.failed_last())
+        };
+        let is_left = |at: usize| Some(at) == failed_last;
+        let mut waiting: Vec<_> = (first..self.all.len()).chain(0..first).collect();
+        if confirmed && let Some(one) = self.all.get(first) {
+            return Ok((first, one.api.as_ref()));
+        }
+        waiting.sort_by_key(|at| is_left(*at));
+        let mut waiting = waiting.into_iter().filter_map(|at| Some((at, self.all.get(at)?))).peekable();
+        let (mut asked, mut failed) = (FuturesUnordered::new(), None);
+        loop {
+            let next = waiting.next_if(|(at, _)| asked.is_empty() || !is_left(*at));
+            asked.extend(next.map(|(at, one)| async move { (at, one, self.is_own(at, one.api.as_ref()).await) }));
+            let more = waiting.peek().is_some_and(|(at, _)| !is_left(*at));
+            tokio::select! {
+                Some((address, one, own)) = asked.next() => match own {
+                    Ok(true) => return Ok((address, one.api.as_ref())),
+                    Ok(false) => {}
+                    Err(error) => failed = Some(error),
+                },
+                () = tokio::time::sleep(HEAD_START), if more => {}
+                else => return Err(failed.unwrap_or(ApiError::OtherRelay)),
             }
         }
-        Err(ApiError::OtherRelay)
     }
 
     /// Asks an address which relay it is. Nothing secret goes there.
@@ -104,7 +128,7 @@ impl Addresses {
         let said = self.note(address, api.relay().await.map_err(nameless))?;
         let (own, mut state) = (said.relay_id == self.relay_id, lock(&self.state));
         if own {
-            state.route.confirm(address);
+            state.route.take(address);
         } else {
             state.is_strange(address);
         }
@@ -181,6 +205,7 @@ impl RelayApi for Addresses {
         account_by_username(token: &'a Bytes, username: &'a Username) -> Account;
         key_counts(token: &'a Bytes) -> KeyCounts;
         publish(token: &'a Bytes, request: &'a PublishRequest) -> KeyCounts;
+        reconcile(token: &'a Bytes, request: &'a ReconcileRequest) -> ReconcileResponse;
         claim(token: &'a Bytes, request: &'a ClaimRequest) -> ClaimResponse;
         groups(token: &'a Bytes) -> GroupList;
         create_group(token: &'a Bytes, request: &'a CreateGroupRequest) -> Group;
@@ -189,10 +214,12 @@ impl RelayApi for Addresses {
         group_commits(token: &'a Bytes, group: GroupId, after: u64) -> GroupCommits;
         commit(token: &'a Bytes, group: GroupId, request: &'a CommitRequest) -> CommitResponse;
         send(token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> SendResponse;
+        ephemeral(token: &'a Bytes, group: GroupId, request: &'a GroupEphemeralRequest) -> ();
         leave(token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> SendResponse;
         rejoin(token: &'a Bytes, group: GroupId, request: &'a RejoinRequest) -> SendResponse;
         succession(token: &'a Bytes, group: GroupId, at: u64) -> Succession;
         succeed(token: &'a Bytes, group: GroupId, request: &'a SuccessorRequest) -> Succession;
+        instance(token: &'a Bytes, request: &'a InstanceRequest) -> InstanceResponse;
         ack(token: &'a Bytes, request: &'a AckRequest) -> ();
     }
 
@@ -352,6 +379,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_address_that_does_not_answer_at_once_is_not_waited_for_unless_no_other_answers() {
+        let mut own = Listening::as_relay(1).await;
+        // Nobody takes connections there.
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let api = Arc::new(HttpApi::among_many(&Place::parse(&url).unwrap(), Arc::new(|| 0)).unwrap());
+        let addresses = Addresses::new(vec![Address { url, api }, own.address], relay_id(1));
+        let token = &Bytes::from(vec![1]);
+        // Far sooner than the silent one is given up.
+        let soon = Duration::from_secs(2);
+        tokio::time::timeout(soon, addresses.key_counts(token)).await.unwrap().unwrap();
+        assert_eq!(asked(&mut own.asked), [path::RELAY, path::KEYS]);
+        Listening::stop(own.serving).await;
+        assert!(matches!(addresses.key_counts(token).await, Err(ApiError::Unreachable(_))));
+        assert!(tokio::time::timeout(soon, addresses.key_counts(token)).await.is_err(), "the silent one is left");
+    }
+
+    #[tokio::test]
     async fn another_relay_is_asked_for_nothing_but_its_name() {
         let [mut other, mut own] = [Listening::as_relay(2).await, Listening::as_relay(1).await];
         let url = other.address.url.clone();
@@ -398,7 +443,6 @@ mod tests {
         let [nameless, own] = [Listening::as_relay(NAMELESS).await, Listening::as_relay(1).await];
         let addresses = Addresses::new(vec![nameless.address, own.address], relay_id(1));
         let token = &Bytes::from(vec![1]);
-        assert!(matches!(addresses.key_counts(token).await, Err(ApiError::NotARelay(_))));
         addresses.key_counts(token).await.unwrap();
         assert_eq!(addresses.ways(), 2, "it may be the relay's another time");
     }

@@ -1,7 +1,7 @@
 //! Which of a relay's addresses is asked next: the rules, without a socket, a clock or a retry.
 //!
 //! It stays with the address that works, and moves on when told that it does not. Reports may come late, from requests
-//! that began before it moved: only one about the present address moves it. An address of another relay is one that
+//! that began before it moved: only one about the present address moves it away. An address of another relay is one that
 //! does not work: its turn comes again, since the relay may be there again.
 //!
 //! Invariant: an address is taken for the relay's only from when it was confirmed until it next fails.
@@ -13,12 +13,14 @@ pub(super) struct Route {
     at: usize,
     confirmed: bool,
     heard: usize,
+    /// The one that was left last because it did not work.
+    failed: Option<usize>,
 }
 
 impl Route {
     /// A route over `count` addresses that begins with the first.
     pub(super) fn new(count: usize) -> Self {
-        Self { strange: vec![false; count], at: 0, confirmed: false, heard: 0 }
+        Self { strange: vec![false; count], at: 0, confirmed: false, heard: 0, failed: None }
     }
 
     /// The address to ask, and whether it is confirmed.
@@ -41,9 +43,11 @@ impl Route {
         self.heard = address;
     }
 
-    /// This address answers as the relay.
-    pub(super) fn confirm(&mut self, address: usize) {
-        self.confirmed |= address == self.at;
+    /// This address answers as the relay: it is asked from now on, unless another one is confirmed already.
+    pub(super) fn take(&mut self, address: usize) {
+        if !self.confirmed && address < self.strange.len() {
+            (self.at, self.confirmed) = (address, true);
+        }
     }
 
     /// This address does not work: the next one is asked, or the same if there is no other. Whoever answers there is
@@ -52,7 +56,13 @@ impl Route {
         if address == self.at {
             self.at = (self.at + 1) % self.strange.len().max(1);
             self.confirmed = false;
+            self.failed = Some(address);
         }
+    }
+
+    /// The address that was left last because it did not work: its turn comes when no other answers.
+    pub(super) fn failed_last(&self) -> Option<usize> {
+        self.failed
     }
 
     /// This address answers as another relay. Says whether that is news.
@@ -90,7 +100,7 @@ mod tests {
         let mut route = Route::new(count);
         for one in told {
             match *one {
-                Confirmed(address) => route.confirm(address),
+                Confirmed(address) => route.take(address),
                 Answered(address) => route.answered(address),
                 Failed(address) => route.failed(address),
                 Strange(address) => drop(route.is_strange(address)),
@@ -115,7 +125,10 @@ mod tests {
             (3, &[Failed(0), Confirmed(1), Answered(1)], (1, true)),
             // What is said late about an address it has left changes nothing.
             (3, &[Failed(0), Failed(0), Failed(0)], (1, false)),
-            (3, &[Failed(0), Confirmed(0)], (1, false)),
+            // Of those that are asked at once the first to answer is taken.
+            (3, &[Confirmed(2)], (2, true)),
+            (3, &[Confirmed(2), Confirmed(0)], (2, true)),
+            (3, &[Failed(0), Confirmed(0)], (0, true)),
             (3, &[Failed(0), Confirmed(1), Strange(0)], (1, true)),
             // Another relay's is left, and looked at again in its turn.
             (3, &[Strange(0)], (1, false)),
@@ -148,12 +161,19 @@ mod tests {
     fn that_an_address_is_strange_is_news_once_until_a_stream_there_greets_as_the_relay() {
         let mut route = Route::new(2);
         assert!(route.is_strange(1));
-        route.confirm(1);
+        route.take(1);
         assert!(!route.is_strange(1));
         assert_eq!((route.ways(), route.next()), (1, (0, false)));
         route.is_own(1);
         assert_eq!(route.ways(), 2);
         assert!(route.is_strange(1));
+    }
+
+    #[test]
+    fn the_one_that_failed_last_is_remembered() {
+        assert_eq!(after(3, &[Confirmed(0)]).failed_last(), None);
+        assert_eq!(after(3, &[Confirmed(0), Failed(0)]).failed_last(), Some(0));
+        assert_eq!(after(3, &[Confirmed(0), Failed(0), Failed(0), Failed(1)]).failed_last(), Some(1));
     }
 
     #[test]

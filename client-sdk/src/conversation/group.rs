@@ -9,8 +9,14 @@ use crate::{
     crypto::group::{self, NAME_BYTES_MAX, Profile},
     event::Connection,
     message::{Body, Content, Message, TEXT_BYTES_MAX},
-    store::{GroupRow, GroupState, HistoryPage, MessageRow, MessageStatus, Task, Tx},
-    sync::{Engine, receipts},
+    store::{
+        GroupRow, GroupState, HistoryPage, MessageRow, MessageStatus, OutboxState, Standing, StoreError, Task, Tx,
+    },
+    sync::{
+        Engine,
+        ephemeral::{self, Passing},
+        receipts,
+    },
 };
 
 /// Most messages in one page of history.
@@ -83,6 +89,7 @@ impl Group {
             .store
             .with_tx(move |tx| {
                 usable(tx, id)?;
+                accept(tx, id)?;
                 let encoded = content.encode();
                 let row = MessageRow {
                     group_id: id,
@@ -100,6 +107,15 @@ impl Group {
         Ok(message_id)
     }
 
+    /// Tells the members who are there that this account is writing a message here, by [`Event::Typing`](crate::Event::Typing).
+    /// Now or never: nothing is kept for who is not there. While somebody writes, once in a few seconds is enough.
+    ///
+    /// # Errors
+    /// [`Error::Offline`] if the relay cannot be reached.
+    pub async fn typing(&self) -> Result<(), Error> {
+        ephemeral::say(self.engine(), self.id, Passing::Typing {}).await
+    }
+
     /// Adds all devices of an account, and returns once they are members.
     ///
     /// # Errors
@@ -107,7 +123,11 @@ impl Group {
     /// this is called, [`Error::OtherRelay`] if another one is in its place. If it goes away later, this waits for its
     /// return.
     pub async fn add(&self, who: AccountId) -> Result<(), Error> {
-        self.change(Task::Add { account: who }).await
+        self.change_with(Task::Add { account: who }, move |tx, id| {
+            accept(tx, id)?;
+            know(tx, who)
+        })
+        .await
     }
 
     /// Removes all devices of an account, and returns once they are no longer members.
@@ -134,13 +154,38 @@ impl Group {
         self.change(Task::Rename { name: checked_name(name)? }).await
     }
 
+    /// Accepts that a stranger has added this account ([`GroupSummary::requested_by`]); that one is no stranger from now on.
+    /// Sending something, or changing the group, does the same.
+    ///
+    /// # Errors
+    /// [`Error::UnknownGroup`] if there is no such group.
+    pub async fn accept(&self) -> Result<(), Error> {
+        let id = self.id;
+        self.engine()
+            .store
+            .with_tx(move |tx| {
+                tx.group(id)?.ok_or(Error::UnknownGroup)?;
+                Ok(accept(tx, id)?)
+            })
+            .await
+    }
+
+    /// Declines that, which is to leave. Who should not add this account again is blocked
+    /// ([`Client::block`]).
+    ///
+    /// # Errors
+    /// As for [`Group::leave`].
+    pub async fn decline(&self) -> Result<(), Error> {
+        self.leave().await
+    }
+
     /// Leaves with all devices of this account, and returns once that is done. The history stays.
     ///
     /// # Errors
     /// As for [`Group::add`].
     pub async fn leave(&self) -> Result<(), Error> {
         let content = self.content(Body::Leave {})?.encode();
-        self.change(Task::Leave { content }).await
+        self.change_with(Task::Leave { content }, decline).await
     }
 
     /// A page of the history, oldest first: the newest `limit` messages, or those before the message `before`.
@@ -169,6 +214,7 @@ impl Group {
             .store
             .with_tx(move |tx| {
                 usable(tx, id)?;
+                accept(tx, id)?;
                 let content = tx.queue_again(id, message)?.ok_or(Error::UnknownMessage)?;
                 tx.add_task(id, &Task::Send { content }, Some(message), 0)?;
                 Ok::<_, Error>(())
@@ -205,6 +251,14 @@ impl Group {
     }
 
     async fn change(&self, task: Task) -> Result<(), Error> {
+        self.change_with(task, accept).await
+    }
+
+    async fn change_with(
+        &self,
+        task: Task,
+        before: impl FnOnce(&Tx<'_>, GroupId) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), Error> {
         // Decided on what the group is now, not on what it was when this device last looked.
         let mut connection = self.engine().connection();
         let settled = connection.wait_for(|state| !matches!(state, Connection::Connecting | Connection::CatchingUp));
@@ -224,6 +278,7 @@ impl Group {
             .store
             .with_tx(move |tx| {
                 usable(tx, id)?;
+                before(tx, id)?;
                 let row = tx.add_task(id, &task, None, 0)?;
                 Ok::<_, Error>(tx.watch_task(row))
             })
@@ -252,6 +307,34 @@ impl std::fmt::Debug for Group {
     }
 }
 
+/// Whoever asked by adding this account is known now.
+fn accept(tx: &Tx<'_>, group: GroupId) -> Result<(), StoreError> {
+    if let Some(by) = tx.requested_by(group)? {
+        know(tx, by)?;
+        tx.set_requested(group, None)?;
+    }
+    Ok(())
+}
+
+/// What was planned in a group that is requested is not wanted by who leaves it.
+fn decline(tx: &Tx<'_>, group: GroupId) -> Result<(), StoreError> {
+    if tx.requested_by(group)?.is_some() {
+        for row in tx.tasks(group)?.iter().filter(|row| row.state == OutboxState::Waiting) {
+            tx.finish_task(row.id, Err(Error::NotMember))?;
+        }
+        tx.set_requested(group, None)?;
+    }
+    Ok(())
+}
+
+/// The user has to do with this account by their own will. A blocked one stays so.
+fn know(tx: &Tx<'_>, account: AccountId) -> Result<(), StoreError> {
+    match tx.standing(account)? {
+        Standing::Stranger => tx.set_standing(account, Standing::Known),
+        Standing::Known | Standing::Blocked => Ok(()),
+    }
+}
+
 fn usable(tx: &Tx<'_>, group: GroupId) -> Result<(), Error> {
     match tx.group(group)?.map(|group| group.state) {
         Some(GroupState::Active | GroupState::Recovering) => Ok(()),
@@ -264,10 +347,12 @@ fn usable(tx: &Tx<'_>, group: GroupId) -> Result<(), Error> {
 pub(crate) fn summary(tx: &Tx<'_>, group: GroupRow) -> Result<GroupSummary, Error> {
     let accounts = tx.member_accounts(group.id)?;
     let members = accounts.into_iter().map(|account| contact(tx, account)).collect::<Result<_, _>>()?;
+    let requested_by = tx.requested_by(group.id)?.map(|by| contact(tx, by)).transpose()?;
     Ok(GroupSummary {
         group_id: group.id,
         name: group.name,
         active: matches!(group.state, GroupState::Active | GroupState::Recovering),
+        requested_by,
         members,
     })
 }

@@ -43,6 +43,8 @@ pub struct GroupSummary {
     pub name: String,
     /// Whether this device is a member and can send.
     pub active: bool,
+    /// The stranger who has added this account, until the app accepts or declines that.
+    pub requested_by: Option<Contact>,
     /// The accounts that are members, as of the last thing this device knows.
     pub members: Vec<Contact>,
 }

@@ -17,14 +17,14 @@ use openmls::{
 };
 use serde::{Deserialize, Serialize};
 use undertone_wire::{AuthenticatedData, Bytes, DeviceId, Encoding, GroupId, WelcomeParts};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{
     CryptoError, Identity, Member, PROFILE_EXTENSION, Provider, REJOIN_EXTENSION,
     changes::{By, Changes, check_authenticated},
     create_config, join_config, key_package,
     member::{VerifiedLeaf, check_tree, leaves, member_at, no_such_leaf},
-    seal::{self, Position},
+    seal::{self, Kind, Position},
     welcome,
 };
 
@@ -32,7 +32,7 @@ use super::{
 pub(crate) const NAME_BYTES_MAX: usize = 256;
 
 const REJOIN_LABEL: &str = "Undertone rejoin";
-const REJOIN_BYTES: usize = 32;
+const EXPORTED_BYTES: usize = 32;
 
 /// The secret under which a group's sealed group infos can be opened: an exporter secret of the epoch begun by the
 /// last commit that removed a device, or of the group's first epoch.
@@ -157,7 +157,7 @@ pub(crate) fn create(
     let group_info = mls.export_group_info(provider.crypto(), identity, true).map_err(CryptoError::invalid)?;
     let group_info = group_info.tls_serialize_detached().map_err(CryptoError::invalid)?;
     let position = Position { group, commit_seq: 0 };
-    let sealed = seal::seal(provider, rejoin_key.as_bytes(), position, &group_info)?;
+    let sealed = seal::seal(provider, Kind::GroupInfo, rejoin_key.as_bytes(), position, &group_info)?;
     Ok(Created { sealed_group_info: sealed.into(), rejoin_key })
 }
 
@@ -241,7 +241,7 @@ pub(crate) fn stage(
     let group_info = group_info.ok_or_else(|| CryptoError::Invalid("no group info was made".into()))?;
     let group_info = MlsMessageOut::from(group_info).tls_serialize_detached().map_err(CryptoError::invalid)?;
     let position = Position { group, commit_seq: at + 1 };
-    let sealed = seal::seal(provider, seal_key.as_bytes(), position, &group_info)?;
+    let sealed = seal::seal(provider, Kind::GroupInfo, seal_key.as_bytes(), position, &group_info)?;
     let parts = made_welcome.map(|made| welcome::split(provider, &made, &key_packages)).transpose()?;
     Ok(Some(Staged {
         commit: commit.tls_serialize_detached().map_err(CryptoError::invalid)?.into(),
@@ -403,13 +403,19 @@ pub(super) fn profile_of(extensions: &Extensions<GroupContext>) -> Result<Profil
     Ok(profile)
 }
 
+/// A secret of the group's present epoch, for what `label` says.
+pub(super) fn export(provider: &impl Provider, group: GroupId, label: &str) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
+    let mls = load(provider, group)?;
+    mls.export_secret(provider.crypto(), label, &[], EXPORTED_BYTES).map(Zeroizing::new).map_err(CryptoError::invalid)
+}
+
 fn exported(provider: &impl Provider, mls: &MlsGroup) -> Result<RejoinKey, CryptoError> {
-    mls.export_secret(provider.crypto(), REJOIN_LABEL, &[], REJOIN_BYTES).map(RejoinKey).map_err(CryptoError::invalid)
+    mls.export_secret(provider.crypto(), REJOIN_LABEL, &[], EXPORTED_BYTES).map(RejoinKey).map_err(CryptoError::invalid)
 }
 
 fn exported_from_staged(provider: &impl Provider, staged: &StagedCommit) -> Result<RejoinKey, CryptoError> {
     staged
-        .export_secret(provider.crypto(), REJOIN_LABEL, &[], REJOIN_BYTES)
+        .export_secret(provider.crypto(), REJOIN_LABEL, &[], EXPORTED_BYTES)
         .map(RejoinKey)
         .map_err(CryptoError::invalid)
 }
@@ -562,8 +568,8 @@ mod tests {
         assert!(new_key != key);
         let position = Position { group: group_id(), commit_seq: 3 };
         let sealed = staged.sealed_group_info.as_slice();
-        assert!(seal::open(&carol.provider, new_key.as_bytes(), position, sealed).is_ok());
-        assert!(seal::open(&carol.provider, key.as_bytes(), position, sealed).is_err());
+        assert!(seal::open(&carol.provider, Kind::GroupInfo, new_key.as_bytes(), position, sealed).is_ok());
+        assert!(seal::open(&carol.provider, Kind::GroupInfo, key.as_bytes(), position, sealed).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! [`CryptoError::Storage`] says nothing about the message, which must be tried again.
 
 mod changes;
+pub(crate) mod ephemeral;
 pub(crate) mod group;
 pub(crate) mod identity;
 pub(crate) mod key_package;

@@ -15,7 +15,7 @@ use super::{
     group::{self, Profile, RejoinKey},
     join_config,
     member::{VerifiedLeaf, check_tree},
-    seal::{self, Position},
+    seal::{self, Kind, Position},
 };
 
 /// A commit by which this device joins, ready to be posted.
@@ -38,7 +38,7 @@ pub(crate) fn rejoin(
     let next = commit_seq.checked_add(1).filter(|next| i64::try_from(*next).is_ok());
     let next = next.ok_or_else(|| CryptoError::Invalid("the group cannot have that many commits".into()))?;
     let position = Position { group: at.group_id, commit_seq };
-    let opened = seal::open(aside, rejoin_key.as_bytes(), position, at.sealed_group_info.as_slice())?;
+    let opened = seal::open(aside, Kind::GroupInfo, rejoin_key.as_bytes(), position, at.sealed_group_info.as_slice())?;
     let info = group_info(&opened)?;
     if info.group_id().as_slice() != at.group_id.as_bytes() || info.epoch().as_u64() != at.position.epoch {
         return Err(CryptoError::Invalid("the group info is of another group or epoch".into()));
@@ -69,7 +69,7 @@ pub(crate) fn rejoin(
     let group_info = group_info.ok_or_else(|| CryptoError::Invalid("no group info was made".into()))?;
     let group_info = MlsMessageOut::from(group_info).tls_serialize_detached().map_err(CryptoError::invalid)?;
     let begun = Position { commit_seq: next, ..position };
-    let sealed = seal::seal(aside, rejoin_key.as_bytes(), begun, &group_info)?;
+    let sealed = seal::seal(aside, Kind::GroupInfo, rejoin_key.as_bytes(), begun, &group_info)?;
     let commit = commit.tls_serialize_detached().map_err(CryptoError::invalid)?;
     Ok(Rejoin { commit: commit.into(), commit_seq: next, sealed_group_info: sealed.into(), profile })
 }

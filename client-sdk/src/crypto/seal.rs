@@ -1,8 +1,7 @@
-//! Sealing group infos for those who may rejoin: one key for many seals, each under a fresh random salt.
+//! Sealing with a secret that a group exports: one secret for many seals, each under a fresh random salt.
 //!
 //! Format: version (1 byte, 1) | salt (32 bytes) | ciphertext and tag. Key and nonce are HKDF-SHA-256 (RFC 5869) of
-//! the rejoin key with the salt; the cipher is ChaCha20-Poly1305 (RFC 8439); group id and commit number are
-//! authenticated.
+//! the secret with the salt; the cipher is ChaCha20-Poly1305 (RFC 8439); group id and commit number are authenticated.
 
 use openmls_traits::{
     crypto::OpenMlsCrypto as _,
@@ -18,9 +17,27 @@ const VERSION: u8 = 1;
 const SALT_BYTES: usize = 32;
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 12;
-const LABEL: &[u8] = b"Undertone v1 sealed group info";
 
-/// What a sealed group info belongs to.
+/// What is sealed. Each has keys of its own.
+#[derive(Clone, Copy)]
+#[cfg_attr(test, derive(serde::Deserialize), serde(rename_all = "snake_case"))]
+pub(super) enum Kind {
+    /// A group info, for those who may rejoin; the secret is the rejoin key.
+    GroupInfo,
+    /// What is said in passing; the secret is the epoch's for that.
+    Ephemeral,
+}
+
+impl Kind {
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::GroupInfo => b"Undertone v1 sealed group info",
+            Self::Ephemeral => b"Undertone v1 ephemeral",
+        }
+    }
+}
+
+/// What it belongs to.
 #[derive(Clone, Copy)]
 pub(super) struct Position {
     pub(super) group: GroupId,
@@ -34,25 +51,27 @@ impl Position {
     }
 }
 
-/// Seals `plaintext` with a rejoin key.
+/// Seals `plaintext` with a secret.
 pub(super) fn seal(
     provider: &impl Provider,
-    rejoin_key: &[u8],
+    kind: Kind,
+    secret: &[u8],
     position: Position,
     plaintext: &[u8],
 ) -> Result<Vec<u8>, CryptoError> {
     let salt = provider.rand().random_array::<SALT_BYTES>().map_err(CryptoError::storage)?;
-    seal_with(provider, rejoin_key, &salt, position, plaintext)
+    seal_with(provider, kind, secret, &salt, position, plaintext)
 }
 
 fn seal_with(
     provider: &impl Provider,
-    rejoin_key: &[u8],
+    kind: Kind,
+    secret: &[u8],
     salt: &[u8; SALT_BYTES],
     position: Position,
     plaintext: &[u8],
 ) -> Result<Vec<u8>, CryptoError> {
-    let (key, nonce) = derive(provider, rejoin_key, salt)?;
+    let (key, nonce) = derive(provider, kind, secret, salt)?;
     let ciphertext = provider
         .crypto()
         .aead_encrypt(AeadType::ChaCha20Poly1305, &key, plaintext, &nonce, &position.authenticated())
@@ -63,17 +82,18 @@ fn seal_with(
 /// Opens what [`seal`] made.
 pub(super) fn open(
     provider: &impl Provider,
-    rejoin_key: &[u8],
+    kind: Kind,
+    secret: &[u8],
     position: Position,
     sealed: &[u8],
 ) -> Result<Vec<u8>, CryptoError> {
     let Some((&[VERSION], rest)) = sealed.split_first_chunk::<1>() else {
-        return Err(CryptoError::Invalid("a sealed group info of another version".into()));
+        return Err(CryptoError::Invalid("it is sealed by another version".into()));
     };
     let Some((salt, ciphertext)) = rest.split_first_chunk::<SALT_BYTES>() else {
-        return Err(CryptoError::Invalid("a sealed group info that ends too early".into()));
+        return Err(CryptoError::Invalid("what is sealed ends too early".into()));
     };
-    let (key, nonce) = derive(provider, rejoin_key, salt)?;
+    let (key, nonce) = derive(provider, kind, secret, salt)?;
     provider
         .crypto()
         .aead_decrypt(AeadType::ChaCha20Poly1305, &key, ciphertext, &nonce, &position.authenticated())
@@ -82,11 +102,11 @@ pub(super) fn open(
 
 type KeyAndNonce = (Zeroizing<Vec<u8>>, [u8; NONCE_BYTES]);
 
-fn derive(provider: &impl Provider, rejoin_key: &[u8], salt: &[u8]) -> Result<KeyAndNonce, CryptoError> {
+fn derive(provider: &impl Provider, kind: Kind, secret: &[u8], salt: &[u8]) -> Result<KeyAndNonce, CryptoError> {
     let crypto = provider.crypto();
-    let secret = crypto.hkdf_extract(HashType::Sha2_256, salt, rejoin_key).map_err(CryptoError::invalid)?;
+    let pseudorandom = crypto.hkdf_extract(HashType::Sha2_256, salt, secret).map_err(CryptoError::invalid)?;
     let okm = crypto
-        .hkdf_expand(HashType::Sha2_256, secret.as_slice(), LABEL, KEY_BYTES + NONCE_BYTES)
+        .hkdf_expand(HashType::Sha2_256, pseudorandom.as_slice(), kind.label(), KEY_BYTES + NONCE_BYTES)
         .map_err(CryptoError::invalid)?;
     let (key, nonce) = okm.as_slice().split_at(KEY_BYTES);
     let nonce = nonce.try_into().map_err(CryptoError::invalid)?;
@@ -98,32 +118,33 @@ mod tests {
     use openmls_rust_crypto::OpenMlsRustCrypto;
     use undertone_wire::{Bytes, Encoding};
 
-    use super::*;
+    use super::{Kind::GroupInfo, *};
 
-    /// `spec/vectors/sealed-group-info.json`; how to read it is in the README beside it.
+    /// `spec/vectors/sealed.json`; how to read it is in the README beside it.
     #[derive(serde::Deserialize)]
     struct Vector {
-        rejoin_key: Bytes,
+        kind: Kind,
+        secret: Bytes,
         salt: Bytes,
         group_id: GroupId,
         commit_seq: u64,
-        group_info: Bytes,
+        plaintext: Bytes,
         sealed: Bytes,
     }
 
     #[test]
     fn the_vectors_hold() {
-        let file = include_bytes!("../../../spec/vectors/sealed-group-info.json");
+        let file = include_bytes!("../../../spec/vectors/sealed.json");
         let vectors: Vec<Vector> = Encoding::Json.decode(file).unwrap();
         assert!(!vectors.is_empty());
         let provider = OpenMlsRustCrypto::default();
         for vector in vectors {
             let position = Position { group: vector.group_id, commit_seq: vector.commit_seq };
-            let (key, plaintext) = (vector.rejoin_key.as_slice(), vector.group_info.as_slice());
+            let (kind, secret, plaintext) = (vector.kind, vector.secret.as_slice(), vector.plaintext.as_slice());
             let salt = vector.salt.as_slice().try_into().unwrap();
-            let sealed = seal_with(&provider, key, salt, position, plaintext).unwrap();
+            let sealed = seal_with(&provider, kind, secret, salt, position, plaintext).unwrap();
             assert_eq!(Bytes::from(sealed), vector.sealed);
-            assert_eq!(open(&provider, key, position, vector.sealed.as_slice()).unwrap(), plaintext);
+            assert_eq!(open(&provider, kind, secret, position, vector.sealed.as_slice()).unwrap(), plaintext);
         }
     }
 
@@ -131,15 +152,16 @@ mod tests {
     fn opens_only_with_the_key_and_for_the_position_it_was_sealed_for() {
         let provider = OpenMlsRustCrypto::default();
         let here = Position { group: GroupId::from_random([1; 16]), commit_seq: 7 };
-        let sealed = seal(&provider, b"rejoin key", here, b"group info").unwrap();
-        assert_eq!(open(&provider, b"rejoin key", here, &sealed).unwrap(), b"group info");
-        assert!(open(&provider, b"another key", here, &sealed).is_err());
-        assert!(open(&provider, b"rejoin key", Position { commit_seq: 8, ..here }, &sealed).is_err());
+        let sealed = seal(&provider, GroupInfo, b"rejoin key", here, b"group info").unwrap();
+        assert_eq!(open(&provider, GroupInfo, b"rejoin key", here, &sealed).unwrap(), b"group info");
+        assert!(open(&provider, GroupInfo, b"another key", here, &sealed).is_err());
+        assert!(open(&provider, Kind::Ephemeral, b"rejoin key", here, &sealed).is_err());
+        assert!(open(&provider, GroupInfo, b"rejoin key", Position { commit_seq: 8, ..here }, &sealed).is_err());
         for at in 0..sealed.len() {
             let mut changed = sealed.clone();
             changed[at] ^= 1;
-            assert!(open(&provider, b"rejoin key", here, &changed).is_err(), "byte {at} is not covered");
+            assert!(open(&provider, GroupInfo, b"rejoin key", here, &changed).is_err(), "byte {at} is not covered");
         }
-        assert_ne!(sealed, seal(&provider, b"rejoin key", here, b"group info").unwrap(), "salts are fresh");
+        assert_ne!(sealed, seal(&provider, GroupInfo, b"rejoin key", here, b"group info").unwrap(), "salts are fresh");
     }
 }

@@ -1,12 +1,12 @@
 //! The seam between MLS and the store: an openmls provider whose storage is the open transaction.
 
-use openmls::prelude::KeyPackage;
+use openmls::prelude::{KeyPackage, KeyPackageRef};
 use openmls_rust_crypto::RustCrypto;
 use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
 use openmls_traits::OpenMlsProvider;
 use rusqlite::Connection;
 
-use undertone_wire::GroupId;
+use undertone_wire::{GroupId, Hash};
 
 use super::{StoreError, Tx};
 use crate::crypto::group;
@@ -87,6 +87,19 @@ impl Tx<'_> {
             key_packages.push(key_package);
         }
         Ok(key_packages)
+    }
+
+    /// The references (RFC 9420, section 5.2) of all key packages whose private halves are kept.
+    pub(crate) fn key_package_refs(&self) -> Result<Vec<Hash>, StoreError> {
+        let mut select = self.prepare_cached("SELECT key_package_ref FROM openmls_key_packages")?;
+        let stored = select.query_map([], |row| Ok(Cbor::from_slice::<KeyPackageRef>(row.get_ref(0)?.as_blob()?)))?;
+        let mut references = Vec::new();
+        for one in stored {
+            let reference = one?.map_err(|error| StoreError::Corrupt(error.to_string()))?;
+            let bytes = <[u8; 32]>::try_from(reference.as_slice());
+            references.push(bytes.map_err(|error| StoreError::Corrupt(error.to_string()))?.into());
+        }
+        Ok(references)
     }
 
     /// Whether there is any MLS state of a group.

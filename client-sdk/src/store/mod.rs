@@ -19,6 +19,7 @@ mod profile;
 mod publications;
 mod receipts;
 mod recoveries;
+mod requests;
 
 use std::{
     cell::{Cell, RefCell},
@@ -49,6 +50,7 @@ use points::Points;
 pub(crate) use profile::Profile;
 pub(crate) use receipts::Said;
 pub(crate) use recoveries::{Recovery, RecoveryStep, Successor, Why};
+pub(crate) use requests::Standing;
 
 const DATABASE: &str = "undertone.db";
 const LOCK: &str = "lock";
@@ -64,6 +66,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0004_recoveries.sql"),
     include_str!("schema/0005_successors_and_updates.sql"),
     include_str!("schema/0006_receipts.sql"),
+    include_str!("schema/0007_instances.sql"),
+    include_str!("schema/0008_requests.sql"),
 ];
 
 /// What a local store is encrypted with.

@@ -149,12 +149,13 @@ impl Tx<'_> {
 
     /// The oldest row that can go on now: the first of its group whose time has come, not waiting for the queue. While
     /// one of a group's rows is posted, or an accepted one blocks, none of the others can; one that was put off keeps its
-    /// place, one planned for a later time has none yet. While a group is being recovered, all wait.
+    /// place, one planned for a later time has none yet. While a group is being recovered, or requested, all wait.
     pub(crate) fn next_task(&self, now_ms: u64) -> Result<Option<OutboxRow>, StoreError> {
         let select = format!(
             "SELECT {COLUMNS} FROM outbox AS o
              WHERE not_before_ms <= ?1 AND state <> 'accepted' AND wait_for_seq <= (SELECT cursor FROM profile)
                AND NOT EXISTS (SELECT 1 FROM recoveries AS r WHERE r.group_id = o.group_id AND r.step <> 'none')
+               AND NOT EXISTS (SELECT 1 FROM groups AS g WHERE g.id = o.group_id AND g.requested_by IS NOT NULL)
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
                    WHERE other.group_id = o.group_id AND other.state = 'posted' AND other.id <> o.id)
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
@@ -178,7 +179,8 @@ impl Tx<'_> {
     /// How many rows the relay has not accepted, those left out that are planned for a later time.
     pub(crate) fn outbox_len(&self, now_ms: u64) -> Result<u64, StoreError> {
         const SELECT: &str = "SELECT count(*) FROM outbox
-            WHERE (blocks = 1 OR state <> 'accepted') AND (attempts > 0 OR not_before_ms <= ?1)";
+            WHERE (blocks = 1 OR state <> 'accepted') AND (attempts > 0 OR not_before_ms <= ?1)
+              AND group_id NOT IN (SELECT id FROM groups WHERE requested_by IS NOT NULL)";
         Ok(self.query_row(SELECT, [now_ms], |row| row.get(0))?)
     }
 

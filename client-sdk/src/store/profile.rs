@@ -1,7 +1,7 @@
-//! Who this device is, where its relay is, its session, and how far it has read its queue.
+//! Who this device is, where its relay is, its session, which life of the store this is, and how far it has read its queue.
 
-use rusqlite::{OptionalExtension as _, params};
-use undertone_wire::{Bytes, Encoding, RelayId, Username};
+use rusqlite::{OptionalExtension as _, params, types::ValueRef};
+use undertone_wire::{Bytes, Encoding, InstanceId, InstanceRequest, RelayId, Username};
 
 use super::{StoreError, Tx, bytes, cbor};
 use crate::crypto::Identity;
@@ -90,6 +90,12 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// The last-resort key package is to be replaced, and not only after a while.
+    pub(crate) fn renew_last_resort_now(&self) -> Result<(), StoreError> {
+        self.execute("UPDATE profile SET last_resort_used = 1, last_resort_renewed_ms = 0", [])?;
+        Ok(())
+    }
+
     /// When the last-resort key package was last replaced because it had been handed out; 0 if never.
     pub(crate) fn last_resort_renewed_ms(&self) -> Result<u64, StoreError> {
         Ok(self.query_row("SELECT last_resort_renewed_ms FROM profile", [], |row| row.get(0))?)
@@ -116,6 +122,35 @@ impl Tx<'_> {
     /// looked into.
     pub(crate) fn looked_at_groups(&self, looks: u64) -> Result<(), StoreError> {
         self.execute("UPDATE profile SET look_at_groups = 0 WHERE look_at_groups = ?1", [looks])?;
+        Ok(())
+    }
+
+    /// What the relay is still to be told of which store this is.
+    pub(crate) fn instance_request(&self) -> Result<Option<InstanceRequest>, StoreError> {
+        const SELECT: &str = "SELECT instance, next_instance, takes_over FROM profile WHERE next_instance IS NOT NULL";
+        let request = self.query_row(SELECT, [], |row| {
+            let previous = if row.get_ref(0)? == ValueRef::Null { None } else { Some(bytes(row, 0)?) };
+            Ok(InstanceRequest { previous, instance: bytes(row, 1)?, takes_over: row.get(2)? })
+        });
+        Ok(request.optional()?)
+    }
+
+    /// Another life of the store begins.
+    pub(crate) fn set_next_instance(&self, instance: InstanceId) -> Result<(), StoreError> {
+        self.execute("UPDATE profile SET next_instance = ?1", [instance.as_bytes()])?;
+        Ok(())
+    }
+
+    /// The store is a copy, and takes over.
+    pub(crate) fn take_over(&self) -> Result<(), StoreError> {
+        self.execute("UPDATE profile SET takes_over = 1", [])?;
+        Ok(())
+    }
+
+    /// The relay knows which store this is.
+    pub(crate) fn confirm_instance(&self, instance: InstanceId) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE profile SET instance = ?1, next_instance = NULL, takes_over = 0";
+        self.execute(UPDATE, [instance.as_bytes()])?;
         Ok(())
     }
 

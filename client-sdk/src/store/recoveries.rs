@@ -155,7 +155,8 @@ impl Tx<'_> {
     /// The next recovery whose time has come and that does not wait for its own row.
     pub(crate) fn next_recovery(&self, now_ms: u64) -> Result<Option<Recovery>, StoreError> {
         let mut select = self.prepare_cached(&format!(
-            "{SELECT} WHERE step NOT IN ('none', 'accepted') AND not_before_ms <= ?1 ORDER BY not_before_ms LIMIT 1"
+            "{SELECT} WHERE step NOT IN ('none', 'accepted') AND not_before_ms <= ?1
+               AND group_id NOT IN (SELECT id FROM groups WHERE requested_by IS NOT NULL) ORDER BY not_before_ms LIMIT 1"
         ))?;
         Ok(select.query_row([now_ms], recovery_from).optional()?)
     }

@@ -20,8 +20,8 @@ use crate::{
     event::StoredEvent,
     message::{Body, Content},
     store::{
-        GroupRow, GroupState, MessageRow, MessageStatus, OutboxRow, OutboxState, SendFailure, StoreError, Successor,
-        Task, Tx, Why,
+        GroupRow, GroupState, MessageRow, MessageStatus, OutboxRow, OutboxState, SendFailure, Standing, StoreError,
+        Successor, Task, Tx, Why,
     },
 };
 
@@ -165,6 +165,7 @@ pub(super) fn end_group(
 ) -> Result<(), StoreError> {
     tx.save_group(&GroupRow { state, ..group.clone() })?;
     tx.end_recovery(group.id)?;
+    tx.set_requested(group.id, None)?;
     group::forget(&tx.mls(), group.live)?;
     tx.add_event(event)?;
     for row in tx.tasks(group.id)? {
@@ -286,6 +287,11 @@ fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, message: 
     if let Body::Receipt { delivered, read } = &content.body {
         receipts::apply(tx, context, group_id, from, delivered, read)?;
         return Ok(Outcome::default());
+    }
+    if tx.standing(from.account)? == Standing::Blocked {
+        // Receipts must not say that it is here.
+        tx.note_gap(group_id)?;
+        return Ok(Outcome::Applied(effect));
     }
     let row = MessageRow {
         group_id,

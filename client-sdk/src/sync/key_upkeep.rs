@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use undertone_api::RelayApi as _;
-use undertone_wire::{KeyCounts, PublishRequest, suite};
+use undertone_wire::{Incarnation, KeyPackageCount, PublishRequest, ReconcileRequest, suite};
 
 use super::{Engine, backoff::Backoff, session};
 use crate::{Error, crypto::key_package, event::Connection};
@@ -47,7 +47,7 @@ pub(super) async fn run(engine: Arc<Engine>) {
         };
         tokio::select! {
             Ok(()) = connection.changed() => {}
-            Ok(()) = wanted.changed() => {}
+            Ok(()) = wanted.changed() => engine.key_upkeep.lock().await.doubt(),
             () = engine.clock.pass(pause.unwrap_or_default()), if pause.is_some() => {}
             () = engine.stopped() => return,
         }
@@ -56,11 +56,10 @@ pub(super) async fn run(engine: Arc<Engine>) {
 
 /// Publishes what is missing at the relay. Answers with how long a renewal that is still wanted has to wait.
 pub(super) async fn top_up(engine: &Engine, kept: &mut Kept) -> Result<Option<Duration>, Error> {
-    publish_pending(engine).await?;
-    let counts = engine.signed_in(|token| async move { engine.api.key_counts(&token).await }).await?;
-    let (one_time, last_resort) = of_default_suite(&counts);
-    let missing = if one_time < LOW { FULL - one_time } else { 0 };
     forget_expired(engine, kept).await?;
+    publish_pending(engine).await?;
+    let (one_time, last_resort) = of_default_suite(&counts(engine, kept).await?);
+    let missing = if one_time < LOW { FULL - one_time } else { 0 };
     let wait_ms = renewal_in_ms(engine).await?;
     let renewed = if last_resort { (wait_ms == Some(0)).then_some(Why::Used) } else { Some(Why::Missing) };
     if missing > 0 || renewed.is_some() {
@@ -70,10 +69,48 @@ pub(super) async fn top_up(engine: &Engine, kept: &mut Kept) -> Result<Option<Du
     Ok(wait_ms.filter(|_| renewed.is_none()).map(Duration::from_millis))
 }
 
-/// What is known of the private halves in the store. Those that are made later live longer.
+/// What is known since the engine began.
 #[derive(Default)]
 pub(super) struct Kept {
+    /// Of the private halves in the store. Those that are made later live longer.
     all_live_until_ms: Option<u64>,
+    /// In which incarnation of the relay's store it and this device have agreed on what it has, if they have.
+    agreed: Option<Incarnation>,
+}
+
+impl Kept {
+    /// What the relay has is to be looked through anew.
+    pub(super) fn doubt(&mut self) {
+        self.agreed = None;
+    }
+}
+
+/// What the relay can hand out. At first, and whenever there is a reason, it forgets all whose private halves are not here.
+async fn counts(engine: &Engine, kept: &mut Kept) -> Result<Vec<KeyPackageCount>, Error> {
+    let incarnation = *engine.incarnation.borrow();
+    if kept.agreed.is_none() || kept.agreed != incarnation {
+        match agree(engine).await {
+            Ok(counts) => {
+                kept.agreed = incarnation;
+                return Ok(counts);
+            }
+            // There may be more than it takes at once.
+            Err(Error::Refused(error)) if session::is_final(&error) => {
+                tracing::warn!(%error, "which key packages are here could not be told");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let counts = engine.signed_in(|token| async move { engine.api.key_counts(&token).await }).await?;
+    Ok(counts.key_packages)
+}
+
+async fn agree(engine: &Engine) -> Result<Vec<KeyPackageCount>, Error> {
+    let request =
+        ReconcileRequest { hash_refs: engine.store.with_tx(|tx| Ok::<_, Error>(tx.key_package_refs()?)).await? };
+    let request = &request;
+    let agreed = engine.signed_in(|token| async move { engine.api.reconcile(&token, request).await }).await?;
+    Ok(agreed.key_packages)
 }
 
 /// Why a last-resort key package is made.
@@ -111,8 +148,8 @@ async fn forget_expired(engine: &Engine, kept: &mut Kept) -> Result<(), Error> {
     Ok(())
 }
 
-fn of_default_suite(counts: &KeyCounts) -> (u64, bool) {
-    let count = counts.key_packages.iter().find(|count| count.suite == suite::DEFAULT);
+fn of_default_suite(counts: &[KeyPackageCount]) -> (u64, bool) {
+    let count = counts.iter().find(|count| count.suite == suite::DEFAULT);
     count.map_or((0, false), |count| (count.one_time, count.last_resort))
 }
 

@@ -54,6 +54,16 @@ pub(super) async fn fetch(engine: &Engine, live: GroupId, up_to: u64) -> Result<
     }
 }
 
+/// Numbers of the queue never come.
+pub(super) fn note(tx: &Tx<'_>, from: u64, to: u64) -> Result<(), StoreError> {
+    tx.add_event(&StoredEvent::Missed { from, to })?;
+    tx.look_at_groups()?;
+    for group in tx.groups()? {
+        tx.note_gap(group.id)?;
+    }
+    tx.set_cursor(to)
+}
+
 fn active_by_live(tx: &Tx<'_>, live: GroupId) -> Result<Option<GroupRow>, StoreError> {
     Ok(tx.group_by_live(live)?.filter(|row| row.state == GroupState::Active))
 }

@@ -1,9 +1,11 @@
 //! The engine: keeps the local store and the relay in step.
 //!
-//! Five tasks share it. [`stream`] receives and applies what the queue brings, [`outbox`] does what is to be done at
+//! Five tasks share it. [`stream`] receives and applies what the queue brings ([`ephemeral`]: and what passes it by), [`outbox`] does what is to be done at
 //! the relay, [`recovery`] brings the device back into groups that cannot go on for it, [`directory`] looks at the device
 //! lists of others, [`key_upkeep`] keeps key packages at the relay. They meet only in the store: each step is one
 //! transaction, and the next step is found by reading it, so that a restart goes on where the last one stopped.
+//!
+//! None of them but the first does anything before that has made sure that this store is not an old copy ([`instance`]).
 //!
 //! Another relay at the relay's address is to all of them as no relay: once that is seen it is asked for nothing but which
 //! relay it is, and nothing is given up.
@@ -14,7 +16,9 @@
 mod backoff;
 mod claims;
 mod directory;
+pub(crate) mod ephemeral;
 mod inbox;
+mod instance;
 mod key_upkeep;
 mod missed;
 mod outbox;
@@ -38,11 +42,11 @@ use std::{
 };
 
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{Mutex, broadcast, watch},
     task::JoinSet,
 };
 use undertone_api::{ApiError, RelayApi as _};
-use undertone_wire::{Account, AccountId, Bytes, DeviceList, MessageId, RelayId};
+use undertone_wire::{Account, AccountId, Bytes, DeviceList, Incarnation, MessageId, RelayId};
 
 use crate::{
     Error,
@@ -64,9 +68,17 @@ pub(crate) struct Engine {
     connection: watch::Sender<Connection>,
     /// Raised when key packages may have been used up.
     keys_wanted: watch::Sender<()>,
+    /// Raised when the app says that the network has changed.
+    network: watch::Sender<()>,
+    /// Whether the relay knows that this store is the newest of this device.
+    confirmed: watch::Sender<bool>,
+    /// Which life of the relay's store it is, as the newest stream has said.
+    incarnation: watch::Sender<Option<Incarnation>>,
     stopping: watch::Sender<bool>,
     session: session::Session,
     key_upkeep: Mutex<key_upkeep::Kept>,
+    /// What others say in passing.
+    passing: broadcast::Sender<ephemeral::Notice>,
     received: AtomicU64,
     sent: AtomicU64,
 }
@@ -92,9 +104,13 @@ impl Engine {
             relay_id,
             connection: watch::Sender::new(Connection::Connecting),
             keys_wanted: watch::Sender::new(()),
+            network: watch::Sender::new(()),
+            confirmed: watch::Sender::new(false),
+            incarnation: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
             session: session::Session::default(),
             key_upkeep: Mutex::default(),
+            passing: ephemeral::channel(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
         })
@@ -116,9 +132,19 @@ impl Engine {
         self.stopping.send_replace(true);
     }
 
+    /// What was found of the network holds no more.
+    pub(crate) fn network_changed(&self) {
+        self.network.send_replace(());
+    }
+
     /// The state of the connection, as it changes.
     pub(crate) fn connection(&self) -> watch::Receiver<Connection> {
         self.connection.subscribe()
+    }
+
+    /// What is said in passing from now on.
+    pub(crate) fn passing(&self) -> broadcast::Receiver<ephemeral::Notice> {
+        self.passing.subscribe()
     }
 
     /// How many messages came and how many were accepted by the relay since the client was opened.
@@ -218,6 +244,11 @@ impl Engine {
                 _ => return,
             }
         }
+    }
+
+    /// Completes when the relay knows that this store is the newest of this device.
+    pub(crate) async fn confirmed(&self) {
+        drop(self.confirmed.subscribe().wait_for(|confirmed| *confirmed).await);
     }
 
     /// Completes when the engine is to stop.

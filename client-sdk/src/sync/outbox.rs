@@ -59,6 +59,10 @@ pub(super) async fn run(engine: Arc<Engine>) {
     let mut backoff = Backoff::new(engine.entropy);
     let mut claimed = Claimed::new();
     loop {
+        tokio::select! {
+            () = engine.confirmed() => {}
+            () = engine.stopped() => return,
+        }
         changed.mark_unchanged();
         connection.mark_unchanged();
         let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
@@ -188,9 +192,20 @@ fn prepared(row: &OutboxRow) -> Option<&[u8]> {
 
 async fn create(engine: &Engine, row: &OutboxRow, sealed_group_info: &Bytes) -> Result<(), Error> {
     let request = &CreateGroupRequest { group_id: row.live, sealed_group_info: sealed_group_info.clone() };
-    engine.signed_in(|token| async move { engine.api.create_group(&token, request).await }).await?;
-    let row = row.clone();
-    engine.store.with_tx(move |tx| tx.finish_task(row.id, Ok(())).map_err(Error::from)).await
+    let created = engine.signed_in(|token| async move { engine.api.create_group(&token, request).await }).await?;
+    let (row, entropy, now_ms) = (row.clone(), engine.entropy, engine.clock.now_ms());
+    engine
+        .store
+        .with_tx(move |tx| {
+            if created.position.commit_seq > 0
+                && let Some(group) = tx.active_group(row.group_id)?
+            {
+                // Another copy of the store has created it, and gone on.
+                recovery::begin_now(tx, entropy, now_ms, &group)?;
+            }
+            tx.finish_task(row.id, Ok(())).map_err(Error::from)
+        })
+        .await
 }
 
 /// Encrypts a message for the group's present epoch, once, and leaves it to be posted.

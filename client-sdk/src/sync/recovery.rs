@@ -68,6 +68,15 @@ pub(super) fn begin(tx: &Tx<'_>, entropy: Entropy, now_ms: u64, group: &GroupRow
     let recently = next_ms > now_ms && next_ms - now_ms <= EVERY_MS;
     // Only what costs the others a commit each time has to wait.
     let from_ms = if recently && why == Why::Lost { next_ms } else { now_ms };
+    begin_at(tx, entropy, from_ms, group, why)
+}
+
+/// Begins to recover a group that can be used, however short ago that was last done.
+pub(super) fn begin_now(tx: &Tx<'_>, entropy: Entropy, now_ms: u64, group: &GroupRow) -> Result<(), StoreError> {
+    begin_at(tx, entropy, now_ms, group, Why::Lost)
+}
+
+fn begin_at(tx: &Tx<'_>, entropy: Entropy, from_ms: u64, group: &GroupRow, why: Why) -> Result<(), StoreError> {
     tx.begin_recovery(group.id, why, spread(entropy, from_ms, tx.members(group.id)?.len()))?;
     tx.add_event(&StoredEvent::Recovering { group_id: group.id })
 }
@@ -169,6 +178,10 @@ pub(super) async fn run(engine: Arc<Engine>) {
     let mut connection = engine.connection();
     let mut backoff = Backoff::new(engine.entropy);
     loop {
+        tokio::select! {
+            () = engine.confirmed() => {}
+            () = engine.stopped() => return,
+        }
         changed.mark_unchanged();
         let online = *connection.borrow_and_update() == Connection::Online;
         let now_ms = engine.clock.now_ms();

@@ -11,14 +11,13 @@ use undertone_wire::{AckRequest, ByeReason, ClientFrame, Delivery, ServerFrame, 
 use super::{
     Engine,
     backoff::Backoff,
+    ephemeral,
     inbox::{self, Outcome},
+    instance,
     missed::{self, Stand},
     session, successor,
 };
-use crate::{
-    Error,
-    event::{Connection, StoredEvent},
-};
+use crate::{Error, event::Connection};
 
 /// Acks are sent when the queue is drained, and at least this often before.
 const ACK_EVERY: u64 = 64;
@@ -49,9 +48,14 @@ struct Known {
 /// Receives until the engine stops.
 pub(super) async fn run(engine: Arc<Engine>) {
     let mut backoff = Backoff::new(engine.entropy);
+    let mut network = engine.network.subscribe();
     loop {
         let ended = tokio::select! {
             ended = receive(&engine, &mut backoff) => ended,
+            Ok(()) = network.changed() => {
+                backoff.reset();
+                Ended::Elsewhere(1)
+            }
             () = engine.stopped() => Ended::Stopped,
         };
         backoff.ended(engine.clock.now_ms());
@@ -61,12 +65,17 @@ pub(super) async fn run(engine: Arc<Engine>) {
                 continue;
             }
             Ended::Lost | Ended::Elsewhere(_) => engine.set_connection(Connection::Offline),
-            Ended::Replaced => return engine.set_connection(Connection::Replaced),
+            Ended::Replaced => {
+                // Another copy of the store goes on: nothing is encrypted with what this one has.
+                engine.confirmed.send_replace(false);
+                return engine.set_connection(Connection::Replaced);
+            }
             Ended::SignedOut => return engine.set_connection(Connection::SignedOut),
             Ended::Stopped => return last_ack(&engine).await,
         }
         tokio::select! {
             () = engine.clock.pass(backoff.wait()) => {}
+            Ok(()) = network.changed() => backoff.reset(),
             () = engine.stopped() => return last_ack(&engine).await,
         }
     }
@@ -74,6 +83,16 @@ pub(super) async fn run(engine: Arc<Engine>) {
 
 /// One stream, from its opening to its end.
 async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
+    if !*engine.confirmed.borrow() {
+        match instance::confirm(engine).await {
+            Ok(()) => {}
+            Err(Error::Refused(error)) if session::has_ended(&error) => return Ended::SignedOut,
+            Err(error) => {
+                tracing::debug!(%error, "the relay has not taken this store for the newest yet");
+                return Ended::Lost;
+            }
+        }
+    }
     let Ok(mut cursor) = engine.store.with_tx(|tx| tx.cursor().map_err(Error::from)).await else {
         return Ended::Lost;
     };
@@ -109,7 +128,8 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
             }
         };
         let went_on = match frame {
-            ServerFrame::Hello { next_seq: next, .. } => {
+            ServerFrame::Hello { next_seq: next, incarnation, .. } => {
+                engine.incarnation.send_replace(Some(incarnation));
                 known.next_seq = next;
                 engine.tell_whose_addresses().await;
                 engine.set_connection(Connection::CatchingUp);
@@ -125,6 +145,10 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
                     Ok(false) => return Ended::Elsewhere(engine.api.ways().max(1)),
                     Err(error) => Err(error),
                 }
+            }
+            ServerFrame::GroupEphemeral { group_id, epoch, ciphertext } => {
+                ephemeral::hear(engine, group_id, epoch, ciphertext).await;
+                Ok(())
             }
             ServerFrame::Bye { reason: ByeReason::Replaced } => return Ended::Replaced,
             // With one address, another node may answer behind it.
@@ -167,6 +191,8 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
         return Ok(());
     }
     if delivery.seq != *cursor + 1 {
+        // It may have been acked by another copy of the store.
+        engine.confirmed.send_replace(false);
         return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
     }
     let (seq, delivery) = (delivery.seq, Arc::new(delivery));
@@ -205,15 +231,7 @@ async fn missed(engine: &Engine, cursor: &mut u64, span: Span, known: Known) -> 
         return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
     }
     let from = span.from.max(*cursor + 1);
-    let told = engine.store.with_tx(move |tx| {
-        tx.add_event(&StoredEvent::Missed { from, to })?;
-        tx.look_at_groups()?;
-        for group in tx.groups()? {
-            tx.note_gap(group.id)?;
-        }
-        tx.set_cursor(to).map_err(Error::from)
-    });
-    told.await?;
+    engine.store.with_tx(move |tx| missed::note(tx, from, to).map_err(Error::from)).await?;
     *cursor = to;
     Ok(())
 }

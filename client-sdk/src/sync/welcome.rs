@@ -15,7 +15,7 @@ use crate::{
         group::{self, Continues, Joined},
     },
     event::{Recovered, StoredEvent},
-    store::{GroupRow, GroupState, StoreError, Tx},
+    store::{GroupRow, GroupState, Standing, StoreError, Tx},
 };
 
 /// Applies one; any other envelope is none.
@@ -50,6 +50,9 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, envelope: &Envelope) -> 
     let Some(joined) = tx.attempt(join)? else {
         return inbox::undecryptable(tx, group.id).map(Outcome::Applied);
     };
+    if !recovering && is_of_a_blocked(tx, &joined)? {
+        return Ok(Outcome::Applied(Effect { keys_wanted: true, ..Effect::default() }));
+    }
     let before = tx.member_accounts(group.id)?;
     let named = group.name.clone();
     enter(tx, group.id, commit_seq, &joined)?;
@@ -58,7 +61,7 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, envelope: &Envelope) -> 
         inbox::tell_members(tx, group.id, Some(joined.by.account), &before, &tx.member_accounts(group.id)?)?;
         recovery::done(tx, group.id, Recovered::LetIn)?;
     } else {
-        tx.add_event(&StoredEvent::Joined { group_id: group.id, name: joined.profile.name, by: joined.by.account })?;
+        tell_joined(tx, context, group.id, &joined)?;
     }
     Ok(Outcome::Applied(Effect { joined: true, ..Effect::default() }))
 }
@@ -74,6 +77,9 @@ fn join_new(
     let Some(joined) = tx.attempt(join)? else {
         return inbox::undecryptable(tx, live).map(Outcome::Applied);
     };
+    if is_of_a_blocked(tx, &joined)? {
+        return Ok(Outcome::Applied(Effect { keys_wanted: true, ..Effect::default() }));
+    }
     if let Some(Continues { group, .. }) = joined.profile.continues
         && tx.group_by_live(group)?.is_some_and(|group| !group.state.is_over())
     {
@@ -85,8 +91,25 @@ fn join_new(
     let taken = tx.group(live)?.is_some();
     let id = if taken { GroupId::from_random(context.entropy.bytes()?) } else { live };
     enter(tx, id, commit_seq, &joined)?;
-    tx.add_event(&StoredEvent::Joined { group_id: id, name: joined.profile.name, by: joined.by.account })?;
+    tell_joined(tx, context, id, &joined)?;
     Ok(Outcome::Applied(Effect { joined: true, ..Effect::default() }))
+}
+
+/// Somebody has added this device: a stranger asks by that.
+fn tell_joined(tx: &Tx<'_>, context: &Context<'_>, group_id: GroupId, joined: &Joined) -> Result<(), StoreError> {
+    let (by, name) = (joined.by.account, joined.profile.name.clone());
+    let is_known = by == context.identity.account() || tx.standing(by)? == Standing::Known;
+    tx.set_requested(group_id, (!is_known).then_some(by))?;
+    tx.add_event(&StoredEvent::Joined { group_id, name, by, requested: !is_known })
+}
+
+/// Whether somebody who is blocked has added this device: then it has not been. What it took to know is undone.
+fn is_of_a_blocked(tx: &Tx<'_>, joined: &Joined) -> Result<bool, StoreError> {
+    let blocked = tx.standing(joined.by.account)? == Standing::Blocked;
+    if blocked {
+        group::forget(&tx.mls(), joined.group)?;
+    }
+    Ok(blocked)
 }
 
 /// Notes that this device is in a group now.

@@ -1,13 +1,15 @@
 //! Lost answers, lost streams, lost processes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use undertone::{Connection, Event, MessageStatus};
+use futures_util::future::BoxFuture;
+use undertone::{Clock, Connection, Event, MessageStatus, SystemClock};
 use undertone_wire::ServerFrame;
 
 use crate::liar::lied_to;
 use crate::world::{
-    PATIENCE, World, builder_at, event, has_commits, has_texts, is_sent, joined, members, online, wait_until,
+    PATIENCE, World, builder_at, event, has_commits, has_texts, is_sent, joined, members, online, registered,
+    wait_until,
 };
 
 #[tokio::test]
@@ -273,18 +275,34 @@ async fn a_relay_that_knows_less_of_a_queue_than_its_device_changes_nothing() {
     has_texts(&groups[1], &["before", "after"]).await;
 }
 
+/// A clock by which no time passes, so that who waits waits for ever.
+struct Stopped;
+
+impl Clock for Stopped {
+    fn now_ms(&self) -> u64 {
+        SystemClock.now_ms()
+    }
+
+    fn pass(&self, _: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+}
+
 #[tokio::test]
-async fn a_second_process_with_a_copy_of_the_store_is_told_apart() {
+async fn a_relay_is_tried_at_once_when_the_network_has_changed() {
     let world = World::new();
-    let alice = world.register("alice").await;
-    alice.shutdown().await;
-    std::fs::create_dir(world.store("copy")).unwrap();
-    std::fs::copy(world.store("alice").join("undertone.db"), world.store("copy").join("undertone.db")).unwrap();
-    let alice = world.open("alice").await;
+    let alice = registered(builder_at(&world.relay, world.store("alice")).clock(Arc::new(Stopped)), "alice").await;
+    let device = alice.device_id();
+    world.relay.go_offline();
+    wait_until("the relay to be gone", async || (alice.connection() == Connection::Offline).then_some(())).await;
+    world.relay.come_back();
+    alice.network_changed();
     online(&alice).await;
-    let copy = builder_at(&world.relay, world.store("copy")).open().await.unwrap();
-    online(&copy).await;
-    wait_until("the first to be replaced", async || (alice.connection() == Connection::Replaced).then_some(())).await;
+    // A way that is open may be gone with the network.
+    let streams = world.relay.streams_opened(&device);
+    alice.network_changed();
+    wait_until("another stream", async || (world.relay.streams_opened(&device) > streams).then_some(())).await;
+    online(&alice).await;
 }
 
 #[tokio::test]
@@ -333,7 +351,7 @@ async fn what_is_missed_after_catching_up_is_told_and_looked_into_on_one_more_st
 async fn a_relay_that_closes_each_stream_once_it_has_caught_up_is_asked_ever_less() {
     let world = World::new();
     let (liar, alice) = lied_to(&world, "alice").await;
-    let relay = std::sync::Arc::clone(&world.relay);
+    let relay = Arc::clone(&world.relay);
     liar.rewrite(move |frame| {
         if let ServerFrame::CaughtUp { .. } = frame {
             relay.cut_streams();

@@ -12,9 +12,10 @@ use undertone::{
 };
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
-    CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupList, GroupMembers, KeyCounts,
-    LeaveRequest, LoginRequest, MessageId, Problem, PublishRequest, RegisterRequest, RejoinRequest, Relay, SendRequest,
-    SendResponse, ServerFrame, Session, Succession, SuccessorRequest,
+    CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupEphemeralRequest, GroupList, GroupMembers,
+    InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest, LoginRequest, MessageId, Problem, PublishRequest,
+    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SendRequest, SendResponse, ServerFrame,
+    Session, Succession, SuccessorRequest,
 };
 
 use crate::world::{World, key, registered};
@@ -171,15 +172,18 @@ impl RelayApi for Liar {
         delete_account(token: &'a Bytes) -> ();
         account_by_username(token: &'a Bytes, username: &'a Username) -> Account;
         key_counts(token: &'a Bytes) -> KeyCounts;
+        reconcile(token: &'a Bytes, request: &'a ReconcileRequest) -> ReconcileResponse;
         claim(token: &'a Bytes, request: &'a ClaimRequest) -> ClaimResponse;
         groups(token: &'a Bytes) -> GroupList;
         group(token: &'a Bytes, group: GroupId) -> Group;
         group_members(token: &'a Bytes, group: GroupId) -> GroupMembers;
         group_commits(token: &'a Bytes, group: GroupId, after: u64) -> GroupCommits;
+        ephemeral(token: &'a Bytes, group: GroupId, request: &'a GroupEphemeralRequest) -> ();
         leave(token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> SendResponse;
         rejoin(token: &'a Bytes, group: GroupId, request: &'a RejoinRequest) -> SendResponse;
         succession(token: &'a Bytes, group: GroupId, at: u64) -> Succession;
         succeed(token: &'a Bytes, group: GroupId, request: &'a SuccessorRequest) -> Succession;
+        instance(token: &'a Bytes, request: &'a InstanceRequest) -> InstanceResponse;
         ack(token: &'a Bytes, request: &'a AckRequest) -> ();
     }
 

@@ -1,19 +1,17 @@
 //! A fake relay and people with devices at it.
 
-use std::{
-    fmt::Display,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
 };
 
 use tempfile::TempDir;
 use undertone::{
-    AccountId, Client, ClientBuilder, Clock, Connection, Event, Group, GroupId, MessageStatus, StoreAt, StoreKey,
-    SystemClock, api::fake::FakeRelay,
+    AccountId, Client, ClientBuilder, Clock, Event, Group, MessageStatus, StoreAt, StoreKey, SystemClock,
+    api::fake::FakeRelay,
 };
+use undertone_test_crowd::found;
+pub(crate) use undertone_test_crowd::{PATIENCE, joined, online, texts, wait_until};
 
 /// A clock that stands still unless a test moves it.
 pub(crate) struct Standing(pub(crate) AtomicU64);
@@ -77,6 +75,7 @@ impl World {
         }
         for other in others {
             joined(other, group.id()).await;
+            other.group(group.id()).accept().await.unwrap();
         }
         clients.iter().map(|client| client.group(group.id())).collect()
     }
@@ -84,17 +83,6 @@ impl World {
 
 pub(crate) fn builder_at(relay: &Arc<FakeRelay>, path: std::path::PathBuf) -> ClientBuilder<StoreAt> {
     Client::builder("http://localhost").api(relay.connect()).store(path, key())
-}
-
-/// The same, with a clock of their own that the relay does not go by.
-pub(crate) fn builder_at_with(
-    relay: &Arc<FakeRelay>,
-    path: std::path::PathBuf,
-    clock: &Arc<impl Clock>,
-) -> ClientBuilder<StoreAt> {
-    let told = Arc::clone(clock);
-    let way = relay.connect_with_clock(Arc::new(move || told.now_ms()));
-    Client::builder("http://localhost").api(way).clock(Arc::clone(clock) as Arc<dyn Clock>).store(path, key())
 }
 
 /// Registers somebody and waits until they are online.
@@ -106,43 +94,6 @@ pub(crate) async fn registered(builder: ClientBuilder<StoreAt>, name: &str) -> C
 
 pub(crate) fn key() -> StoreKey {
     StoreKey::Raw32([1; 32])
-}
-
-/// So long a test waits for what has to come. Only one that fails waits so long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Waits until `look` finds something.
-pub(crate) async fn wait_until<T>(what: impl Display, look: impl AsyncFnMut() -> Option<T>) -> T {
-    found(look).await.unwrap_or_else(|| panic!("waited in vain: {what}"))
-}
-
-/// What `look` finds, if it does in time.
-async fn found<T>(mut look: impl AsyncFnMut() -> Option<T>) -> Option<T> {
-    let mut tick = tokio::time::interval(Duration::from_millis(5));
-    let found = async {
-        loop {
-            tick.tick().await;
-            if let Some(found) = look().await {
-                return found;
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, found).await.ok()
-}
-
-pub(crate) async fn online(client: &Client) {
-    wait_until("to be online", async || (client.connection() == Connection::Online).then_some(())).await;
-}
-
-pub(crate) async fn joined(client: &Client, group: GroupId) {
-    let group = client.group(group);
-    wait_until("the group to be there", async || group.summary().await.ok().filter(|group| group.active)).await;
-}
-
-/// The texts of a group's history.
-pub(crate) async fn texts(group: &Group) -> Vec<String> {
-    let history = group.history(1_000, None).await.unwrap();
-    history.iter().map(|message| message.text().to_owned()).collect()
 }
 
 /// Waits until the history has these texts, in this order; as long as more comes, however long it takes.

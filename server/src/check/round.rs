@@ -382,7 +382,7 @@ async fn arrival(polling: &mut JoinSet<Result<FetchResponse, ApiError>>, sent: &
 
 /// Opens a device's stream, and waits until it says that it has sent what there was: nothing.
 async fn open_stream(api: &HttpApi, token: &Bytes, after: u64) -> Result<Box<dyn FrameStream>, Why> {
-    let mut stream = api.open_stream(token, after).await?;
+    let mut stream = api.open_socket(token, after).await?;
     loop {
         match next_frame(stream.as_mut()).await? {
             ServerFrame::CaughtUp { .. } => return Ok(stream),

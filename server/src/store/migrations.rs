@@ -21,6 +21,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../../migrations/sqlite/0002_successors.sql"),
         include_str!("../../../migrations/postgres/0002_successors.sql"),
     ),
+    (
+        3,
+        "instances",
+        include_str!("../../../migrations/sqlite/0003_instances.sql"),
+        include_str!("../../../migrations/postgres/0003_instances.sql"),
+    ),
 ];
 
 /// What migrates a SQLite store.

@@ -32,7 +32,7 @@ const MARK_ONLY: &str = "UPDATE relay SET mark_before = $1, mark = $1";
 const BEGIN_INCARNATION: &str = "UPDATE relay SET incarnation = $1";
 
 /// Makes the numbers of all queues jump by `$1`.
-const JUMP_ALL: &str = "UPDATE cursors SET next_seq = next_seq + $1";
+const JUMP_ALL: &str = "UPDATE cursors SET next_seq = next_seq + $1, instance = NULL";
 
 /// Ends all sessions.
 const END_SESSIONS: &str = "DELETE FROM sessions";

@@ -17,6 +17,7 @@ mod edges;
 mod ephemeral;
 mod groups;
 mod incarnation;
+mod instances;
 mod key_levels;
 mod keys;
 mod knowledge;

@@ -145,6 +145,8 @@ codes! {
     UnknownDevice = "unknown_device", 409;
     /// A newer stream of the device has replaced this one.
     Replaced = "replaced", 409;
+    /// Another copy of the device's store has taken from its queue since this one did.
+    OtherInstance = "other_instance", 409;
     /// The message id is older than the window: whether it was accepted is no longer known.
     OutcomeUnknown = "outcome_unknown", 410;
     /// Larger than a limit allows; `limit` names it.
@@ -194,6 +196,7 @@ impl ErrorCode {
             Self::MessageIdReused => "The message id was used for another body",
             Self::UnknownDevice => "A device is not registered here",
             Self::Replaced => "A newer stream has replaced this one",
+            Self::OtherInstance => "Another copy of the device's store has taken from its queue",
             Self::OutcomeUnknown => "Whether the message was accepted is no longer known",
             Self::TooLarge => "Too large",
             Self::UnsupportedMediaType => "The media type is not spoken here",

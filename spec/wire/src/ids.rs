@@ -128,11 +128,15 @@ id!(
     Incarnation, version 4
 );
 id!(
+    /// One life of a device's store, from when it is opened until it is opened again: UUID version 4.
+    InstanceId, version 4
+);
+id!(
     /// A message: UUID version 7 (RFC 9562, section 5.7), whose time is the relay's time as the device knows it.
     MessageId, version 7
 );
 
-random_id!(DeviceId, GroupId, RelayId, Incarnation);
+random_id!(DeviceId, GroupId, RelayId, Incarnation, InstanceId);
 
 impl AccountId {
     /// The id of the account whose first identity key is `key`.

@@ -59,13 +59,13 @@ pub use group::{
     GroupMember, GroupMembers, GroupPosition, GroupSummary, LeaveRequest, SendRequest, SendResponse, StaleGroup,
     UnackedCommit, WelcomeParts, WelcomeSecrets,
 };
-pub use ids::{AccountId, DeviceId, GroupId, IdError, Incarnation, MessageId, RelayId};
+pub use ids::{AccountId, DeviceId, GroupId, IdError, Incarnation, InstanceId, MessageId, RelayId};
 pub use keys::{
     ClaimRequest, ClaimResponse, ClaimedKeyPackage, KeyCounts, KeyPackageCount, PublishRequest, ReconcileRequest,
     ReconcileResponse, suite,
 };
 pub use limits::Limits;
-pub use queue::{AckRequest, Delivery, Envelope, FetchResponse, Span};
+pub use queue::{AckRequest, Delivery, Envelope, FetchResponse, InstanceRequest, InstanceResponse, Span};
 pub use recovery::{RejoinRequest, Succession, SuccessorRequest};
 pub use signing::{Domain, public_key, sign, verify};
 

@@ -52,6 +52,8 @@ pub const GROUP_EPHEMERAL: &str = "/v1/groups/{group}/ephemeral";
 pub const QUEUE: &str = "/v1/queue";
 /// `POST`: ack.
 pub const ACK: &str = "/v1/queue/ack";
+/// `POST`: which copy of the calling device's store takes from its queue.
+pub const INSTANCE: &str = "/v1/queue/instance";
 /// `GET`, as a WebSocket: the stream.
 pub const STREAM: &str = "/v1/stream";
 /// `GET`: whether the relay is alive.

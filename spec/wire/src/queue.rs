@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AccountId, Bytes, DeviceId, GroupId};
+use crate::{AccountId, Bytes, DeviceId, GroupId, InstanceId};
 
 /// One entry of a device's queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,4 +129,27 @@ pub struct FetchResponse {
 pub struct AckRequest {
     /// The last number taken.
     pub up_to: u64,
+}
+
+/// `POST /v1/queue/instance`: who takes from the queue from now on is the store `instance`, which was `previous` before.
+/// Refused with `other_instance` if another one took from it last. Repeating it changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct InstanceRequest {
+    /// What the store was when it was last opened; absent the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<InstanceId>,
+    /// What it is now.
+    pub instance: InstanceId,
+    /// Whether it takes over from whatever took last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takes_over: bool,
+}
+
+/// How far the device was when it took last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct InstanceResponse {
+    /// The number up to which everything was taken.
+    pub acked_seq: u64,
 }

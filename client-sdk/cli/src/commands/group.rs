@@ -1,4 +1,4 @@
-//! `group create`, `add`, `remove`, `rename`, `leave`, `list` and `show`.
+//! `group create`, `add`, `remove`, `rename`, `accept`, `decline`, `leave`, `list` and `show`.
 //!
 //! Creating, listing and showing work without a connection. A change of the group needs the relay: it is made when the
 //! command returns, or the reason says what is still under way.
@@ -30,6 +30,8 @@ pub(super) async fn run(client: &Client, command: GroupCommand, output: Output) 
         GroupCommand::Add { group, user } => add(client, &group, &user, output).await,
         GroupCommand::Remove { group, user } => remove(client, &group, &user, output).await,
         GroupCommand::Rename { group, name } => rename(client, &group, &name, output).await,
+        GroupCommand::Accept { group } => accept(client, &group, output).await,
+        GroupCommand::Decline { group } => decline(client, &group, output).await,
         GroupCommand::Leave { group } => leave(client, &group, output).await,
         GroupCommand::List => list(client, output).await,
         GroupCommand::Show { group } => show(client, &group, output).await,
@@ -101,6 +103,20 @@ async fn rename(client: &Client, group: &str, name: &str, output: Output) -> Res
     output.tell(&Object::created(before.group_id, &name), || {
         format!("{} is called {} now", people::clean_line(&before.name), people::clean_line(&name))
     })
+}
+
+async fn accept(client: &Client, group: &str, output: Output) -> Result<(), Failure> {
+    catch_up(client, CATCH_UP).await?;
+    let group = resolve::group(client, group).await?;
+    client.group(group.group_id).accept().await?;
+    output
+        .tell(&Object::created(group.group_id, &group.name), || format!("accepted {}", people::clean_line(&group.name)))
+}
+
+async fn decline(client: &Client, group: &str, output: Output) -> Result<(), Failure> {
+    let (group, handle) = for_change(client, group).await?;
+    change(client, handle.decline()).await?;
+    output.tell(&Object::left(group.group_id), || format!("declined {}", people::clean_line(&group.name)))
 }
 
 async fn leave(client: &Client, group: &str, output: Output) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 //! Invariant: a client that was opened is shut down in order, whatever the command came to.
 
 mod account;
+mod block;
 mod chat;
 mod group;
 mod history;
@@ -41,6 +42,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Chat(chat) => with_client(&place, async |client| chat::run(client, &chat, output).await).await,
         Command::Listen(listen) => with_client(&place, async |client| listen::run(client, &listen, output).await).await,
         Command::History(history) => history::run(&place, &history, output).await,
+        Command::Block { user } => with_client(&place, async |client| block::block(client, &user, output).await).await,
+        Command::Unblock { user } => {
+            with_client(&place, async |client| block::unblock(client, &user, output).await).await
+        }
         Command::Sync => with_client(&place, async |client| sync::run(client, output).await).await,
     }
 }

@@ -29,6 +29,7 @@ pub(super) fn group(event: &Event) -> Option<GroupId> {
         | Event::GroupAskedIn { group_id }
         | Event::GroupRecovered { group_id, .. }
         | Event::GroupStuck { group_id }
+        | Event::Typing { group_id, .. }
         | Event::UnlistedDevice { group_id, .. } => Some(*group_id),
         _ => None,
     }

@@ -14,16 +14,18 @@ use undertone::{
 pub(crate) enum Object {
     /// `register`, `whoami`
     Account { account_id: Text<AccountId>, device_id: Text<DeviceId>, username: Option<String> },
-    /// `group create`, `group rename`
+    /// `group create`, `group rename`, `group accept`
     Created { group_id: Text<GroupId>, name: String },
     /// `group list`, one each
-    Listed { group_id: Text<GroupId>, name: String, members: usize },
+    Listed { group_id: Text<GroupId>, name: String, members: usize, requested: bool },
     /// `group show`
-    Group { group_id: Text<GroupId>, name: String, active: bool, members: Vec<Member> },
+    Group { group_id: Text<GroupId>, name: String, active: bool, requested: bool, members: Vec<Member> },
     /// `group add`, `group remove`
     Changed { group_id: Text<GroupId>, account_id: Text<AccountId>, username: Option<String> },
-    /// `group leave`
+    /// `group leave`, `group decline`
     Left { group_id: Text<GroupId> },
+    /// `block`, `unblock`
+    Person { account_id: Text<AccountId>, username: Option<String> },
     /// `send`
     Sent { message_id: Text<MessageId>, status: &'static str },
     /// `sync`
@@ -48,6 +50,7 @@ pub(crate) enum EventObject {
         group_id: Text<GroupId>,
         name: String,
         by: String,
+        requested: bool,
     },
     Members {
         group_id: Text<GroupId>,
@@ -99,6 +102,14 @@ pub(crate) enum EventObject {
         first: u64,
         last: u64,
     },
+    Dropped {
+        events: u64,
+    },
+    StoreCopied,
+    Typing {
+        group_id: Text<GroupId>,
+        by: String,
+    },
     IdentityChanged {
         account_id: Text<AccountId>,
         username: Option<String>,
@@ -147,7 +158,13 @@ impl Object {
     }
 
     pub(crate) fn listed(group: &GroupSummary) -> Self {
-        Self::Listed { group_id: Text(group.group_id), name: group.name.clone(), members: group.members.len() }
+        let requested = group.requested_by.is_some();
+        Self::Listed {
+            group_id: Text(group.group_id),
+            name: group.name.clone(),
+            members: group.members.len(),
+            requested,
+        }
     }
 
     pub(crate) fn group(group: &GroupSummary) -> Self {
@@ -156,12 +173,17 @@ impl Object {
             group_id: Text(group.group_id),
             name: group.name.clone(),
             active: group.active,
+            requested: group.requested_by.is_some(),
             members: members.map(|one| Member { account_id: Text(one.account_id), username: username(one) }).collect(),
         }
     }
 
     pub(crate) fn changed(group_id: GroupId, who: &Contact) -> Self {
         Self::Changed { group_id: Text(group_id), account_id: Text(who.account_id), username: username(who) }
+    }
+
+    pub(crate) fn person(who: &Contact) -> Self {
+        Self::Person { account_id: Text(who.account_id), username: username(who) }
     }
 
     pub(crate) fn left(group_id: GroupId) -> Self {
@@ -199,8 +221,9 @@ impl Object {
                 EventObject::Status { group_id, message_id, status: status.as_str(), devices, of, reason }
             }
             Event::Undecryptable { group_id } => EventObject::Undecryptable { group_id: Text(*group_id) },
-            Event::Joined { group_id, name, by } => {
-                EventObject::Joined { group_id: Text(*group_id), name: name.clone(), by: by.name() }
+            Event::Joined { group_id, name, by, requested } => {
+                let (group_id, name, requested) = (Text(*group_id), name.clone(), *requested);
+                EventObject::Joined { group_id, name, by: by.name(), requested }
             }
             Event::MembersChanged { group_id, by, added, removed } => EventObject::Members {
                 group_id: Text(*group_id),
@@ -224,6 +247,9 @@ impl Object {
             }
             Event::GroupStuck { group_id } => EventObject::Stuck { group_id: Text(*group_id) },
             Event::Missed { from, to } => EventObject::Missed { first: *from, last: *to },
+            Event::Dropped { events } => EventObject::Dropped { events: *events },
+            Event::StoreCopied => EventObject::StoreCopied,
+            Event::Typing { group_id, by } => EventObject::Typing { group_id: Text(*group_id), by: by.name() },
             Event::IdentityChanged { account } => {
                 EventObject::IdentityChanged { account_id: Text(account.account_id), username: username(account) }
             }
@@ -344,8 +370,8 @@ mod tests {
     #[test]
     fn events_name_people_by_username_or_else_by_id() {
         assert_eq!(
-            event(&Event::Joined { group_id: group(), name: "team".into(), by: bob() }),
-            format!(r#"{{"event":"joined","group_id":"{GROUP}","name":"team","by":"bob"}}"#)
+            event(&Event::Joined { group_id: group(), name: "team".into(), by: bob(), requested: true }),
+            format!(r#"{{"event":"joined","group_id":"{GROUP}","name":"team","by":"bob","requested":true}}"#)
         );
         assert_eq!(
             event(&Event::MembersChanged {

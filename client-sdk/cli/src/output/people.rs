@@ -35,6 +35,7 @@ pub(crate) fn names(contacts: &[Contact]) -> String {
 pub(crate) fn group_line(group: &GroupSummary) -> String {
     let members = match (group.active, group.members.len()) {
         (false, _) => "no longer a member".to_owned(),
+        (true, _) if group.requested_by.is_some() => "requested".to_owned(),
         (true, 1) => "1 member".to_owned(),
         (true, many) => format!("{many} members"),
     };
@@ -74,9 +75,10 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
         }
         Event::MessageStatus { status: MessageStatus::Failed(_), .. } => "a message was not sent".to_owned(),
         Event::Undecryptable { .. } => "a message came that cannot be read".to_owned(),
-        Event::Joined { name, by, .. } => {
-            let name = clean_line(name);
-            return Some(format!("* {} added you to {name}", by.name()));
+        Event::Joined { name, by, requested, .. } => {
+            let (name, by) = (clean_line(name), by.name());
+            let asks = if *requested { "; they are new to you: undertone group accept, or decline" } else { "" };
+            return Some(format!("* {by} added you to {name}{asks}"));
         }
         Event::MembersChanged { by, added, removed, .. } => members_changed(by.as_ref(), added, removed),
         Event::GroupRenamed { name, by: Some(by), .. } => format!("{} calls the group {}", by.name(), clean_line(name)),
@@ -97,6 +99,12 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
         }
         Event::GroupStuck { .. } => "the group cannot go on here: the relay has lost it, or a change of it".to_owned(),
         Event::Missed { from, to } => missed(to.saturating_sub(*from).saturating_add(1)),
+        Event::Dropped { events } => {
+            format!("{events} events were too many to keep; what was written is in the history")
+        }
+        Event::StoreCopied => {
+            "this store is a copy of an earlier state: it comes back into its groups with new keys".to_owned()
+        }
         Event::OtherRelay { url } => format!("{} is another relay's address now; it is passed over", clean_line(url)),
         Event::IdentityChanged { account } => {
             format!("{} has a new identity key: ask them whether that is right", account.name())

@@ -11,9 +11,9 @@ use openmls::prelude::{
 };
 use undertone_wire::{
     AccountId, AuthenticatedData, Bytes, CommitRequest, CommitResponse, CreateGroupRequest, DeviceId, Encoding,
-    Envelope, ErrorCode, Group, GroupCommit, GroupCommits, GroupId, GroupList, GroupMember, GroupMembers,
-    GroupPosition, GroupSummary, LeaveRequest, Problem, SendRequest, SendResponse, StaleGroup, UnackedCommit,
-    WelcomeParts,
+    Envelope, ErrorCode, Group, GroupCommit, GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMember,
+    GroupMembers, GroupPosition, GroupSummary, LeaveRequest, Problem, SendRequest, SendResponse, StaleGroup,
+    UnackedCommit, WelcomeParts,
 };
 
 use super::state::{Caller, Outcome, State, check_bytes, check_count, not_found, refused};
@@ -119,6 +119,16 @@ impl State {
             self.remember(&once, 0);
         }
         Ok(SendResponse {})
+    }
+
+    /// Passes on what is said in passing, to streams that are open and have caught up.
+    pub(super) fn say(&mut self, post: &Post, request: &GroupEphemeralRequest) -> Outcome<()> {
+        let GroupEphemeralRequest { at, epoch, ciphertext } = request.clone();
+        check_bytes("ephemeral_bytes_max", self.limits.ephemeral_bytes_max, &ciphertext)?;
+        let data = AuthenticatedData { at, ..AuthenticatedData::default() };
+        self.current_group(post, &Header { epoch, data, joins: false })?;
+        self.said.push((post.group, epoch, ciphertext));
+        Ok(())
     }
 
     pub(super) fn leave(&mut self, post: Post, request: &LeaveRequest) -> Outcome<SendResponse> {

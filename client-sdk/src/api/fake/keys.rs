@@ -10,7 +10,8 @@ use openmls::prelude::{
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use undertone_wire::{
     Bytes, Certificate, ClaimRequest, ClaimResponse, ClaimedKeyPackage, CredentialError, DeviceId, DeviceListError,
-    Envelope, ErrorCode, KeyCounts, KeyPackageCount, LeafCredential, Problem, PublishRequest, SignedCertificate, suite,
+    Envelope, ErrorCode, Hash, KeyCounts, KeyPackageCount, LeafCredential, Problem, PublishRequest, ReconcileRequest,
+    ReconcileResponse, SignedCertificate, suite,
 };
 
 use super::state::{Caller, Device, Outcome, State, check_bytes, check_count, not_found, refused};
@@ -25,6 +26,7 @@ pub(super) struct StoredKeys {
 #[derive(Clone)]
 struct StoredKey {
     bytes: Bytes,
+    hash_ref: Hash,
     not_after_s: u64,
 }
 
@@ -47,6 +49,20 @@ impl State {
         Ok(self.key_counts(&caller.device))
     }
 
+    pub(super) fn reconcile(&mut self, device: &DeviceId, request: &ReconcileRequest) -> ReconcileResponse {
+        let until_s = self.must_live_until_s();
+        let mut available = Vec::new();
+        if let Some(Device { keys, .. }) = self.devices.get_mut(device) {
+            let is_held = |key: &StoredKey| request.hash_refs.contains(&key.hash_ref);
+            keys.one_time.retain(is_held);
+            keys.last_resort.take_if(|key| !is_held(key));
+            let all = keys.one_time.iter().chain(&keys.last_resort);
+            available = all.filter(|key| key.lives_until(until_s)).map(|key| key.hash_ref).collect();
+            available.sort_unstable();
+        }
+        ReconcileResponse { available, key_packages: self.key_counts(device).key_packages }
+    }
+
     fn checked_key(&self, caller: &Caller, bytes: &Bytes, last_resort: bool) -> Outcome<StoredKey> {
         check_bytes("key_package_bytes_max", self.limits.key_package_bytes_max, bytes)?;
         let key_package = verified(bytes)?;
@@ -63,7 +79,7 @@ impl State {
         let (not_before_s, not_after_s) = (key_package.life_time().not_before(), key_package.life_time().not_after());
         let fits = not_before_s <= self.now_ms / 1_000
             && not_after_s.saturating_sub(not_before_s) <= self.limits.key_package_lifetime_s_max;
-        let key = StoredKey { bytes: bytes.clone(), not_after_s };
+        let key = StoredKey { bytes: bytes.clone(), hash_ref: hash_ref(&key_package)?, not_after_s };
         if !fits || !key.lives_until(self.must_live_until_s()) {
             let limits = "see key_package_lifetime_s_max and key_package_remaining_s_min";
             return Err(refused(ErrorCode::BadLifetime, limits));
@@ -169,6 +185,12 @@ fn verified(bytes: &Bytes) -> Outcome<KeyPackage> {
         }
         error => bad_key_package(&error.to_string()),
     })
+}
+
+fn hash_ref(key_package: &KeyPackage) -> Outcome<Hash> {
+    let reference = key_package.hash_ref(OpenMlsRustCrypto::default().crypto()).ok();
+    let hash = reference.and_then(|reference| <[u8; 32]>::try_from(reference.as_slice()).ok());
+    hash.map(Hash::from).ok_or_else(|| bad_key_package("it has no reference"))
 }
 
 fn leaf_certificate(key_package: &KeyPackage) -> Outcome<(Certificate, SignedCertificate)> {

@@ -42,10 +42,10 @@ use tokio::sync::Notify;
 use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClaimedKeyPackage, ClientFrame,
-    CommitRequest, CommitResponse, CreateGroupRequest, Delivery, DeviceId, Group, GroupCommits, GroupId, GroupList,
-    GroupMembers, GroupPosition, InviteCode, KeyCounts, LeaveRequest, LoginRequest, PublishRequest, RegisterRequest,
-    RejoinRequest, Relay, SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username,
-    suite,
+    CommitRequest, CommitResponse, CreateGroupRequest, Delivery, DeviceId, Group, GroupCommits, GroupEphemeralRequest,
+    GroupId, GroupList, GroupMembers, GroupPosition, InstanceRequest, InstanceResponse, InviteCode, KeyCounts,
+    LeaveRequest, LoginRequest, PublishRequest, ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest,
+    Relay, SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username, suite,
 };
 
 pub use self::{clock::FastClock, swap::Backup};
@@ -424,6 +424,9 @@ impl RelayApi for Connection {
     fn publish<'a>(&'a self, token: &'a Bytes, request: &'a PublishRequest) -> Answer<'a, KeyCounts> {
         self.request(|state| state.caller(token).and_then(|caller| state.publish(&caller, request)))
     }
+    fn reconcile<'a>(&'a self, token: &'a Bytes, request: &'a ReconcileRequest) -> Answer<'a, ReconcileResponse> {
+        self.request(|state| state.caller(token).map(|caller| state.reconcile(&caller.device, request)))
+    }
     fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse> {
         self.request(|state| state.caller(token).and_then(|_| state.claim(request)))
     }
@@ -454,6 +457,9 @@ impl RelayApi for Connection {
     fn send<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a SendRequest) -> Answer<'a, SendResponse> {
         self.request(move |state| state.caller(token).and_then(|caller| state.send(Post { caller, group }, request)))
     }
+    fn ephemeral<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a GroupEphemeralRequest) -> Answer<'a, ()> {
+        self.request(move |state| state.caller(token).and_then(|caller| state.say(&Post { caller, group }, request)))
+    }
     fn leave<'a>(&'a self, token: &'a Bytes, group: GroupId, request: &'a LeaveRequest) -> Answer<'a, SendResponse> {
         self.request(move |state| state.caller(token).and_then(|caller| state.leave(Post { caller, group }, request)))
     }
@@ -474,6 +480,9 @@ impl RelayApi for Connection {
 
     fn ack<'a>(&'a self, token: &'a Bytes, request: &'a AckRequest) -> Answer<'a, ()> {
         self.request(|state| state.caller(token).and_then(|caller| state.ack(&caller.device, request.up_to)))
+    }
+    fn instance<'a>(&'a self, token: &'a Bytes, request: &'a InstanceRequest) -> Answer<'a, InstanceResponse> {
+        self.request(|state| state.caller(token).and_then(|caller| state.swap_instance(&caller.device, request)))
     }
     fn open_stream<'a>(&'a self, token: &'a Bytes, after: u64) -> Answer<'a, Box<dyn FrameStream>> {
         Box::pin(async move {

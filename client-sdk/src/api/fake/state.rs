@@ -13,8 +13,8 @@ use std::{
 use serde::Serialize;
 use undertone_wire::{
     Account, AccountId, Bytes, Delivery, DeviceId, Encoding, Envelope, ErrorCode, GroupId, Hash, Incarnation,
-    InviteCode, LimitReached, Limits, MessageId, Nonce, Problem, PublicKey, Registration, Relay, RelayId,
-    SignedCertificate, suite,
+    InstanceId, InstanceRequest, InstanceResponse, InviteCode, LimitReached, Limits, MessageId, Nonce, Problem,
+    PublicKey, Registration, Relay, RelayId, SignedCertificate, suite,
 };
 
 use super::{Faults, groups::GroupState, keys::StoredKeys};
@@ -44,6 +44,8 @@ pub(super) struct State {
     /// Oldest first.
     pub(super) sessions: Vec<OpenSession>,
     pub(super) groups: BTreeMap<GroupId, GroupState>,
+    /// What was said in groups in passing: where, in which epoch, what.
+    pub(super) said: Vec<(GroupId, u64, Bytes)>,
     answered: BTreeMap<MessageId, Answered>,
     relay_number: u64,
     draws: u64,
@@ -66,6 +68,8 @@ pub(super) struct Device {
     pub(super) stream: u64,
     /// The node at which that was opened.
     pub(super) node: usize,
+    /// Which copy of its store took from the queue last.
+    instance: Option<InstanceId>,
 }
 
 #[derive(Clone)]
@@ -111,6 +115,7 @@ impl State {
             challenges: BTreeMap::new(),
             sessions: Vec::new(),
             groups: BTreeMap::new(),
+            said: vec![],
             answered: BTreeMap::new(),
             relay_number,
             draws: 0,
@@ -208,7 +213,18 @@ impl State {
         for device in self.devices.values_mut() {
             device.next_seq = device.next_seq.saturating_add(JUMP);
             device.keys.forget_one_time();
+            device.instance = None;
         }
+    }
+
+    pub(super) fn swap_instance(&mut self, device: &DeviceId, request: &InstanceRequest) -> Outcome<InstanceResponse> {
+        let Some(device) = self.devices.get_mut(device) else { return Err(not_found()) };
+        let InstanceRequest { previous, instance, takes_over } = *request;
+        if device.instance.is_some_and(|last| last != instance && Some(last) != previous) && !takes_over {
+            return Err(refused(ErrorCode::OtherInstance, "another copy of the store has taken from the queue"));
+        }
+        device.instance = Some(instance);
+        Ok(InstanceResponse { acked_seq: device.acked_seq })
     }
 
     pub(super) fn ack(&mut self, device: &DeviceId, up_to: u64) -> Outcome<()> {
@@ -223,7 +239,18 @@ impl State {
 impl Device {
     pub(super) fn new(account: AccountId, device_key: PublicKey, certificate: SignedCertificate) -> Self {
         let (keys, queue) = (StoredKeys::default(), BTreeMap::new());
-        Self { account, device_key, certificate, keys, queue, next_seq: 1, acked_seq: 0, stream: 0, node: 0 }
+        Self {
+            account,
+            device_key,
+            certificate,
+            keys,
+            queue,
+            next_seq: 1,
+            acked_seq: 0,
+            stream: 0,
+            node: 0,
+            instance: None,
+        }
     }
 
     /// A device names a number as taken. One that was not given out was given out before the store was restored: its

@@ -7,6 +7,7 @@ use undertone_wire::{ByeReason, Bytes, ClientFrame, Delivery, DeviceId, ErrorCod
 
 use super::{
     ApiError,
+    groups::GroupState,
     state::{Device, Outcome, State, refused},
 };
 
@@ -21,6 +22,8 @@ pub(super) struct Stream {
     greeted: bool,
     /// The `next_seq` at which it last said that it had caught up.
     caught_up_at: Option<u64>,
+    /// How much of what is said in passing has passed.
+    heard: usize,
     node: usize,
     /// How many cuts there had been when it was opened.
     cuts: u64,
@@ -44,6 +47,7 @@ impl Stream {
             after,
             greeted: false,
             caught_up_at: None,
+            heard: state.said.len(),
             node,
             cuts: state.faults.cuts,
             misunderstood: false,
@@ -72,7 +76,10 @@ impl Stream {
             self.greeted = true;
             return Some(Ok(self.hello(state, device)));
         }
-        if state.faults.deliveries_held { None } else { self.of_queue(device).map(Ok) }
+        if state.faults.deliveries_held {
+            return None;
+        }
+        self.of_queue(device).or_else(|| self.in_passing(state)).map(Ok)
     }
 
     /// Takes a frame of the device. An ack on a stream that was replaced counts for nothing.
@@ -126,6 +133,20 @@ impl Stream {
         let news = self.caught_up_at != Some(device.next_seq);
         self.caught_up_at = Some(device.next_seq);
         news.then_some(ServerFrame::CaughtUp { next_seq: device.next_seq })
+    }
+
+    /// What is said where the device is a member, as long as the group stands where it did.
+    fn in_passing(&mut self, state: &State) -> Option<ServerFrame> {
+        while let Some((group_id, epoch, ciphertext)) = state.said.get(self.heard) {
+            self.heard += 1;
+            let here =
+                |group: &GroupState| group.position.epoch == *epoch && group.member_devices().contains(&self.device);
+            if state.groups.get(group_id).is_some_and(here) {
+                let (group_id, epoch, ciphertext) = (*group_id, *epoch, ciphertext.clone());
+                return Some(ServerFrame::GroupEphemeral { group_id, epoch, ciphertext });
+            }
+        }
+        None
     }
 }
 

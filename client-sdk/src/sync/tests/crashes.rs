@@ -121,6 +121,7 @@ impl<'a> Mortal<'a> {
             Err(error) => Err(error),
         })
         .await;
+        self.does("to accept it", async |bob| bob.group(id).accept().await.map(|()| true)).await;
     }
 }
 

@@ -70,6 +70,7 @@ pub(super) async fn online(client: &Client) {
 pub(super) async fn is_in(client: &Client, group: GroupId) {
     let group = client.group(group);
     until("to be in the group", async || group.summary().await.is_ok_and(|group| group.active)).await;
+    group.accept().await.unwrap();
 }
 
 pub(super) async fn reads(group: &Group, text: &str) {

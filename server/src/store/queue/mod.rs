@@ -10,7 +10,7 @@ mod remove;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use undertone_wire::{Bytes, Delivery, DeviceId, Envelope, GroupId, Hash, UnackedCommit};
+use undertone_wire::{Bytes, Delivery, DeviceId, Envelope, GroupId, Hash, InstanceId, UnackedCommit};
 
 pub(crate) use append::{NewEnvelope, Receiver, Room, append};
 #[cfg(test)]
@@ -79,6 +79,10 @@ const STATES: Pair = pair!(
 
 /// Opens a device's next stream.
 const NEXT_STREAM: &str = "UPDATE cursors SET stream = stream + 1 WHERE device_id = $1";
+
+/// Which copy of a device's store takes from its queue.
+const INSTANCE: &str = "SELECT instance FROM cursors WHERE device_id = $1";
+const SET_INSTANCE: &str = "UPDATE cursors SET instance = $2 WHERE device_id = $1";
 
 /// Moves a device's rows, and its next number, up by `$2`.
 const MOVE_ROWS: &str = "UPDATE queue SET seq = seq + $2 WHERE device_id = $1";
@@ -392,6 +396,20 @@ pub(crate) async fn states(
     rows.into_iter()
         .map(|(device, next_seq, stream, sessions)| Ok((parsed(&device)?, State { next_seq, stream, sessions })))
         .collect()
+}
+
+/// Which copy of a device's store took from its queue last, if that is known.
+pub(crate) async fn instance(tx: &mut Tx, device: &DeviceId) -> Result<Option<InstanceId>, StoreError> {
+    let device = device.as_bytes().as_slice();
+    let found: Option<(Option<Vec<u8>>,)> =
+        on!(**tx, db => sqlx::query_as(INSTANCE).bind(device).fetch_optional(db).await)?;
+    found.and_then(|(instance,)| instance).map(|instance| parsed(&instance)).transpose()
+}
+
+/// From now on this copy of a device's store takes from its queue.
+pub(crate) async fn set_instance(tx: &mut Tx, device: &DeviceId, instance: &InstanceId) -> Result<(), StoreError> {
+    execute!(**tx, SET_INSTANCE, device.as_bytes().as_slice(), instance.as_bytes().as_slice())?;
+    Ok(())
 }
 
 /// Opens a device's next stream; whoever holds an older one is woken to learn of it.

@@ -246,6 +246,12 @@ fn queues() -> Vec<Sample> {
     let fetched =
         FetchResponse { deliveries, missed: vec![Span { from: 5, to: 6 }], next_seq: 16, oldest_available: 7 };
     let mut samples = vec![sample("fetch_response", &fetched), sample("ack_request", &AckRequest { up_to: 10 })];
+    let [previous, instance] = [0x70, 0x71].map(|byte| InstanceId::from_random([byte; 16]));
+    let opened = InstanceRequest { previous: Some(previous), instance, takes_over: false };
+    samples.push(sample("instance_request", &opened));
+    samples.push(sample("instance_request_first", &InstanceRequest { previous: None, ..opened }));
+    samples.push(sample("instance_request_takes_over", &InstanceRequest { takes_over: true, ..opened }));
+    samples.push(sample("instance_response", &InstanceResponse { acked_seq: 6 }));
     samples.extend(envelopes().map(|(name, envelope)| sample(name, &envelope)));
     samples
 }

@@ -1,0 +1,115 @@
+//! What is said in a group in passing, such as that somebody is writing: to who is there, now or never.
+//!
+//! Invariant: nothing of it is stored, here or at the relay, and none of it is needed: whatever is not as it should be is
+//! passed over.
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+use undertone_api::RelayApi as _;
+use undertone_wire::{AccountId, Bytes, Encoding, ErrorCode, GroupEphemeralRequest, GroupId};
+
+use super::Engine;
+use crate::{
+    Error,
+    crypto::ephemeral,
+    store::{GroupRow, GroupState, Standing, StoreError, Tx},
+};
+
+/// What was said longer ago, by the relay's time, is of no use to anybody.
+const FRESH_MS: u64 = 10_000;
+
+/// So much waits for an app that does not look.
+const WAITING_MAX: usize = 256;
+
+/// Who said what, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Notice {
+    pub(crate) group_id: GroupId,
+    pub(crate) by: AccountId,
+    pub(crate) what: Passing,
+    said_at_ms: u64,
+}
+
+/// The kinds of what is said that this version knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Passing {
+    /// Somebody is writing a message.
+    Typing {},
+    /// A kind that a later version has made.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What is inside the seal.
+#[derive(Serialize, Deserialize)]
+struct Content {
+    by: AccountId,
+    /// The relay's time as its author knows it.
+    said_at_ms: u64,
+    body: Passing,
+}
+
+/// Where apps hear it.
+pub(super) fn channel() -> broadcast::Sender<Notice> {
+    broadcast::Sender::new(WAITING_MAX)
+}
+
+impl Notice {
+    /// Whether it still says something about now.
+    pub(crate) fn is_fresh(&self, engine: &Engine) -> bool {
+        engine.relay_now_ms().abs_diff(self.said_at_ms) <= FRESH_MS
+    }
+}
+
+/// Says something to the members of a group who are there.
+pub(crate) async fn say(engine: &Engine, group: GroupId, what: Passing) -> Result<(), Error> {
+    if !*engine.confirmed.borrow() {
+        // Nobody is there yet.
+        return Ok(());
+    }
+    let content = Content { by: engine.identity.account(), said_at_ms: engine.relay_now_ms(), body: what };
+    let content = Encoding::Cbor.encode(&content);
+    let sealed = engine.store.with_tx(move |tx| {
+        let Some(group) = tx.active_group(group)? else { return Ok(None) };
+        if tx.requested_by(group.id)?.is_some() {
+            return Ok(None);
+        }
+        let ciphertext = ephemeral::seal(&tx.mls(), group.live, group.commit_seq, &content)?;
+        let (at, epoch) = (group.commit_seq, group.commit_seq);
+        Ok::<_, Error>(Some((group.live, GroupEphemeralRequest { at, epoch, ciphertext })))
+    });
+    // A group that cannot be talked in now has nobody who listens.
+    let Some((live, request)) = sealed.await? else { return Ok(()) };
+    let request = &request;
+    let said = engine.signed_in(|token| async move { engine.api.ephemeral(&token, live, request).await }).await;
+    match said {
+        // It has moved on, or is not there yet: what was said is no longer true, or not yet.
+        Err(error) if matches!(error.code(), Some(ErrorCode::StaleGroup | ErrorCode::NotFound)) => Ok(()),
+        said => Ok(said?),
+    }
+}
+
+/// Something was said in a group.
+pub(super) async fn hear(engine: &Engine, live: GroupId, epoch: u64, ciphertext: Bytes) {
+    let own = engine.identity.account();
+    let opened = engine.store.with_tx(move |tx| opened(tx, live, epoch, &ciphertext).map_err(Error::from));
+    match opened.await {
+        Ok(Some(notice)) if notice.by != own && notice.is_fresh(engine) => {
+            // Without an app that listens there is nobody to tell.
+            drop(engine.passing.send(notice));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::debug!(%error, "what was said in passing could not be opened"),
+    }
+}
+
+fn opened(tx: &Tx<'_>, live: GroupId, epoch: u64, ciphertext: &Bytes) -> Result<Option<Notice>, StoreError> {
+    let here = |group: &GroupRow| group.state == GroupState::Active && group.commit_seq == epoch;
+    let Some(group) = tx.group_by_live(live)?.filter(here) else { return Ok(None) };
+    let bytes = tx.attempt(|| ephemeral::open(&tx.mls(), live, epoch, ciphertext.as_slice()))?;
+    let content = bytes.and_then(|bytes| Encoding::Cbor.decode::<Content>(&bytes).ok());
+    let Some(Content { by, said_at_ms, body: what }) = content else { return Ok(None) };
+    let is_heard = tx.member_accounts(group.id)?.contains(&by) && tx.standing(by)? != Standing::Blocked;
+    Ok(is_heard.then_some(Notice { group_id: group.id, by, what, said_at_ms }))
+}

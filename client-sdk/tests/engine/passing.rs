@@ -1,0 +1,75 @@
+//! What is said in passing: who is there hears it, and no message is lost by it.
+
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+
+use undertone::{Client, Event, Group};
+
+use crate::world::{World, count_events, has_texts, standing, wait_until};
+
+const MESSAGES: usize = 1_000;
+
+async fn hears_typing(client: &Client, from: &Client, group: &Group) {
+    let event = crate::world::event(client, |event| match event {
+        Event::Typing { group_id, by } => Some((group_id, by.account_id)),
+        _ => None,
+    });
+    assert_eq!(event.await, (group.id(), from.account().account_id));
+}
+
+#[tokio::test]
+async fn members_who_are_there_hear_that_somebody_is_typing() {
+    let world = World::new();
+    let [alice, bob, carol] =
+        [world.register("alice").await, world.register("bob").await, world.register("carol").await];
+    let groups = world.group(&[&alice, &bob, &carol]).await;
+    groups[0].typing().await.unwrap();
+    hears_typing(&bob, &alice, &groups[0]).await;
+    hears_typing(&carol, &alice, &groups[0]).await;
+    // In the next epoch as well.
+    groups[0].remove(carol.account().account_id).await.unwrap();
+    groups[1].typing().await.unwrap();
+    hears_typing(&alice, &bob, &groups[0]).await;
+}
+
+#[tokio::test]
+async fn what_was_said_a_while_ago_is_not_told() {
+    let world = World::new();
+    let clock = standing();
+    let (alice, bob) = (world.register_by(&clock, "alice").await, world.register_by(&clock, "bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    let typing = count_events(&bob, |event| matches!(event, Event::Typing { .. }));
+    world.relay.hold_deliveries();
+    groups[0].typing().await.unwrap();
+    clock.pass(&world, 11_000);
+    world.relay.release_deliveries();
+    groups[0].send("after").await.unwrap();
+    has_texts(&groups[1], &["after"]).await;
+    // What is said now comes after what was said then.
+    groups[0].typing().await.unwrap();
+    wait_until("it", async || (typing.load(SeqCst) > 0).then_some(())).await;
+    assert_eq!(typing.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn beside_many_notices_every_message_is_read() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    let typing = count_events(&bob, |event| matches!(event, Event::Typing { .. }));
+    let all: Vec<_> = (0..MESSAGES).map(|number| number.to_string()).collect();
+    for text in &all {
+        groups[0].send(text).await.unwrap();
+    }
+    let notices = async {
+        let mut ten_a_second = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            ten_a_second.tick().await;
+            groups[0].typing().await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = has_texts(&groups[1], &all) => {}
+        () = notices => {}
+    }
+    assert!(typing.load(SeqCst) > 0);
+}
