@@ -138,8 +138,8 @@ impl Client {
     }
 
     /// From now on nothing of this account is to be seen: groups to which it adds this one are passed over, and so is what it
-    /// writes elsewhere. It is not told: at the relay, a group to which it adds this account has this account for a member all the
-    /// same, which counts for the relay's limit of groups.
+    /// writes elsewhere. It is not told: at the relay, this account is a member of such a group all the same, which counts for
+    /// the relay's limit of groups.
     pub async fn block(&self, account: AccountId) -> Result<(), Error> {
         self.set_standing(account, Standing::Blocked).await
     }
@@ -368,8 +368,8 @@ impl ClientBuilder<StoreAt> {
     /// finished by calling this again.
     ///
     /// # Errors
-    /// [`Error::UsernameTaken`], [`Error::InviteRequired`], [`Error::RegistrationClosed`], [`Error::AlreadyRegistered`] if the store holds an account, [`Error::Invalid`] if the
-    /// addresses are of different relays, [`Error::Offline`].
+    /// [`Error::UsernameTaken`], [`Error::InviteRequired`], [`Error::RegistrationClosed`], [`Error::AlreadyRegistered`] if the
+    /// store holds an account, [`Error::Invalid`] if the addresses are of different relays, [`Error::Offline`].
     pub async fn register(self, username: impl Into<Option<&str>>) -> Result<Client, Error> {
         let username = username.into().map(str::parse::<Username>).transpose();
         let username = username.map_err(|error| Error::Invalid(error.to_string()))?;

@@ -170,8 +170,7 @@ impl Group {
             .await
     }
 
-    /// Declines that, which is to leave. Who should not add this account again is blocked
-    /// ([`Client::block`]).
+    /// Declines that, which is to leave. Who should not add this account again is blocked ([`Client::block`]).
     ///
     /// # Errors
     /// As for [`Group::leave`].

@@ -118,7 +118,8 @@ impl Tx<'_> {
     /// that time, and the number of its members.
     pub(crate) fn groups_to_update(&self, now_ms: u64) -> Result<Vec<(GroupId, Option<u64>, u64)>, StoreError> {
         const SELECT: &str = "SELECT id, update_at_ms, (SELECT count(*) FROM members WHERE group_id = id) FROM groups
-            WHERE state = 'active' AND requested_by IS NULL AND (update_at_ms IS NULL OR update_at_ms <= ?1 OR update_unless_ms <= ?1)";
+            WHERE state = 'active' AND requested_by IS NULL
+              AND (update_at_ms IS NULL OR update_at_ms <= ?1 OR update_unless_ms <= ?1)";
         let mut statement = self.prepare_cached(SELECT)?;
         let group = |row: &Row<'_>| Ok((bytes(row, 0)?, row.get(1)?, row.get(2)?));
         let groups = statement.query_map([now_ms], group)?.collect::<Result<_, _>>()?;

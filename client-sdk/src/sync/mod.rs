@@ -1,9 +1,10 @@
 //! The engine: keeps the local store and the relay in step.
 //!
-//! Five tasks share it. [`stream`] receives and applies what the queue brings ([`ephemeral`]: and what passes it by), [`outbox`] does what is to be done at
-//! the relay, [`recovery`] brings the device back into groups that cannot go on for it, [`directory`] looks at the device
-//! lists of others, [`key_upkeep`] keeps key packages at the relay. They meet only in the store: each step is one
-//! transaction, and the next step is found by reading it, so that a restart goes on where the last one stopped.
+//! Five tasks share it. [`stream`] receives and applies what the queue brings, and hears what passes it by ([`ephemeral`]);
+//! [`outbox`] does what is to be done at the relay, [`recovery`] brings the device back into groups that cannot go on for it,
+//! [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages at the relay. They meet only in the
+//! store: each step is one transaction, and the next step is found by reading it, so that a restart goes on where the last
+//! one stopped.
 //!
 //! None of them but the first does anything before that has made sure that this store is not an old copy ([`instance`]).
 //!
