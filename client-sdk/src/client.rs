@@ -131,15 +131,15 @@ impl Client {
         self.engine().store.with_tx(|tx| tx.contacts().map_err(Error::from)).await
     }
 
-    /// Says that this account is known: that it adds this one to a group is no request. [`Group::add`] and [`Group::accept`]
-    /// say so too. Ends [`Client::block`].
+    /// Says that this account is known: that it adds this one to a group is no request. [`Group::add`] and
+    /// [`Group::accept`] say so too. Ends [`Client::block`].
     pub async fn know(&self, account: AccountId) -> Result<(), Error> {
         self.set_standing(account, Standing::Known).await
     }
 
-    /// From now on nothing of this account is to be seen: groups to which it adds this one are passed over, and so is what it
-    /// writes elsewhere. It is not told: at the relay, this account is a member of such a group all the same, which counts for
-    /// the relay's limit of groups.
+    /// From now on nothing of this account is to be seen: groups to which it adds this one are passed over, and so is
+    /// what it writes elsewhere. It is not told: at the relay, this account is a member of such a group all the same,
+    /// which counts for the relay's limit of groups.
     pub async fn block(&self, account: AccountId) -> Result<(), Error> {
         self.set_standing(account, Standing::Blocked).await
     }
@@ -190,20 +190,21 @@ impl Client {
         *self.engine().connection().borrow()
     }
 
-    /// The network has changed, as the operating system says: connected again, or by another way. An app that is told so
-    /// passes it on, and the relay is tried at once instead of when its turn comes; a stream that is open is opened anew.
+    /// The network has changed, as the operating system says: connected again, or by another way. An app that is told
+    /// so passes it on, and the relay is tried at once instead of when its turn comes; a stream that is open is opened
+    /// anew.
     pub fn network_changed(&self) {
         self.engine().network_changed();
     }
 
-    /// Whether what answers, at every address there is, is another relay than the one where the account is registered. The
-    /// connection is then [`Connection::Offline`], and goes on when the relay is there again.
+    /// Whether what answers, at every address there is, is another relay than the one where the account is registered.
+    /// The connection is then [`Connection::Offline`], and goes on when the relay is there again.
     pub fn meets_other_relay(&self) -> bool {
         self.engine().api.all_strange()
     }
 
-    /// Waits until everything that was at the relay is here, with the names of those who are new, or `patience` ends, or
-    /// the relay cannot be reached. Answers with the state of the connection then.
+    /// Waits until everything that was at the relay is here, with the names of those who are new, or `patience` ends,
+    /// or the relay cannot be reached. Answers with the state of the connection then.
     pub async fn caught_up(&self, patience: Duration) -> Connection {
         let mut connection = self.engine().connection();
         let settled = connection.wait_for(|state| !matches!(state, Connection::Connecting | Connection::CatchingUp));
@@ -215,16 +216,20 @@ impl Client {
         self.connection()
     }
 
-    /// Waits until the relay has all that was to be sent, or `patience` ends. Answers with how much is left. What is done at a
-    /// later time, as telling others what has come, does not count before that.
+    /// Waits until the relay has all that was to be sent, or `patience` ends. Answers with how much is left. What is
+    /// done at a later time, as telling others what has come, does not count before that.
     pub async fn outbox_empty(&self, patience: Duration) -> Result<u64, Error> {
         let mut changed = self.engine().store.work_changed();
         let empty = async {
             loop {
                 changed.mark_unchanged();
-                let left = self.outbox_len().await?;
-                if left == 0 || changed.changed().await.is_err() {
-                    return Ok(left);
+                let now_ms = self.engine().clock.now_ms();
+                let empty = self.engine().store.with_tx(move |tx| tx.outbox_is_empty(now_ms).map_err(Error::from));
+                if empty.await? {
+                    return Ok(0);
+                }
+                if changed.changed().await.is_err() {
+                    return self.outbox_len().await;
                 }
             }
         };
@@ -326,8 +331,8 @@ impl<S> ClientBuilder<S> {
     /// Another address of the same relay: another of its nodes, say. Up to 16 are kept in the store with the account.
     ///
     /// The client stays with the address that works and moves on when it does not, beginning with the one given to
-    /// [`Client::builder`]. One that answers as another relay is passed over, with an [`Event::OtherRelay`], and looked at
-    /// again when its turn comes.
+    /// [`Client::builder`]. One that answers as another relay is passed over, with an [`Event::OtherRelay`], and looked
+    /// at again when its turn comes.
     ///
     /// [`Event::OtherRelay`]: crate::Event::OtherRelay
     #[must_use]
@@ -368,8 +373,8 @@ impl ClientBuilder<StoreAt> {
     /// finished by calling this again.
     ///
     /// # Errors
-    /// [`Error::UsernameTaken`], [`Error::InviteRequired`], [`Error::RegistrationClosed`], [`Error::AlreadyRegistered`] if the
-    /// store holds an account, [`Error::Invalid`] if the addresses are of different relays, [`Error::Offline`].
+    /// [`Error::UsernameTaken`], [`Error::InviteRequired`], [`Error::RegistrationClosed`], [`Error::AlreadyRegistered`]
+    /// if the store holds an account, [`Error::Invalid`] if the addresses are of different relays, [`Error::Offline`].
     pub async fn register(self, username: impl Into<Option<&str>>) -> Result<Client, Error> {
         let username = username.into().map(str::parse::<Username>).transpose();
         let username = username.map_err(|error| Error::Invalid(error.to_string()))?;

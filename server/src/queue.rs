@@ -1,6 +1,8 @@
-//! A device's queue over HTTP: fetch, long poll, ack, and who takes from it. The stream serves the same pages by the same rules.
+//! A device's queue over HTTP: fetch, long poll, ack, and who takes from it. The stream serves the same pages by the
+//! same rules.
 //!
-//! Invariant: what is told as missed will never come, and what is neither delivered nor told as missed is still to come.
+//! Invariant: what is told as missed will never come, and what is neither delivered nor told as missed is still to
+//! come.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +31,8 @@ use crate::{
     },
 };
 
-/// The largest number beyond its queue that a device may say it has. Far from where numbers are no longer exact in JSON.
+/// The largest number beyond its queue that a device may say it has. Far from where numbers are no longer exact in
+/// JSON.
 const SEQ_MAX: u64 = 1 << 51;
 
 /// What to fetch.
@@ -86,8 +89,8 @@ fn answer(page: Page, missed: Vec<Span>) -> FetchResponse {
     FetchResponse { deliveries: page.deliveries, missed, next_seq: page.next_seq, oldest_available }
 }
 
-/// The page of a device's queue after a number, if its session holds. A device that is ahead of its queue has its numbers
-/// moved beyond its own: the relay has lost what it numbered before.
+/// The page of a device's queue after a number, if its session holds. A device that is ahead of its queue has its
+/// numbers moved beyond its own: the relay has lost what it numbered before.
 pub(crate) async fn page(node: &Node, caller: &Caller, after: u64, size: PageSize) -> Result<Page, Error> {
     let request = PageRequest {
         device: caller.device,

@@ -1,7 +1,9 @@
-//! A device's stream by long polling, for where WebSockets do not get through; now and then one is tried, which goes on with it.
-//! What it is told is the same, but for ephemeral content and for being replaced by a newer stream: only WebSockets have those.
+//! A device's stream by long polling, for where WebSockets do not get through; now and then one is tried, which goes on
+//! with it. What it is told is the same, but for ephemeral content and for being replaced by a newer stream: only
+//! WebSockets have those.
 //!
-//! Invariant: nothing is told of a page before the one before it was told in full, and what was told is not fetched again.
+//! Invariant: nothing is told of a page before the one before it was told in full, and what was told is not fetched
+//! again.
 
 use std::{collections::VecDeque, time::Duration};
 

@@ -23,7 +23,8 @@ use undertone_wire::{
 
 use super::route::Route;
 
-/// How long an address may take to answer before the next is tried beside it (as RFC 8305, section 5, does for connections).
+/// How long an address may take to answer before the next is tried beside it (as RFC 8305, section 5, does for
+/// connections).
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// One address.
@@ -92,18 +93,19 @@ impl Addresses {
         if self.is_own(address, one.api.as_ref()).await? { Ok(()) } else { Err(ApiError::OtherRelay) }
     }
 
-    /// The address to ask, which is the pinned relay's. If it is not known to be, each is looked at once, the next as soon as
-    /// one does not answer at once: the first that is the relay's is taken. The one that failed last comes last.
+    /// The address to ask, which is the pinned relay's. If it is not known to be, each is looked at once, the next as
+    /// soon as one does not answer at once: the first that is the relay's is taken. The one that failed last comes
+    /// last.
     async fn confirmed(&self) -> Result<(usize, &dyn RelayApi), ApiError> {
         let (first, confirmed, failed_last) = {
             let State { route, .. } = &*lock(&self.state);
             (route.next().0, route.next().1, route.failed_last())
         };
-        let is_left = |at: usize| Some(at) == failed_last;
-        let mut waiting: Vec<_> = (first..self.all.len()).chain(0..first).collect();
         if confirmed && let Some(one) = self.all.get(first) {
             return Ok((first, one.api.as_ref()));
         }
+        let is_left = |at: usize| Some(at) == failed_last;
+        let mut waiting: Vec<_> = (first..self.all.len()).chain(0..first).collect();
         waiting.sort_by_key(|at| is_left(*at));
         let mut waiting = waiting.into_iter().filter_map(|at| Some((at, self.all.get(at)?))).peekable();
         let (mut asked, mut failed) = (FuturesUnordered::new(), None);

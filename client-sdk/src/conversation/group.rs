@@ -15,7 +15,7 @@ use crate::{
     sync::{
         Engine,
         ephemeral::{self, Passing},
-        receipts,
+        no_connection, receipts,
     },
 };
 
@@ -107,8 +107,9 @@ impl Group {
         Ok(message_id)
     }
 
-    /// Tells the members who are there that this account is writing a message here, by [`Event::Typing`](crate::Event::Typing).
-    /// Now or never: nothing is kept for who is not there. While somebody writes, once in a few seconds is enough.
+    /// Tells the members who are there that this account is writing a message here, by
+    /// [`Event::Typing`](crate::Event::Typing). Now or never: nothing is kept for who is not there. While somebody
+    /// writes, once in a few seconds is enough.
     ///
     /// # Errors
     /// [`Error::Offline`] if the relay cannot be reached.
@@ -136,8 +137,7 @@ impl Group {
     /// [`Error::NoSuchMember`] if the account is not a member, and as for [`Group::add`].
     pub async fn remove(&self, who: AccountId) -> Result<(), Error> {
         let id = self.id;
-        let members = self.engine().store.with_tx(move |tx| tx.member_accounts(id).map_err(Error::from)).await?;
-        if !members.contains(&who) {
+        if !self.engine().store.with_tx(move |tx| tx.has_member(id, who).map_err(Error::from)).await? {
             return Err(Error::NoSuchMember);
         }
         if who == self.engine().identity.account() {
@@ -154,8 +154,8 @@ impl Group {
         self.change(Task::Rename { name: checked_name(name)? }).await
     }
 
-    /// Accepts that a stranger has added this account ([`GroupSummary::requested_by`]); that one is no stranger from now on.
-    /// Sending something, or changing the group, does the same.
+    /// Accepts that a stranger has added this account ([`GroupSummary::requested_by`]); that one is no stranger from
+    /// now on. Sending something, or changing the group, does the same.
     ///
     /// # Errors
     /// [`Error::UnknownGroup`] if there is no such group.
@@ -231,8 +231,8 @@ impl Group {
         if forgotten.await? { Ok(()) } else { Err(Error::UnknownMessage) }
     }
 
-    /// Says that all messages up to this one, and this one, were read. Their authors are told, unless the group has more
-    /// than 32 devices. An app that does not want that does not call this.
+    /// Says that all messages up to this one, and this one, were read. Their authors are told, unless the group has
+    /// more than 32 devices. An app that does not want that does not call this.
     ///
     /// # Errors
     /// [`Error::UnknownMessage`] if it is not in this group's history.
@@ -269,7 +269,7 @@ impl Group {
             return Err(Error::OtherRelay);
         }
         if !online {
-            return Err(Error::Offline(undertone_api::ApiError::Unreachable("there is no connection".into())));
+            return Err(no_connection());
         }
         let id = self.id;
         let outcome = self

@@ -1,6 +1,7 @@
 //! MLS groups (RFC 9420): create, encrypt, stage a commit, open what the queue brings, join.
 //!
-//! Every function loads the group from the provider's storage and leaves it there; nothing is kept in between.
+//! Every function takes the group from the provider, and gives it back only if all went well: a group on which
+//! something failed may be ahead of the storage.
 //!
 //! Invariant: whether a commit can be applied depends on its bytes and the group's state only. What it says to the
 //! relay (its authenticated data) and what it does must be the same, or it is one that nobody can apply.
@@ -158,6 +159,7 @@ pub(crate) fn create(
     let group_info = group_info.tls_serialize_detached().map_err(CryptoError::invalid)?;
     let position = Position { group, commit_seq: 0 };
     let sealed = seal::seal(provider, Kind::GroupInfo, rejoin_key.as_bytes(), position, &group_info)?;
+    provider.keep(mls);
     Ok(Created { sealed_group_info: sealed.into(), rejoin_key })
 }
 
@@ -169,13 +171,15 @@ pub(crate) fn encrypt(
     at: u64,
     content: &[u8],
 ) -> Result<Bytes, CryptoError> {
-    let mut mls = load(provider, group)?;
+    let mut mls = take(provider, group)?;
     mls.set_aad(Encoding::Cbor.encode(&AuthenticatedData { at, ..AuthenticatedData::default() }));
     let message = mls.create_message(provider, identity, content).map_err(|error| match error {
         CreateMessageError::GroupStateError(error) => CryptoError::invalid(error),
         CreateMessageError::LibraryError(error) => CryptoError::storage(error),
     })?;
-    Ok(message.tls_serialize_detached().map_err(CryptoError::invalid)?.into())
+    let bytes = message.tls_serialize_detached().map_err(CryptoError::invalid)?;
+    provider.keep(mls);
+    Ok(bytes.into())
 }
 
 /// Stages a commit on top of the commit `at`. `None` if it would change nothing.
@@ -188,7 +192,7 @@ pub(crate) fn stage(
     change: &Change,
     now_ms: u64,
 ) -> Result<Option<Staged>, CryptoError> {
-    let mut mls = load(provider, group)?;
+    let mut mls = take(provider, group)?;
     let leaves = leaves(&mls)?;
     let removed: Vec<_> = leaves.iter().filter(|(_, leaf)| change.remove.contains(&leaf.member.device)).collect();
     let staying: Vec<_> =
@@ -202,6 +206,7 @@ pub(crate) fn stage(
     let before = profile_of(mls.extensions())?;
     let renamed = change.rename.as_ref().filter(|name| **name != before.name);
     if key_packages.is_empty() && removed.is_empty() && renamed.is_none() && !change.update {
+        provider.keep(mls);
         return Ok(None);
     }
     added.sort_unstable();
@@ -243,6 +248,7 @@ pub(crate) fn stage(
     let position = Position { group, commit_seq: at + 1 };
     let sealed = seal::seal(provider, Kind::GroupInfo, seal_key.as_bytes(), position, &group_info)?;
     let parts = made_welcome.map(|made| welcome::split(provider, &made, &key_packages)).transpose()?;
+    provider.keep(mls);
     Ok(Some(Staged {
         commit: commit.tls_serialize_detached().map_err(CryptoError::invalid)?.into(),
         welcome: parts,
@@ -252,23 +258,26 @@ pub(crate) fn stage(
 
 /// Drops the pending commit: the relay has refused it.
 pub(crate) fn drop_pending(provider: &impl Provider, group: GroupId) -> Result<(), CryptoError> {
-    load(provider, group)?.clear_pending_commit(provider.storage()).map_err(CryptoError::storage)
+    let mut mls = take(provider, group)?;
+    mls.clear_pending_commit(provider.storage()).map_err(CryptoError::storage)?;
+    provider.keep(mls);
+    Ok(())
 }
 
 /// Applies the pending commit: its own row has come.
 pub(crate) fn merge_pending(provider: &impl Provider, group: GroupId) -> Result<Applied, CryptoError> {
-    let mut mls = load(provider, group)?;
+    let mut mls = take(provider, group)?;
     let leaves = leaves(&mls)?;
     let pending = mls.pending_commit().ok_or_else(|| CryptoError::Invalid("no commit is pending".into()))?;
     let by = member_at(&leaves, mls.own_leaf_index())?;
     let changes = Changes::of(pending, &leaves, By::Member)?;
     mls.merge_pending_commit(provider).map_err(CryptoError::storage)?;
-    applied(provider, &mut mls, by, &changes)
+    applied(provider, mls, by, &changes)
 }
 
 /// Opens an envelope of a group whose newest applied commit is `at`, and applies it if it is a commit.
 pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u8]) -> Result<Opened, CryptoError> {
-    let mut mls = load(provider, group)?;
+    let mut mls = take(provider, group)?;
     let message = protocol_message(bytes)?;
     let processed = match mls.process_message(provider, message) {
         Ok(processed) => processed,
@@ -284,6 +293,7 @@ pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u
             check_authenticated(&aad, at, &Changes::default())?;
             let credential = mls.member(sender_index(&sender)?).ok_or_else(no_such_leaf)?;
             let from = VerifiedLeaf::stored(credential)?.member;
+            provider.keep(mls);
             Ok(Opened::Message { from, content: message.into_bytes() })
         }
         ProcessedMessageContent::StagedCommitMessage(staged) => {
@@ -297,7 +307,7 @@ pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u
             check_authenticated(&aad, at, &changes)?;
             changes.check(&staged, by, &leaves, &profile_of(mls.extensions())?)?;
             mls.merge_staged_commit(provider, *staged).map_err(CryptoError::storage)?;
-            applied(provider, &mut mls, by, &changes).map(Opened::Commit)
+            applied(provider, mls, by, &changes).map(Opened::Commit)
         }
         ProcessedMessageContent::ProposalMessage(_) | ProcessedMessageContent::ExternalJoinProposalMessage(_) => {
             Err(CryptoError::Invalid("proposals are never sent alone".into()))
@@ -339,33 +349,32 @@ pub(crate) fn join(
         .collect::<Result<_, _>>()?;
     check_tree(&members)?;
     let profile = profile_of(staged.group_context().extensions())?;
+    // It takes the place of the one that may be at hand.
+    drop(provider.take(&mls_group_id(group))?);
     let mls = staged.into_group(provider).map_err(welcome_error)?;
     let rejoin_key = handed_over.map_or_else(|| exported(provider, &mls), Ok)?;
+    provider.keep(mls);
     Ok(Joined { group, by, profile, rejoin_key })
 }
 
 /// The members, in ascending order of accounts and devices.
 pub(crate) fn members(provider: &impl Provider, group: GroupId) -> Result<Vec<Member>, CryptoError> {
-    let mls = load(provider, group)?;
+    let mls = take(provider, group)?;
     let mut members: Vec<_> = leaves(&mls)?.into_iter().map(|(_, leaf)| leaf.member).collect();
     members.sort_unstable();
+    provider.keep(mls);
     Ok(members)
 }
 
 /// Deletes all secrets of a group that this device is no longer in.
 pub(crate) fn forget(provider: &impl Provider, group: GroupId) -> Result<(), CryptoError> {
-    match MlsGroup::load(provider.storage(), &mls_group_id(group)).map_err(CryptoError::storage)? {
+    match provider.take(&mls_group_id(group))? {
         Some(mut mls) => mls.delete(provider.storage()).map_err(CryptoError::storage),
         None => Ok(()),
     }
 }
 
-fn applied(
-    provider: &impl Provider,
-    mls: &mut MlsGroup,
-    by: Member,
-    changes: &Changes,
-) -> Result<Applied, CryptoError> {
+fn applied(provider: &impl Provider, mut mls: MlsGroup, by: Member, changes: &Changes) -> Result<Applied, CryptoError> {
     let added = changes.added.iter().map(|(member, _)| *member).collect();
     let removed = changes.removed.clone();
     if !mls.is_active() {
@@ -374,9 +383,10 @@ fn applied(
     }
     // Who joined in the place of its own leaf knows the key already, and removed nobody.
     let stays = removed.is_empty() || changes.by == By::Joiner;
-    let rejoin_key = if stays { None } else { Some(exported(provider, mls)?) };
-    let updates = changes.updates;
-    Ok(Applied { by, added, removed, updates, now: Some(Now { profile: profile_of(mls.extensions())?, rejoin_key }) })
+    let rejoin_key = if stays { None } else { Some(exported(provider, &mls)?) };
+    let now = Now { profile: profile_of(mls.extensions())?, rejoin_key };
+    provider.keep(mls);
+    Ok(Applied { by, added, removed, updates: changes.updates, now: Some(now) })
 }
 
 /// A group context with a profile, and nothing else but that members must understand it.
@@ -405,8 +415,10 @@ pub(super) fn profile_of(extensions: &Extensions<GroupContext>) -> Result<Profil
 
 /// A secret of the group's present epoch, for what `label` says.
 pub(super) fn export(provider: &impl Provider, group: GroupId, label: &str) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
-    let mls = load(provider, group)?;
-    mls.export_secret(provider.crypto(), label, &[], EXPORTED_BYTES).map(Zeroizing::new).map_err(CryptoError::invalid)
+    let mls = take(provider, group)?;
+    let secret = mls.export_secret(provider.crypto(), label, &[], EXPORTED_BYTES).map(Zeroizing::new);
+    provider.keep(mls);
+    secret.map_err(CryptoError::invalid)
 }
 
 fn exported(provider: &impl Provider, mls: &MlsGroup) -> Result<RejoinKey, CryptoError> {
@@ -455,10 +467,9 @@ fn welcome_error<E: std::fmt::Display>(error: WelcomeError<E>) -> CryptoError {
     }
 }
 
-fn load(provider: &impl Provider, group: GroupId) -> Result<MlsGroup, CryptoError> {
-    MlsGroup::load(provider.storage(), &mls_group_id(group))
-        .map_err(CryptoError::storage)?
-        .ok_or_else(|| CryptoError::Invalid("this device is not in the group".into()))
+fn take(provider: &impl Provider, group: GroupId) -> Result<MlsGroup, CryptoError> {
+    let taken = provider.take(&mls_group_id(group))?;
+    taken.ok_or_else(|| CryptoError::Invalid("this device is not in the group".into()))
 }
 
 pub(crate) fn mls_group_id(group: GroupId) -> MlsGroupId {

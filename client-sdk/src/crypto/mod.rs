@@ -1,7 +1,8 @@
 //! Keys, credentials, MLS and sealing. No network, no clock: everything comes in as arguments.
 //!
-//! State lives in the caller's transaction: functions take an openmls provider over it and load what they need, so
-//! that a rollback leaves nothing ahead of the disk. No MLS group is kept in memory between calls.
+//! State lives in the caller's transaction: functions take a provider over it, and take from it the groups that they
+//! need. Whether a group is then loaded or at hand already is the provider's to know; nothing is kept here between
+//! calls.
 //!
 //! Invariant: [`CryptoError::Invalid`] depends on the message and the group state only, so all members agree on it;
 //! [`CryptoError::Storage`] says nothing about the message, which must be tried again.
@@ -17,8 +18,9 @@ mod seal;
 mod welcome;
 
 use openmls::prelude::{
-    Capabilities, CredentialType, ExtensionType, Extensions, GroupContext, MIXED_CIPHERTEXT_WIRE_FORMAT_POLICY,
-    MlsGroupCreateConfig, MlsGroupJoinConfig, OpenMlsProvider, ProtocolVersion, SenderRatchetConfiguration,
+    Capabilities, CredentialType, ExtensionType, Extensions, GroupContext, GroupId as MlsGroupId,
+    MIXED_CIPHERTEXT_WIRE_FORMAT_POLICY, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig, OpenMlsProvider,
+    ProtocolVersion, SenderRatchetConfiguration,
 };
 use openmls_traits::types::Ciphersuite;
 
@@ -26,8 +28,19 @@ pub(crate) use identity::{Entropy, Identity};
 pub(crate) use member::Member;
 
 /// What an openmls provider must be for this SDK: its storage is the caller's open transaction.
-pub(crate) trait Provider: OpenMlsProvider {}
-impl<P: OpenMlsProvider> Provider for P {}
+pub(crate) trait Provider: OpenMlsProvider {
+    /// Takes a group, as it is in the storage; `None` if it is not there.
+    fn take(&self, group: &MlsGroupId) -> Result<Option<MlsGroup>, CryptoError> {
+        MlsGroup::load(self.storage(), group).map_err(CryptoError::storage)
+    }
+
+    /// Gives back a group that is in the storage as it is here, for the next who takes it. One that may not be, since
+    /// something failed, is dropped instead.
+    fn keep(&self, _: MlsGroup) {}
+}
+
+#[cfg(test)]
+impl Provider for openmls_rust_crypto::OpenMlsRustCrypto {}
 
 /// Why a cryptographic step did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +58,7 @@ impl CryptoError {
         Self::Invalid(reason.to_string())
     }
 
-    fn storage(reason: impl std::fmt::Display) -> Self {
+    pub(crate) fn storage(reason: impl std::fmt::Display) -> Self {
         Self::Storage(reason.to_string())
     }
 }

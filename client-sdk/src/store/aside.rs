@@ -50,7 +50,7 @@ impl Aside {
 
     /// MLS over this storage.
     pub(crate) fn mls(&self) -> MlsProvider<'_> {
-        MlsProvider::over(&self.crypto, &self.connection)
+        MlsProvider::over(&self.crypto, &self.connection, None)
     }
 
     /// Everything in it.
@@ -81,6 +81,7 @@ impl Aside {
 impl Tx<'_> {
     /// Puts what was built aside of a group into the store, in the place of whatever is there of it.
     pub(crate) fn install(&self, group: GroupId, aside: &Bytes) -> Result<(), StoreError> {
+        self.loaded.forget(group);
         for table in ["group_data", "epoch_keys_pairs", "own_leaf_nodes", "proposals"] {
             self.execute(&format!("DELETE FROM openmls_{table} WHERE group_id = ?1"), [mls::group_key(group)?])?;
         }

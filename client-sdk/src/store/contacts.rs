@@ -29,8 +29,8 @@ impl Tx<'_> {
         Ok(self.query_row(SELECT, [account.as_bytes()], |row| cbor(row, 0)).optional()?)
     }
 
-    /// Notes that one of the account's devices names this version of its list. `true` if no such version was ever seen or
-    /// named before.
+    /// Notes that one of the account's devices names this version of its list. `true` if no such version was ever seen
+    /// or named before.
     pub(crate) fn note_claim(&self, account: AccountId, version: u64) -> Result<bool, StoreError> {
         const UPDATE: &str = "UPDATE contacts SET claimed_version = ?2
             WHERE account = ?1 AND claimed_version < ?2 AND list_version < ?2";

@@ -38,8 +38,7 @@ impl Tx<'_> {
     /// The oldest event after `after`, with its number.
     pub(crate) fn next_event(&self, after: i64) -> Result<Option<(i64, StoredEvent)>, StoreError> {
         const SELECT: &str = "SELECT id, event FROM events WHERE id > ?1 ORDER BY id LIMIT 1";
-        let mut select = self.prepare_cached(SELECT)?;
-        Ok(select.query_row([after], |row| Ok((row.get(0)?, cbor(row, 1)?))).optional()?)
+        Ok(self.query_row(SELECT, [after], |row| Ok((row.get(0)?, cbor(row, 1)?))).optional()?)
     }
 
     /// The app has taken all events up to this one.

@@ -73,14 +73,12 @@ const SELECT: &str = "SELECT id, name,
 impl Tx<'_> {
     /// A group, in whatever state.
     pub(crate) fn group(&self, group: GroupId) -> Result<Option<GroupRow>, StoreError> {
-        let mut statement = self.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?;
-        Ok(statement.query_row([group.as_bytes()], group_from).optional()?)
+        Ok(self.query_row(&format!("{SELECT} WHERE id = ?1"), [group.as_bytes()], group_from).optional()?)
     }
 
     /// A group by the id under which the relay knows it now.
     pub(crate) fn group_by_live(&self, live: GroupId) -> Result<Option<GroupRow>, StoreError> {
-        let mut statement = self.prepare_cached(&format!("{SELECT} WHERE live = ?1"))?;
-        Ok(statement.query_row([live.as_bytes()], group_from).optional()?)
+        Ok(self.query_row(&format!("{SELECT} WHERE live = ?1"), [live.as_bytes()], group_from).optional()?)
     }
 
     /// A group that can be used.
@@ -111,11 +109,12 @@ impl Tx<'_> {
                 group.live.as_bytes(),
             ],
         )?;
+        self.changes.work.set(true);
         Ok(())
     }
 
-    /// The groups that can be used in which this device's keys are to be replaced now, or it is not known when; each with
-    /// that time, and the number of its members.
+    /// The groups that can be used in which this device's keys are to be replaced now, or it is not known when; each
+    /// with that time, and the number of its members.
     pub(crate) fn groups_to_update(&self, now_ms: u64) -> Result<Vec<(GroupId, Option<u64>, u64)>, StoreError> {
         const SELECT: &str = "SELECT id, update_at_ms, (SELECT count(*) FROM members WHERE group_id = id) FROM groups
             WHERE state = 'active' AND requested_by IS NULL
@@ -170,6 +169,7 @@ impl Tx<'_> {
         for member in members {
             self.execute(ADD, params![group.as_bytes(), member.account.as_bytes(), member.device.as_bytes()])?;
         }
+        self.changes.work.set(true);
         Ok(())
     }
 
@@ -185,15 +185,13 @@ impl Tx<'_> {
     /// Whether more devices than this are in the tree.
     pub(crate) fn has_more_devices(&self, group: GroupId, than: usize) -> Result<bool, StoreError> {
         const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM members WHERE group_id = ?1 LIMIT 1 OFFSET ?2)";
-        let mut select = self.prepare_cached(SELECT)?;
-        Ok(select.query_row(params![group.as_bytes(), than], |row| row.get(0))?)
+        Ok(self.query_row(SELECT, params![group.as_bytes(), than], |row| row.get(0))?)
     }
 
     /// How many devices in the tree are others' than this account's.
     pub(crate) fn devices_of_others(&self, group: GroupId, own: AccountId) -> Result<u64, StoreError> {
         const SELECT: &str = "SELECT count(*) FROM members WHERE group_id = ?1 AND account <> ?2";
-        let mut select = self.prepare_cached(SELECT)?;
-        Ok(select.query_row(params![group.as_bytes(), own.as_bytes()], |row| row.get(0))?)
+        Ok(self.query_row(SELECT, params![group.as_bytes(), own.as_bytes()], |row| row.get(0))?)
     }
 
     /// The accounts that are members, those marked gone left out, in ascending order.
@@ -202,6 +200,13 @@ impl Tx<'_> {
         let mut statement = self.prepare_cached(SELECT)?;
         let accounts = statement.query_map([group.as_bytes()], |row| bytes(row, 0))?.collect::<Result<_, _>>()?;
         Ok(accounts)
+    }
+
+    /// Whether an account is a member and not marked gone.
+    pub(crate) fn has_member(&self, group: GroupId, account: AccountId) -> Result<bool, StoreError> {
+        const SELECT: &str =
+            "SELECT EXISTS (SELECT 1 FROM members WHERE group_id = ?1 AND account = ?2 AND gone = 0)";
+        Ok(self.query_row(SELECT, params![group.as_bytes(), account.as_bytes()], |row| row.get(0))?)
     }
 
     /// Marks an account's devices, or some of them, as gone: their leaves are to be removed by somebody's next commit.

@@ -21,8 +21,7 @@ impl Tx<'_> {
 
     /// Whether entries of a group are kept.
     pub(crate) fn is_held(&self, live: GroupId) -> Result<bool, StoreError> {
-        let mut select = self.prepare_cached("SELECT EXISTS (SELECT 1 FROM held WHERE live = ?1)")?;
-        Ok(select.query_row([live.as_bytes()], |row| row.get(0))?)
+        Ok(self.query_row("SELECT EXISTS (SELECT 1 FROM held WHERE live = ?1)", [live.as_bytes()], |row| row.get(0))?)
     }
 
     /// Takes all that is kept of a group.

@@ -176,8 +176,8 @@ impl Tx<'_> {
         Ok(self.execute(UPDATE, params![content_id.as_bytes(), status, failure])? > 0)
     }
 
-    /// Moves this account's own message to the end: its own row has come, and that is its place among the others. It went
-    /// to so many devices of others.
+    /// Moves this account's own message to the end: its own row has come, and that is its place among the others. It
+    /// went to so many devices of others.
     pub(crate) fn confirm_place(&self, content_id: MessageId, devices: u64) -> Result<(), StoreError> {
         const UPDATE: &str = "UPDATE messages SET position = (SELECT max(position) + 1 FROM messages), devices = ?2
             WHERE content_id = ?1 AND status <> 'received'";
@@ -203,8 +203,7 @@ impl Tx<'_> {
     /// The status of this account's own message; `None` if there is no such message.
     pub(crate) fn status(&self, content_id: MessageId) -> Result<Option<MessageStatus>, StoreError> {
         let select = format!("SELECT {STATUS} FROM messages WHERE content_id = ?1 AND status <> 'received'");
-        let mut select = self.prepare_cached(&select)?;
-        let status = select.query_row([content_id.as_bytes()], |row| MessageStatus::from_row(row, 0));
+        let status = self.query_row(&select, [content_id.as_bytes()], |row| MessageStatus::from_row(row, 0));
         Ok(status.optional()?)
     }
 
@@ -217,7 +216,7 @@ impl Tx<'_> {
     ) -> Result<Option<MessageRow>, StoreError> {
         let select = format!("SELECT {COLUMNS} FROM messages WHERE group_id = ?1 AND sender = ?2 AND content_id = ?3");
         let key = params![group.as_bytes(), sender.as_bytes(), content_id.as_bytes()];
-        Ok(self.prepare_cached(&select)?.query_row(key, message_from).optional()?)
+        Ok(self.query_row(&select, key, message_from).optional()?)
     }
 
     /// A part of a group's history, oldest first. `None` if `before` is not in it.

@@ -1,6 +1,7 @@
-//! The seam between MLS and the store: an openmls provider whose storage is the open transaction.
+//! The seam between MLS and the store: an openmls provider whose storage is the open transaction, and whose groups are
+//! those that are at hand.
 
-use openmls::prelude::{KeyPackage, KeyPackageRef};
+use openmls::prelude::{GroupId as MlsGroupId, KeyPackage, KeyPackageRef, MlsGroup};
 use openmls_rust_crypto::RustCrypto;
 use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
 use openmls_traits::OpenMlsProvider;
@@ -8,8 +9,8 @@ use rusqlite::Connection;
 
 use undertone_wire::{GroupId, Hash};
 
-use super::{StoreError, Tx};
-use crate::crypto::group;
+use super::{StoreError, Tx, loaded::Loaded};
+use crate::crypto::{CryptoError, Provider, group};
 
 /// How openmls state is written. It must be self-describing, which rules out the more compact formats.
 #[derive(Default)]
@@ -38,6 +39,8 @@ impl Codec for Cbor {
 pub(crate) struct MlsProvider<'a> {
     crypto: &'a RustCrypto,
     storage: SqliteStorageProvider<Cbor, &'a Connection>,
+    /// `None` if groups are not kept.
+    loaded: Option<&'a Loaded>,
 }
 
 impl<'a> OpenMlsProvider for MlsProvider<'a> {
@@ -58,6 +61,21 @@ impl<'a> OpenMlsProvider for MlsProvider<'a> {
     }
 }
 
+impl Provider for MlsProvider<'_> {
+    fn take(&self, group: &MlsGroupId) -> Result<Option<MlsGroup>, CryptoError> {
+        match self.loaded.and_then(|loaded| loaded.take(group)) {
+            Some(mls) => Ok(Some(mls)),
+            None => MlsGroup::load(&self.storage, group).map_err(CryptoError::storage),
+        }
+    }
+
+    fn keep(&self, mls: MlsGroup) {
+        if let Some(loaded) = self.loaded {
+            loaded.keep(mls);
+        }
+    }
+}
+
 /// The public half of a stored key package. What else is stored with it is not read.
 #[derive(serde::Deserialize)]
 struct Public {
@@ -66,8 +84,8 @@ struct Public {
 
 impl<'a> MlsProvider<'a> {
     /// MLS whose storage is this connection.
-    pub(super) fn over(crypto: &'a RustCrypto, connection: &'a Connection) -> Self {
-        Self { crypto, storage: SqliteStorageProvider::new(connection) }
+    pub(super) fn over(crypto: &'a RustCrypto, connection: &'a Connection, loaded: Option<&'a Loaded>) -> Self {
+        Self { crypto, storage: SqliteStorageProvider::new(connection), loaded }
     }
 }
 
@@ -110,6 +128,6 @@ impl Tx<'_> {
 
     /// MLS over this transaction.
     pub(crate) fn mls(&self) -> MlsProvider<'_> {
-        MlsProvider::over(self.crypto, &self.tx)
+        MlsProvider::over(self.crypto, &self.tx, Some(self.loaded))
     }
 }

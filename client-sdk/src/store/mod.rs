@@ -11,6 +11,7 @@ mod contacts;
 mod events;
 mod groups;
 mod held;
+mod loaded;
 mod messages;
 mod mls;
 mod outbox;
@@ -43,6 +44,7 @@ use crate::{Error, crypto::CryptoError};
 
 pub(crate) use aside::Aside;
 pub(crate) use groups::{GroupRow, GroupState};
+use loaded::Loaded;
 pub(crate) use messages::{HistoryPage, MessageRow};
 pub use messages::{MessageStatus, SendFailure};
 pub(crate) use outbox::{OutboxRow, OutboxState, Task};
@@ -68,6 +70,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0006_receipts.sql"),
     include_str!("schema/0007_instances.sql"),
     include_str!("schema/0008_requests.sql"),
+    include_str!("schema/0009_at_size.sql"),
 ];
 
 /// What a local store is encrypted with.
@@ -127,7 +130,14 @@ impl From<CryptoError> for StoreError {
     }
 }
 
-type Work = Box<dyn FnOnce(&mut Connection, &RustCrypto, &Points, &mut Watchers) + Send>;
+type Work = Box<dyn FnOnce(&mut Connection, &Around, &mut Watchers) + Send>;
+
+/// What the store's thread has beside the connection.
+struct Around {
+    crypto: RustCrypto,
+    loaded: Loaded,
+    points: Points,
+}
 
 /// What the store's thread is asked to do.
 enum Job {
@@ -190,14 +200,14 @@ impl Store {
         thread::Builder::new().name("undertone-store".into()).spawn(move || match open_connection(&path, &key) {
             Ok((mut connection, lock)) => {
                 drop(key);
-                let points = Points::of(&path);
-                let crypto = RustCrypto::default();
+                let (crypto, loaded) = (RustCrypto::default(), Loaded::default());
+                let around = Around { crypto, loaded, points: Points::of(&path) };
                 // If nobody waits any more, nothing comes in either.
                 drop(opened.send(Ok(())));
                 let mut closed = None;
                 for job in &inbox {
                     match job {
-                        Job::Run(work) => work(&mut connection, &crypto, &points, &mut watchers),
+                        Job::Run(work) => work(&mut connection, &around, &mut watchers),
                         Job::Close(tell) => {
                             closed = Some(tell);
                             break;
@@ -227,8 +237,8 @@ impl Store {
         E: From<StoreError> + Send + 'static,
     {
         let (done, result) = oneshot::channel();
-        let work: Work = Box::new(move |connection, crypto, points, watchers| {
-            let outcome = run(connection, crypto, points, watchers, work);
+        let work: Work = Box::new(move |connection, around, watchers| {
+            let outcome = run(connection, around, watchers, work);
             // The caller may have stopped waiting; the transaction stands either way.
             drop(done.send(outcome));
         });
@@ -251,7 +261,8 @@ impl Store {
         self.events.clone()
     }
 
-    /// Changes whenever there may be something to do: the outbox or the cursor has changed, or who is to be looked at.
+    /// Changes whenever there may be something to do: the outbox has changed, or what it waits for has come, or a group
+    /// has, or who is to be looked at.
     pub(crate) fn work_changed(&self) -> watch::Receiver<()> {
         self.work.clone()
     }
@@ -259,23 +270,24 @@ impl Store {
 
 fn run<T, E: From<StoreError>>(
     connection: &mut Connection,
-    crypto: &RustCrypto,
-    points: &Points,
+    Around { crypto, loaded, points }: &Around,
     watchers: &mut Watchers,
     work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
     if points.is_over() {
         return Err(StoreError::Closed.into());
     }
+    loaded.drop_used();
     let before = connection.total_changes();
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
-    let tx = Tx { tx, crypto, points, changes: Changes::default() };
+    let tx = Tx { tx, crypto, loaded, points, changes: Changes::default() };
     let value = work(&tx)?;
     let writes = tx.total_changes() > before;
     if writes {
         points.pass()?;
     }
     tx.tx.commit().map_err(StoreError::from)?;
+    loaded.committed();
     if writes {
         points.pass()?;
     }
@@ -288,6 +300,16 @@ impl Tx<'_> {
     fn execute(&self, sql: &str, values: impl Params) -> Result<usize, StoreError> {
         self.points.pass()?;
         Ok(self.tx.prepare_cached(sql)?.execute(values)?)
+    }
+
+    /// Reads a row. In place of the connection's own method, which prepares the statement each time.
+    fn query_row<T>(
+        &self,
+        sql: &str,
+        values: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.tx.prepare_cached(sql)?.query_row(values, read)
     }
 
     /// Does something that a message from outside may make impossible: then nothing of it is kept, and the transaction
@@ -305,6 +327,7 @@ impl Tx<'_> {
         };
         tracing::debug!(%reason, "not possible");
         self.execute_batch("ROLLBACK TO attempt; RELEASE attempt")?;
+        self.loaded.drop_used();
         Ok(None)
     }
 }
@@ -313,6 +336,7 @@ impl Tx<'_> {
 pub(crate) struct Tx<'a> {
     tx: rusqlite::Transaction<'a>,
     crypto: &'a RustCrypto,
+    loaded: &'a Loaded,
     points: &'a Points,
     changes: Changes,
 }

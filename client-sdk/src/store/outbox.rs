@@ -44,7 +44,8 @@ pub(crate) enum Task {
         /// Whom.
         account: AccountId,
     },
-    /// Add all devices of these accounts, as far as that is possible, for they were in the group that this one continues.
+    /// Add all devices of these accounts, as far as that is possible, for they were in the group that this one
+    /// continues.
     Gather {
         /// Whom.
         accounts: Vec<AccountId>,
@@ -116,6 +117,11 @@ impl OutboxState {
 const COLUMNS: &str = "id, group_id, task, content_id, state, attempts, message_id, request, refusals, setbacks,
     (SELECT live FROM groups WHERE groups.id = group_id)";
 
+/// The rows that the relay has not accepted, those left out that are planned for a later time, or wait for the user.
+const LEFT: &str = "FROM outbox
+    WHERE (blocks = 1 OR state <> 'accepted') AND (attempts > 0 OR not_before_ms <= ?1)
+      AND group_id NOT IN (SELECT id FROM groups WHERE requested_by IS NOT NULL)";
+
 impl Tx<'_> {
     /// Adds a row at the end of its group's queue.
     pub(crate) fn add_task(
@@ -148,26 +154,31 @@ impl Tx<'_> {
     }
 
     /// The oldest row that can go on now: the first of its group whose time has come, not waiting for the queue. While
-    /// one of a group's rows is posted, or an accepted one blocks, none of the others can; one that was put off keeps its
-    /// place, one planned for a later time has none yet. While a group is being recovered, or requested, all wait.
+    /// one of a group's rows is posted, or an accepted one blocks, none of the others can; one that was put off keeps
+    /// its place, one planned for a later time has none yet. While a group is being recovered, or requested, all wait.
     pub(crate) fn next_task(&self, now_ms: u64) -> Result<Option<OutboxRow>, StoreError> {
+        // The groups are gone through one after the other, by an index that leads to the row of each whose turn it is.
+        // However many wait behind it, they are not looked at.
         let select = format!(
-            "SELECT {COLUMNS} FROM outbox AS o
-             WHERE not_before_ms <= ?1 AND state <> 'accepted' AND wait_for_seq <= (SELECT cursor FROM profile)
+            "WITH RECURSIVE these (group_id) AS (
+                 SELECT min(group_id) FROM outbox
+                 UNION ALL
+                 SELECT (SELECT min(group_id) FROM outbox WHERE group_id > these.group_id) FROM these
+                     WHERE these.group_id IS NOT NULL),
+             turns (id) AS (
+                 SELECT coalesce(
+                     (SELECT id FROM outbox AS o WHERE o.group_id = these.group_id AND state = 'posted' LIMIT 1),
+                     (SELECT id FROM outbox AS o WHERE o.group_id = these.group_id AND state = 'waiting'
+                          AND (not_before_ms <= ?1 OR attempts > 0) ORDER BY first DESC, id LIMIT 1)) FROM these)
+             SELECT {COLUMNS} FROM outbox AS o
+             WHERE id IN turns AND not_before_ms <= ?1 AND wait_for_seq <= (SELECT cursor FROM profile)
                AND NOT EXISTS (SELECT 1 FROM recoveries AS r WHERE r.group_id = o.group_id AND r.step <> 'none')
                AND NOT EXISTS (SELECT 1 FROM groups AS g WHERE g.id = o.group_id AND g.requested_by IS NOT NULL)
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
-                   WHERE other.group_id = o.group_id AND other.state = 'posted' AND other.id <> o.id)
-               AND NOT EXISTS (SELECT 1 FROM outbox AS other
                    WHERE other.group_id = o.group_id AND other.state = 'accepted' AND other.blocks = 1)
-               AND (o.state = 'posted' OR NOT EXISTS (SELECT 1 FROM outbox AS other
-                   WHERE other.group_id = o.group_id AND other.state = 'waiting'
-                     AND (other.first, o.id) > (o.first, other.id)
-                     AND (other.not_before_ms <= ?1 OR other.attempts > 0)))
              ORDER BY first DESC, id LIMIT 1"
         );
-        let mut statement = self.prepare_cached(&select)?;
-        Ok(statement.query_row([now_ms], row_from).optional()?)
+        Ok(self.query_row(&select, [now_ms], row_from).optional()?)
     }
 
     /// When the next row's time comes; `None` if no row waits for a time.
@@ -178,22 +189,22 @@ impl Tx<'_> {
 
     /// How many rows the relay has not accepted, those left out that are planned for a later time.
     pub(crate) fn outbox_len(&self, now_ms: u64) -> Result<u64, StoreError> {
-        const SELECT: &str = "SELECT count(*) FROM outbox
-            WHERE (blocks = 1 OR state <> 'accepted') AND (attempts > 0 OR not_before_ms <= ?1)
-              AND group_id NOT IN (SELECT id FROM groups WHERE requested_by IS NOT NULL)";
-        Ok(self.query_row(SELECT, [now_ms], |row| row.get(0))?)
+        Ok(self.query_row(&format!("SELECT count(*) {LEFT}"), [now_ms], |row| row.get(0))?)
+    }
+
+    /// Whether that is none.
+    pub(crate) fn outbox_is_empty(&self, now_ms: u64) -> Result<bool, StoreError> {
+        Ok(self.query_row(&format!("SELECT NOT EXISTS (SELECT 1 {LEFT})"), [now_ms], |row| row.get(0))?)
     }
 
     /// A row, if it is still there.
     pub(crate) fn task(&self, id: i64) -> Result<Option<OutboxRow>, StoreError> {
-        let mut statement = self.prepare_cached(&format!("SELECT {COLUMNS} FROM outbox WHERE id = ?1"))?;
-        Ok(statement.query_row([id], row_from).optional()?)
+        Ok(self.query_row(&format!("SELECT {COLUMNS} FROM outbox WHERE id = ?1"), [id], row_from).optional()?)
     }
 
     /// The row whose ciphertext this is.
     pub(crate) fn task_by_hash(&self, hash: &Hash) -> Result<Option<OutboxRow>, StoreError> {
-        let mut statement = self.prepare_cached(&format!("SELECT {COLUMNS} FROM outbox WHERE wire_hash = ?1"))?;
-        Ok(statement.query_row([hash.as_bytes()], row_from).optional()?)
+        Ok(self.query_row(&format!("SELECT {COLUMNS} FROM outbox WHERE wire_hash = ?1"), [hash.as_bytes()], row_from).optional()?)
     }
 
     /// The rows of a group, oldest first.
@@ -204,12 +215,16 @@ impl Tx<'_> {
         Ok(rows)
     }
 
-    /// Whether a group has such a task that waits.
+    /// Whether the relay is still to hear of a group.
+    pub(crate) fn is_to_be_created(&self, group: GroupId) -> Result<bool, StoreError> {
+        Ok(self.tasks(group)?.iter().any(|row| matches!(row.task, Task::Create { .. })))
+    }
+
+    /// Whether a group has such a task that waits, which sends no message.
     pub(crate) fn is_planned(&self, group: GroupId, task: &Task) -> Result<bool, StoreError> {
-        const SELECT: &str =
-            "SELECT EXISTS (SELECT 1 FROM outbox WHERE group_id = ?1 AND state = 'waiting' AND task = ?2)";
-        let mut select = self.prepare_cached(SELECT)?;
-        Ok(select.query_row(params![group.as_bytes(), Encoding::Cbor.encode(task)], |row| row.get(0))?)
+        const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM outbox
+            WHERE group_id = ?1 AND task = ?2 AND content_id IS NULL AND state = 'waiting')";
+        Ok(self.query_row(SELECT, params![group.as_bytes(), Encoding::Cbor.encode(task)], |row| row.get(0))?)
     }
 
     /// The request is made and about to be posted.
@@ -241,6 +256,12 @@ impl Tx<'_> {
         self.execute(UPDATE, params![id, wait_for_seq])?;
         self.changes.work.set(true);
         Ok(())
+    }
+
+    /// Whether a row waits for a queue entry up to this one.
+    pub(super) fn is_waited_for(&self, seq: u64) -> Result<bool, StoreError> {
+        const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM outbox WHERE wait_for_seq > 0 AND wait_for_seq <= ?1)";
+        Ok(self.query_row(SELECT, [seq], |row| row.get(0))?)
     }
 
     /// It did not work, for a reason of this row alone: count it, and try again at a later time.

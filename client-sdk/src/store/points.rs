@@ -1,5 +1,5 @@
-//! The points at which a write may fail, or the process may die: before each statement that writes, before each commit and
-//! after it. Tests number them, and let a store die at one. Outside of tests there is nothing here.
+//! The points at which a write may fail, or the process may die: before each statement that writes, before each commit
+//! and after it. Tests number them, and let a store die at one. Outside of tests there is nothing here.
 //!
 //! Invariant: a store that has died answers nothing any more, as a process that is gone.
 

@@ -1,4 +1,5 @@
-//! Who this device is, where its relay is, its session, which life of the store this is, and how far it has read its queue.
+//! Who this device is, where its relay is, its session, which life of the store this is, and how far it has read its
+//! queue.
 
 use rusqlite::{OptionalExtension as _, params, types::ValueRef};
 use undertone_wire::{Bytes, Encoding, InstanceId, InstanceRequest, RelayId, Username};
@@ -118,8 +119,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The groups stand where they should as of when something had been missed so often. What was missed since is still to be
-    /// looked into.
+    /// The groups stand where they should as of when something had been missed so often. What was missed since is still
+    /// to be looked into.
     pub(crate) fn looked_at_groups(&self, looks: u64) -> Result<(), StoreError> {
         self.execute("UPDATE profile SET look_at_groups = 0 WHERE look_at_groups = ?1", [looks])?;
         Ok(())
@@ -171,10 +172,13 @@ impl Tx<'_> {
         Ok(self.query_row("SELECT cursor FROM profile", [], |row| row.get(0))?)
     }
 
-    /// Moves the cursor, in the transaction that applied the entry.
+    /// Moves the cursor, in the transaction that applied the entry. There is something to do if the outbox waits for
+    /// that.
     pub(crate) fn set_cursor(&self, seq: u64) -> Result<(), StoreError> {
         self.execute("UPDATE profile SET cursor = ?1", [seq])?;
-        self.changes.work.set(true);
+        if self.is_waited_for(seq)? {
+            self.changes.work.set(true);
+        }
         Ok(())
     }
 }

@@ -76,7 +76,7 @@ impl Tx<'_> {
         const SELECT: &str = "SELECT position FROM messages
             WHERE group_id = ?1 AND sender = ?2 AND content_id = ?3 AND devices IS NOT NULL";
         let key = params![group.as_bytes(), own.as_bytes(), message.as_bytes()];
-        Ok(self.prepare_cached(SELECT)?.query_row(key, |row| row.get(0)).optional()?)
+        Ok(self.query_row(SELECT, key, |row| row.get(0)).optional()?)
     }
 
     /// What of others' messages they are to be told, and have not been: delivered, and read.
@@ -85,7 +85,7 @@ impl Tx<'_> {
                 (SELECT coalesce(max(position), 0) FROM messages WHERE group_id = ?1) FROM groups WHERE id = ?1";
         let stands = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
         let (whole, told_delivered, told_read, read_to, newest): (i64, i64, i64, i64, i64) =
-            self.prepare_cached(STANDS)?.query_row([group.as_bytes()], stands)?;
+            self.query_row(STANDS, [group.as_bytes()], stands)?;
         const TELLING: &str = "UPDATE groups SET telling_delivered = ?2, telling_read = ?3 WHERE id = ?1";
         self.execute(TELLING, params![group.as_bytes(), newest, read_to])?;
         Ok((self.marks(group, whole, told_delivered, newest)?, self.marks(group, whole, told_read, read_to)?))
@@ -107,7 +107,7 @@ impl Tx<'_> {
             let account: AccountId = account?;
             let message = |select: &str, at: i64| {
                 let key = params![group.as_bytes(), account.as_bytes(), at];
-                self.prepare_cached(select)?.query_row(key, |row| bytes(row, 0))
+                self.query_row(select, key, |row| bytes(row, 0))
             };
             marks.push(Mark { account, from: message(FIRST, whole)?, to: message(LAST, to)? });
         }

@@ -95,8 +95,8 @@ impl RecoveryStep {
 }
 
 impl Why {
-    /// What is done first. The newest group info is that of the commit which cannot be applied, if there is one: it is not
-    /// joined by.
+    /// What is done first. The newest group info is that of the commit which cannot be applied, if there is one: it is
+    /// not joined by.
     pub(crate) fn first_step(self) -> RecoveryStep {
         match self {
             Self::Lost => RecoveryStep::Rejoin,
@@ -136,14 +136,12 @@ impl Tx<'_> {
 
     /// A group's recovery, if one is going on.
     pub(crate) fn recovery(&self, group: GroupId) -> Result<Option<Recovery>, StoreError> {
-        let mut select = self.prepare_cached(&format!("{SELECT} WHERE group_id = ?1 AND step <> 'none'"))?;
-        Ok(select.query_row([group.as_bytes()], recovery_from).optional()?)
+        Ok(self.query_row(&format!("{SELECT} WHERE group_id = ?1 AND step <> 'none'"), [group.as_bytes()], recovery_from).optional()?)
     }
 
     /// The recovery of which this group may be the end, as another one that goes on.
     pub(crate) fn recovery_towards(&self, successor: GroupId) -> Result<Option<Recovery>, StoreError> {
-        let mut select = self.prepare_cached(&format!("{SELECT} WHERE successor = ?1 AND step <> 'none'"))?;
-        Ok(select.query_row([successor.as_bytes()], recovery_from).optional()?)
+        Ok(self.query_row(&format!("{SELECT} WHERE successor = ?1 AND step <> 'none'"), [successor.as_bytes()], recovery_from).optional()?)
     }
 
     /// Whether a commit by which this device joins on its own may have been accepted.

@@ -22,8 +22,7 @@ pub(crate) enum Standing {
 impl Tx<'_> {
     /// What the user has said of an account.
     pub(crate) fn standing(&self, account: AccountId) -> Result<Standing, StoreError> {
-        let mut select = self.prepare_cached("SELECT blocked FROM standings WHERE account = ?1")?;
-        Ok(match select.query_row([account.as_bytes()], |row| row.get(0)).optional()? {
+        Ok(match self.query_row("SELECT blocked FROM standings WHERE account = ?1", [account.as_bytes()], |row| row.get(0)).optional()? {
             None => Standing::Stranger,
             Some(false) => Standing::Known,
             Some(true) => Standing::Blocked,
@@ -51,8 +50,7 @@ impl Tx<'_> {
     /// The stranger who has added this device to a group that the user has not accepted.
     pub(crate) fn requested_by(&self, group: GroupId) -> Result<Option<AccountId>, StoreError> {
         const SELECT: &str = "SELECT requested_by FROM groups WHERE id = ?1 AND requested_by IS NOT NULL";
-        let mut select = self.prepare_cached(SELECT)?;
-        Ok(select.query_row([group.as_bytes()], |row| bytes(row, 0)).optional()?)
+        Ok(self.query_row(SELECT, [group.as_bytes()], |row| bytes(row, 0)).optional()?)
     }
 
     /// A group is requested by a stranger, or accepted. What waits for that goes on.

@@ -1,7 +1,7 @@
 //! What is said in a group in passing, such as that somebody is writing: to who is there, now or never.
 //!
-//! Invariant: nothing of it is stored, here or at the relay, and none of it is needed: whatever is not as it should be is
-//! passed over.
+//! Invariant: nothing of it is stored, here or at the relay, and none of it is needed: whatever is not as it should be
+//! is passed over.
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
@@ -65,8 +65,7 @@ impl Notice {
 /// Says something to the members of a group who are there.
 pub(crate) async fn say(engine: &Engine, group: GroupId, what: Passing) -> Result<(), Error> {
     if !*engine.confirmed.borrow() {
-        // Nobody is there yet.
-        return Ok(());
+        return Err(super::no_connection());
     }
     let content = Content { by: engine.identity.account(), said_at_ms: engine.relay_now_ms(), body: what };
     let content = Encoding::Cbor.encode(&content);
@@ -110,6 +109,6 @@ fn opened(tx: &Tx<'_>, live: GroupId, epoch: u64, ciphertext: &Bytes) -> Result<
     let bytes = tx.attempt(|| ephemeral::open(&tx.mls(), live, epoch, ciphertext.as_slice()))?;
     let content = bytes.and_then(|bytes| Encoding::Cbor.decode::<Content>(&bytes).ok());
     let Some(Content { by, said_at_ms, body: what }) = content else { return Ok(None) };
-    let is_heard = tx.member_accounts(group.id)?.contains(&by) && tx.standing(by)? != Standing::Blocked;
+    let is_heard = tx.has_member(group.id, by)? && tx.standing(by)? != Standing::Blocked;
     Ok(is_heard.then_some(Notice { group_id: group.id, by, what, said_at_ms }))
 }

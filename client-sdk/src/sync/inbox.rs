@@ -1,7 +1,7 @@
 //! Applying one queue entry: decrypt, write, move the cursor, all in the caller's transaction.
 //!
-//! An entry that cannot be opened is passed over with an event. Behind a commit that cannot be applied everything is out of
-//! reach, so the device has to come back into the group (see [`recovery`]).
+//! An entry that cannot be opened is passed over with an event. Behind a commit that cannot be applied everything is
+//! out of reach, so the device has to come back into the group (see [`recovery`]).
 //!
 //! Invariant: applying is decided by the entry and the store alone. An error here is the store's and means: nothing
 //! was written, try again.
@@ -115,8 +115,8 @@ pub(super) fn apply_envelope(tx: &Tx<'_>, context: &Context<'_>, envelope: &Enve
     })
 }
 
-/// An entry of a group that is not known here means nothing, unless it is still to be decided whether this device follows
-/// there.
+/// An entry of a group that is not known here means nothing, unless it is still to be decided whether this device
+/// follows there.
 fn keep(tx: &Tx<'_>, live: GroupId, envelope: &Envelope) -> Result<Outcome, StoreError> {
     if tx.is_held(live)? {
         tx.hold(live, envelope)?;
@@ -230,8 +230,8 @@ pub(super) fn may_let_in(tx: &Tx<'_>, group: GroupId, wanted: Member) -> Result<
     Ok(of_account && !members.iter().any(|one| one.device == wanted.device && one.account != wanted.account))
 }
 
-/// Plans to swap the leaf of a member that cannot come back by itself. Every member does so; whose turn comes later finds
-/// it done.
+/// Plans to swap the leaf of a member that cannot come back by itself. Every member does so; whose turn comes later
+/// finds it done.
 fn plan_letting_in(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, wanted: Member) -> Result<(), StoreError> {
     let task = Task::LetIn { account: wanted.account, device: wanted.device };
     let planned = tx.tasks(group.id)?.iter().any(|row| row.task == task);
@@ -309,8 +309,8 @@ fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, message: 
     Ok(Outcome::Applied(effect))
 }
 
-/// A message that cannot be opened: perhaps since commits before it are lacking, up to the one at which its author says that
-/// it stands, or since there is no state to open it with.
+/// A message that cannot be opened: perhaps since commits before it are lacking, up to the one at which its author says
+/// that it stands, or since there is no state to open it with.
 fn not_opened(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, message: &Bytes) -> Result<Outcome, StoreError> {
     if !tx.has_mls_state(group.live)? {
         recovery::begin(tx, context.entropy, context.now_ms, group, Why::Lost)?;
@@ -397,8 +397,8 @@ fn removes(context: &Context<'_>, commit: &Bytes) -> bool {
     group::told(commit.as_slice()).is_some_and(|told| told.removed.contains(&context.identity.device()))
 }
 
-/// Whatever was posted was made for an epoch that is over. Had the relay accepted it, its row would have come before the
-/// commit that ended it: it was refused, or will be.
+/// Whatever was posted was made for an epoch that is over. Had the relay accepted it, its row would have come before
+/// the commit that ended it: it was refused, or will be.
 pub(super) fn start_posted_over(tx: &Tx<'_>, group: GroupId) -> Result<(), StoreError> {
     for row in tx.tasks(group)?.iter().filter(|row| row.state == OutboxState::Posted) {
         tx.set_waiting(row.id, 0)?;
@@ -438,19 +438,22 @@ fn after_commit(
     for row in tx.tasks(group.id)?.iter().filter(|row| row.state == OutboxState::Waiting && let_in(row)) {
         finish(tx, row, Ok(()))?;
     }
-    if now.profile.name != group.name {
-        let (group_id, name) = (group.id, now.profile.name.clone());
-        tx.add_event(&StoredEvent::Renamed { group_id, name, by: Some(by) })?;
-    }
+    tell_name(tx, group.id, Some(by), &group.name, &now.profile.name)?;
     tell_members(tx, group.id, Some(by), before, &tx.member_accounts(group.id)?)
 }
 
-/// Tells the app that a group has another name than before; by whom is not known.
-pub(super) fn tell_name(tx: &Tx<'_>, group_id: GroupId, before: &str, name: &str) -> Result<(), StoreError> {
-    if before == name {
+/// Tells the app that a group has another name than before; by whom, if that is known.
+pub(super) fn tell_name(
+    tx: &Tx<'_>,
+    group_id: GroupId,
+    by: Option<AccountId>,
+    before: &str,
+    after: &str,
+) -> Result<(), StoreError> {
+    if before == after {
         return Ok(());
     }
-    tx.add_event(&StoredEvent::Renamed { group_id, name: name.to_owned(), by: None })
+    tx.add_event(&StoredEvent::Renamed { group_id, name: after.to_owned(), by })
 }
 
 /// Tells the app which accounts have joined and left; by whom, if that is known.

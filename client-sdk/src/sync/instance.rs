@@ -1,10 +1,10 @@
 //! Whether this store is the one that was used last. One that was restored from a copy, or is one, notices it here.
 //!
-//! Each time it is opened the store gets a new random id, which is swapped at the relay for the one before. A copy of an
-//! earlier state has one that the relay no longer knows, or has taken less from its queue than was acked.
+//! Each time it is opened the store gets a new random id, which is swapped at the relay for the one before. A copy of
+//! an earlier state has one that the relay no longer knows, or has taken less from its queue than was acked.
 //!
-//! Invariant: before the relay has taken the id nothing is encrypted by a ratchet, and nothing more once another copy is seen
-//! to go on. What a copy has of ratchets is not used again: it is in each group anew first, by new keys.
+//! Invariant: before the relay has taken the id nothing is encrypted by a ratchet, and nothing more once another copy
+//! is seen to go on. What a copy has of ratchets is not used again: it is in each group anew first, by new keys.
 
 use undertone_api::RelayApi as _;
 use undertone_wire::{ErrorCode, InstanceId, InstanceRequest};
@@ -14,7 +14,7 @@ use crate::{
     Error,
     crypto::Entropy,
     event::StoredEvent,
-    store::{StoreError, Task, Tx},
+    store::{StoreError, Tx, Why},
 };
 
 /// Tells the relay that this store takes from the queue from now on.
@@ -76,8 +76,8 @@ fn begin_anew(tx: &Tx<'_>, entropy: Entropy, now_ms: u64) -> Result<(), StoreErr
     tx.renew_last_resort_now()?;
     for group in tx.groups()?.iter().filter(|group| !group.state.is_over()) {
         // One that the relay is still to hear of has nobody else in it, unless that turns out then.
-        if !tx.tasks(group.id)?.iter().any(|row| matches!(row.task, Task::Create { .. })) {
-            recovery::begin_now(tx, entropy, now_ms, group)?;
+        if !tx.is_to_be_created(group.id)? {
+            recovery::begin_at(tx, entropy, now_ms, group, Why::Lost)?;
         }
     }
     Ok(())

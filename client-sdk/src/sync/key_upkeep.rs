@@ -22,8 +22,8 @@ const LOW: u64 = 50;
 /// A last-resort key package that was handed out is replaced once in this time at most, however often others are.
 const RENEW_EVERY_MS: u64 = 60 * 60 * 1_000;
 
-/// Tops up whenever the connection is new, a key package was used, or the relay says that few are left, until the engine
-/// stops.
+/// Tops up whenever the connection is new, a key package was used, or the relay says that few are left, until the
+/// engine stops.
 pub(super) async fn run(engine: Arc<Engine>) {
     let mut connection = engine.connection();
     let mut wanted = engine.keys_wanted.subscribe();
@@ -85,10 +85,11 @@ impl Kept {
     }
 }
 
-/// What the relay can hand out. At first, and whenever there is a reason, it forgets all whose private halves are not here.
+/// What the relay can hand out. At first, and whenever there is a reason, it forgets all whose private halves are not
+/// here.
 async fn counts(engine: &Engine, kept: &mut Kept) -> Result<Vec<KeyPackageCount>, Error> {
     let incarnation = *engine.incarnation.borrow();
-    if kept.agreed.is_none() || kept.agreed != incarnation {
+    if incarnation.is_some() && kept.agreed != incarnation {
         match agree(engine).await {
             Ok(counts) => {
                 kept.agreed = incarnation;
@@ -134,8 +135,8 @@ async fn renewal_in_ms(engine: &Engine) -> Result<Option<u64>, Error> {
     Ok(known.await?.map(|renewed_ms| RENEW_EVERY_MS.saturating_sub(since(renewed_ms))))
 }
 
-/// Forgets the private halves of key packages that are past their lifetime, by the device's clock and by the relay's. None of
-/// them is read before one can be.
+/// Forgets the private halves of key packages that are past their lifetime, by the device's clock and by the relay's.
+/// None of them is read before one can be.
 async fn forget_expired(engine: &Engine, kept: &mut Kept) -> Result<(), Error> {
     let now_ms = engine.clock.now_ms().min(engine.relay_now_ms());
     if kept.all_live_until_ms.is_some_and(|until_ms| now_ms <= until_ms) {

@@ -70,10 +70,11 @@ fn active_by_live(tx: &Tx<'_>, live: GroupId) -> Result<Option<GroupRow>, StoreE
 
 /// How things stood at one moment.
 pub(super) struct Stand {
-    /// Where the relay says that groups stand, of those that could be used, by the ids that it knows; `None` for one of which
-    /// this device is no member.
+    /// Where the relay says that groups stand, of those that could be used, by the ids that it knows; `None` for one of
+    /// which this device is no member.
     groups: Vec<(GroupId, Option<u64>)>,
-    /// What the relay had accepted, and whose own row had not come: of the outbox, and by which groups were joined anew.
+    /// What the relay had accepted, and whose own row had not come: of the outbox, and by which groups were joined
+    /// anew.
     accepted: Vec<i64>,
     rejoined: Vec<GroupId>,
     /// How often something had been missed.
@@ -90,7 +91,7 @@ pub(super) async fn look(engine: &Engine) -> Result<Option<Stand>, Error> {
         let mut usable = Vec::new();
         for group in tx.groups()?.into_iter().filter(|group| group.state == GroupState::Active) {
             // A group that the relay is still to hear of is at no place there.
-            if !tx.tasks(group.id)?.iter().any(|row| matches!(row.task, Task::Create { .. })) {
+            if !tx.is_to_be_created(group.id)? {
                 usable.push(group.live);
             }
         }
@@ -106,8 +107,8 @@ pub(super) async fn look(engine: &Engine) -> Result<Option<Stand>, Error> {
     Ok(Some(Stand { groups, accepted, rejoined, looks }))
 }
 
-/// Compares that with what this device has, once its queue was drained on a stream opened since. What has not come by then
-/// does not come.
+/// Compares that with what this device has, once its queue was drained on a stream opened since. What has not come by
+/// then does not come.
 pub(super) async fn compare(engine: &Engine, stand: Stand) -> Result<(), Error> {
     let Stand { groups, accepted, rejoined, looks } = stand;
     for (live, at) in groups {

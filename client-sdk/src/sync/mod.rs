@@ -1,15 +1,16 @@
 //! The engine: keeps the local store and the relay in step.
 //!
-//! Five tasks share it. [`stream`] receives and applies what the queue brings, and hears what passes it by ([`ephemeral`]);
-//! [`outbox`] does what is to be done at the relay, [`recovery`] brings the device back into groups that cannot go on for it,
-//! [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages at the relay. They meet only in the
-//! store: each step is one transaction, and the next step is found by reading it, so that a restart goes on where the last
-//! one stopped.
+//! Five tasks share it. [`stream`] receives and applies what the queue brings, and hears what passes it by
+//! ([`ephemeral`]); [`outbox`] does what is to be done at the relay, [`recovery`] brings the device back into groups
+//! that cannot go on for it, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages at
+//! the relay. They meet only in the store: each step is one transaction, and the next step is found by reading it, so
+//! that a restart goes on where the last one stopped.
 //!
-//! None of them but the first does anything before that has made sure that this store is not an old copy ([`instance`]).
+//! None of them but the first does anything before that has made sure that this store is not an old copy
+//! ([`instance`]).
 //!
-//! Another relay at the relay's address is to all of them as no relay: once that is seen it is asked for nothing but which
-//! relay it is, and nothing is given up.
+//! Another relay at the relay's address is to all of them as no relay: once that is seen it is asked for nothing but
+//! which relay it is, and nothing is given up.
 //!
 //! Invariant: what was posted is not given up before the relay's word on it is known, from its answer or from this
 //! device's own queue.
@@ -193,7 +194,8 @@ impl Engine {
         }
     }
 
-    /// Notes whose the addresses turned out to be. That one is another relay's is told once, until it is the relay's again.
+    /// Notes whose the addresses turned out to be. That one is another relay's is told once, until it is the relay's
+    /// again.
     pub(crate) async fn tell_whose_addresses(&self) {
         for (url, whose) in self.api.take_found() {
             let told = self.store.with_tx(move |tx| {
@@ -228,8 +230,8 @@ impl Engine {
         Ok((contact, list))
     }
 
-    /// Publishes the key packages that are missing at the relay. Answers with the time until that should be done again, if
-    /// it is known.
+    /// Publishes the key packages that are missing at the relay. Answers with the time until that should be done again,
+    /// if it is known.
     pub(crate) async fn publish_keys(&self) -> Result<Option<Duration>, Error> {
         key_upkeep::top_up(self, &mut *self.key_upkeep.lock().await).await
     }
@@ -277,6 +279,11 @@ where
         }
     }
     ask().await
+}
+
+/// What can only be done now cannot be done.
+pub(crate) fn no_connection() -> Error {
+    Error::Offline(ApiError::Unreachable("there is no connection".into()))
 }
 
 /// "Not found" of an account, as what it means to an app.

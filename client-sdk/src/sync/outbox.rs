@@ -201,7 +201,7 @@ async fn create(engine: &Engine, row: &OutboxRow, sealed_group_info: &Bytes) -> 
                 && let Some(group) = tx.active_group(row.group_id)?
             {
                 // Another copy of the store has created it, and gone on.
-                recovery::begin_now(tx, entropy, now_ms, &group)?;
+                recovery::begin_at(tx, entropy, now_ms, &group, Why::Lost)?;
             }
             tx.finish_task(row.id, Ok(())).map_err(Error::from)
         })
@@ -286,8 +286,8 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
         .await
 }
 
-/// The row's group, if it can be used now. If it cannot any more, the row is ended; if it is to be recovered first, the row
-/// waits.
+/// The row's group, if it can be used now. If it cannot any more, the row is ended; if it is to be recovered first, the
+/// row waits.
 fn group_to_use(tx: &Tx<'_>, row: &OutboxRow, entropy: Entropy, now_ms: u64) -> Result<Option<GroupRow>, StoreError> {
     if tx.task(row.id)?.is_none_or(|now| now.state != OutboxState::Waiting) {
         return Ok(None);
@@ -375,8 +375,8 @@ async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Res
             })
             .await
         }
-        // The answer has set the clock right, or the id has outlived the relay's memory: try under a new one. A commit may
-        // stand in the queue already: the same one goes out again, and stays pending.
+        // The answer has set the clock right, or the id has outlived the relay's memory: try under a new one. A commit
+        // may stand in the queue already: the same one goes out again, and stays pending.
         (ErrorCode::ClockSkew | ErrorCode::OutcomeUnknown, _) if row.task.commits() => {
             let (message_id, now_ms) = (engine.message_id()?, engine.clock.now_ms());
             still_posted(engine, row, move |tx, row| {
@@ -418,8 +418,8 @@ async fn missed_up_to(engine: &Engine, row: &OutboxRow, stale: &StaleGroup) -> R
         .await
 }
 
-/// The group has moved on: the row waits for what the queue still has to bring, or for the group to be recovered. If that is
-/// nothing, the group is over.
+/// The group has moved on: the row waits for what the queue still has to bring, or for the group to be recovered. If
+/// that is nothing, the group is over.
 ///
 /// A row that is still posted was made for the commit at which the group stands here.
 fn catch_up_or_end(tx: &Tx<'_>, row: &OutboxRow, stale: &StaleGroup, now_ms: u64) -> Result<(), StoreError> {

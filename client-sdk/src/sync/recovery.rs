@@ -1,13 +1,14 @@
 //! Being in a group again whose state here is of no use: by oneself, or with the help of another member.
 //!
-//! First the queue is drained, for the commit that is lacking may be in it; then commits that were missed are asked for (see
-//! [`missed`](super::missed)). What is left stands in the store, and a task of the engine goes up the ladder with it: the
-//! device joins on its own by the newest sealed group info, unless that is of a commit which it cannot apply; failing that, it
-//! asks the members, who may answer at any time; if the group goes on for none of them, another one does (see
-//! [`successor`]); an hour later it begins again.
+//! First the queue is drained, for the commit that is lacking may be in it; then commits that were missed are asked for
+//! (see [`missed`](super::missed)). What is left stands in the store, and a task of the engine goes up the ladder with
+//! it: the device joins on its own by the newest sealed group info, unless that is of a commit which it cannot apply;
+//! failing that, it asks the members, who may answer at any time; if the group goes on for none of them, another one
+//! does (see [`successor`]); an hour later it begins again.
 //!
-//! Invariant: nothing of the group is given up before the device is in it again, or the relay has said that it is over; what
-//! was to be sent waits. What came of a request counts only if nothing else has become known of the group meanwhile.
+//! Invariant: nothing of the group is given up before the device is in it again, or the relay has said that it is over;
+//! what was to be sent waits. What came of a request counts only if nothing else has become known of the group
+//! meanwhile.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,8 +45,8 @@ const PAUSE_MS: u64 = 250;
 /// So much time the members have to answer before another group is looked for. They take turns.
 const ANSWER_MS: u64 = 10_000;
 
-/// How often a relay is asked that does not know of the group, or not of commits that were applied here. With the pauses
-/// between, that is for a minute, in which somebody who restores a relay may put things right.
+/// How often a relay is asked that does not know of the group, or not of commits that were applied here. With the
+/// pauses between, that is for a minute, in which somebody who restores a relay may put things right.
 const SETBACKS_MAX: u32 = 8;
 
 /// A group as it is once the commit is accepted by which this device joins on its own.
@@ -71,12 +72,14 @@ pub(super) fn begin(tx: &Tx<'_>, entropy: Entropy, now_ms: u64, group: &GroupRow
     begin_at(tx, entropy, from_ms, group, why)
 }
 
-/// Begins to recover a group that can be used, however short ago that was last done.
-pub(super) fn begin_now(tx: &Tx<'_>, entropy: Entropy, now_ms: u64, group: &GroupRow) -> Result<(), StoreError> {
-    begin_at(tx, entropy, now_ms, group, Why::Lost)
-}
-
-fn begin_at(tx: &Tx<'_>, entropy: Entropy, from_ms: u64, group: &GroupRow, why: Why) -> Result<(), StoreError> {
+/// Begins to recover a group that can be used, at a time, however short before that was last done.
+pub(super) fn begin_at(
+    tx: &Tx<'_>,
+    entropy: Entropy,
+    from_ms: u64,
+    group: &GroupRow,
+    why: Why,
+) -> Result<(), StoreError> {
     tx.begin_recovery(group.id, why, spread(entropy, from_ms, tx.members(group.id)?.len()))?;
     tx.add_event(&StoredEvent::Recovering { group_id: group.id })
 }
@@ -107,8 +110,8 @@ fn jitter_ms(entropy: Entropy, most_ms: u64) -> u64 {
     most_ms * u64::from(random) / 255
 }
 
-/// Puts the group in place that was built aside, if this is the commit by which this device has joined it: the relay has
-/// accepted it. `false` if it is another.
+/// Puts the group in place that was built aside, if this is the commit by which this device has joined it: the relay
+/// has accepted it. `false` if it is another.
 pub(super) fn install(
     tx: &Tx<'_>,
     context: &inbox::Context<'_>,
@@ -126,7 +129,7 @@ pub(super) fn install(
     }
     tx.install(row.live, &built.mls)?;
     let before = tx.member_accounts(group)?;
-    inbox::tell_name(tx, group, &row.name, &built.name)?;
+    inbox::tell_name(tx, group, None, &row.name, &built.name)?;
     tx.save_group(&GroupRow { name: built.name, commit_seq, state: GroupState::Active, ..row })?;
     let members = group::members(&tx.mls(), live)?;
     tx.save_members(group, &members, &members)?;
@@ -142,8 +145,8 @@ pub(super) fn install(
     Ok(true)
 }
 
-/// A group is as it should be again. What was posted was for an epoch that is over, and who wanted to be let in has been by
-/// others, or will be.
+/// A group is as it should be again. What was posted was for an epoch that is over, and who wanted to be let in has
+/// been by others, or will be.
 pub(super) fn done(tx: &Tx<'_>, group: GroupId, how: Recovered) -> Result<(), StoreError> {
     tx.end_recovery(group)?;
     inbox::start_posted_over(tx, group)?;
@@ -381,8 +384,8 @@ async fn no_member(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
     }
 }
 
-/// The relay does not know of commits that were applied here, or of the group: it was set back to an earlier state. If that
-/// stays so, the group is over on this device.
+/// The relay does not know of commits that were applied here, or of the group: it was set back to an earlier state. If
+/// that stays so, the group is over on this device.
 fn set_back(tx: &Tx<'_>, row: &GroupRow, attempts: u32, again_ms: u64) -> Result<(), Error> {
     if attempts < SETBACKS_MAX {
         return Ok(tx.again_at(row.id, again_ms)?);

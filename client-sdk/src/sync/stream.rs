@@ -191,9 +191,7 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
         return Ok(());
     }
     if delivery.seq != *cursor + 1 {
-        // It may have been acked by another copy of the store.
-        engine.confirmed.send_replace(false);
-        return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
+        return Err(passed_over(engine));
     }
     let (seq, delivery) = (delivery.seq, Arc::new(delivery));
     let effect = loop {
@@ -228,12 +226,18 @@ async fn missed(engine: &Engine, cursor: &mut u64, span: Span, known: Known) -> 
     }
     let new = to >= known.next_seq;
     if span.from > *cursor + 1 || (new && !known.caught_up) {
-        return Err(Error::Untrusted("the relay passed over a number of the queue".into()));
+        return Err(passed_over(engine));
     }
     let from = span.from.max(*cursor + 1);
     engine.store.with_tx(move |tx| missed::note(tx, from, to).map_err(Error::from)).await?;
     *cursor = to;
     Ok(())
+}
+
+/// A number is passed over. It may have been acked by another copy of the store, of which the next stream asks first.
+fn passed_over(engine: &Engine) -> Error {
+    engine.confirmed.send_replace(false);
+    Error::Untrusted("the relay passed over a number of the queue".into())
 }
 
 async fn ack(stream: &mut dyn FrameStream, acked: &mut u64, cursor: u64) -> Result<(), Error> {

@@ -1,9 +1,11 @@
-//! The last step of a recovery: another group goes on in the place of one that can go on for nobody, with the same id for the
-//! app and the same history. It has the accounts of the last epoch that could be applied, without the one that posted the
-//! newest commit. Whoever comes first founds it; the relay tells the others which one that is, and the founder adds them.
+//! The last step of a recovery: another group goes on in the place of one that can go on for nobody, with the same id
+//! for the app and the same history. It has the accounts of the last epoch that could be applied, without the one that
+//! posted the newest commit. Whoever comes first founds it; the relay tells the others which one that is, and the
+//! founder adds them.
 //!
-//! Invariant: a group is left for another only by the relay's word that this one is recorded, never while a commit could
-//! be applied, and never for one that the account to be left out has founded or is in. What was to be sent goes out there.
+//! Invariant: a group is left for another only by the relay's word that this one is recorded, never while a commit
+//! could be applied, and never for one that the account to be left out has founded or is in. What was to be sent goes
+//! out there.
 
 use std::sync::Arc;
 
@@ -42,7 +44,8 @@ const PAUSE_MS: u64 = 5_000;
 /// Each of those who follow waits so much longer than the one before.
 const GATHER_TURN_MS: u64 = 3_000;
 
-/// A group that is about to go on in another's place: as it is once the relay has recorded it, and what is posted for that.
+/// A group that is about to go on in another's place: as it is once the relay has recorded it, and what is posted for
+/// that.
 #[derive(Serialize, Deserialize)]
 struct Founding {
     create: CreateGroupRequest,
@@ -82,7 +85,8 @@ pub(super) fn another_goes_on(
     successor: Successor,
 ) -> Result<(), StoreError> {
     let Some(recovery) = tx.recovery(group.id)? else { return Ok(()) };
-    // Who has seen the commit that cannot be applied knows where all stand; who has lost something may stand further back.
+    // Who has seen the commit that cannot be applied knows where all stand; who has lost something may stand further
+    // back.
     let fits = match recovery.why {
         Why::Refused { .. } => successor.at == group.commit_seq,
         Why::Lost => successor.at >= group.commit_seq,
@@ -95,8 +99,8 @@ pub(super) fn another_goes_on(
     hurry(tx, context, &recovery)
 }
 
-/// Looks for a successor at once, if the members have had the time to answer, or the one that was to be followed is not it
-/// any more.
+/// Looks for a successor at once, if the members have had the time to answer, or the one that was to be followed is not
+/// it any more.
 fn hurry(tx: &Tx<'_>, context: &inbox::Context<'_>, before: &Recovery) -> Result<(), StoreError> {
     let Some(recovery) = tx.recovery(before.group_id)? else { return Ok(()) };
     let waits = matches!(recovery.step, RecoveryStep::Rejoin | RecoveryStep::Ask) && recovery.request.is_none();
@@ -162,7 +166,7 @@ pub(super) fn follow(
     let (before, known) = (tx.member_accounts(row.id)?, [accounts, missing.clone()].concat());
     welcome::enter(tx, row.id, commit_seq, &joined)?;
     inbox::tell_members(tx, row.id, Some(joined.by.account), &before, &known)?;
-    inbox::tell_name(tx, row.id, &row.name, &joined.profile.name)?;
+    inbox::tell_name(tx, row.id, None, &row.name, &joined.profile.name)?;
     goes_on(tx, &row, recovery.culprit)?;
     if !missing.is_empty() {
         let turn = tx.members(row.id)?.iter().position(|one| one.device == context.identity.device());

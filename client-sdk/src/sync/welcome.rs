@@ -50,14 +50,14 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, envelope: &Envelope) -> 
     let Some(joined) = tx.attempt(join)? else {
         return inbox::undecryptable(tx, group.id).map(Outcome::Applied);
     };
-    if !recovering && is_of_a_blocked(tx, &joined)? {
-        return Ok(Outcome::Applied(Effect { keys_wanted: true, ..Effect::default() }));
+    if !recovering && let Some(passed_over) = pass_over_a_blocked(tx, &joined)? {
+        return Ok(passed_over);
     }
     let before = tx.member_accounts(group.id)?;
     let named = group.name.clone();
     enter(tx, group.id, commit_seq, &joined)?;
     if recovering {
-        inbox::tell_name(tx, group.id, &named, &joined.profile.name)?;
+        inbox::tell_name(tx, group.id, None, &named, &joined.profile.name)?;
         inbox::tell_members(tx, group.id, Some(joined.by.account), &before, &tx.member_accounts(group.id)?)?;
         recovery::done(tx, group.id, Recovered::LetIn)?;
     } else {
@@ -77,8 +77,8 @@ fn join_new(
     let Some(joined) = tx.attempt(join)? else {
         return inbox::undecryptable(tx, live).map(Outcome::Applied);
     };
-    if is_of_a_blocked(tx, &joined)? {
-        return Ok(Outcome::Applied(Effect { keys_wanted: true, ..Effect::default() }));
+    if let Some(passed_over) = pass_over_a_blocked(tx, &joined)? {
+        return Ok(passed_over);
     }
     if let Some(Continues { group, .. }) = joined.profile.continues
         && tx.group_by_live(group)?.is_some_and(|group| !group.state.is_over())
@@ -103,13 +103,14 @@ fn tell_joined(tx: &Tx<'_>, context: &Context<'_>, group_id: GroupId, joined: &J
     tx.add_event(&StoredEvent::Joined { group_id, name, by, requested: !is_known })
 }
 
-/// Whether somebody who is blocked has added this device: then it has not been. What it took to know is undone.
-fn is_of_a_blocked(tx: &Tx<'_>, joined: &Joined) -> Result<bool, StoreError> {
-    let blocked = tx.standing(joined.by.account)? == Standing::Blocked;
-    if blocked {
-        group::forget(&tx.mls(), joined.group)?;
+/// If somebody who is blocked has added this device, it has not been added: what it took to know that is undone, but
+/// for the key package.
+fn pass_over_a_blocked(tx: &Tx<'_>, joined: &Joined) -> Result<Option<Outcome>, StoreError> {
+    if tx.standing(joined.by.account)? != Standing::Blocked {
+        return Ok(None);
     }
-    Ok(blocked)
+    group::forget(&tx.mls(), joined.group)?;
+    Ok(Some(Outcome::Applied(Effect { keys_wanted: true, ..Effect::default() })))
 }
 
 /// Notes that this device is in a group now.

@@ -8,8 +8,8 @@ use undertone_wire::ServerFrame;
 
 use crate::liar::lied_to;
 use crate::world::{
-    PATIENCE, World, builder_at, event, has_commits, has_texts, is_sent, joined, members, online, registered,
-    wait_until,
+    PATIENCE, World, builder_at, event, has_commits, has_texts, is_sent, joined, members, online, online_by_another_stream,
+    registered, wait_until,
 };
 
 #[tokio::test]
@@ -301,8 +301,7 @@ async fn a_relay_is_tried_at_once_when_the_network_has_changed() {
     // A way that is open may be gone with the network.
     let streams = world.relay.streams_opened(&device);
     alice.network_changed();
-    wait_until("another stream", async || (world.relay.streams_opened(&device) > streams).then_some(())).await;
-    online(&alice).await;
+    online_by_another_stream(&world, &alice, streams).await;
 }
 
 #[tokio::test]

@@ -2,7 +2,9 @@
 
 use undertone::{Client, Error, Event, Group, MessageId, MessageStatus};
 
-use crate::world::{PATIENCE, Standing, World, event, has_texts, is_sent, joined, members, standing, wait_until};
+use crate::world::{
+    PATIENCE, Standing, World, event, has_texts, is_sent, joined, members, online_by_another_stream, standing, wait_until,
+};
 
 /// Passes time until a message is no longer queued. In another group, something goes out each time.
 async fn pass_time_until_settled(
@@ -71,14 +73,14 @@ async fn a_group_that_the_relay_has_lost_ends_and_a_change_that_waits_is_told_so
     let bob = world.register("bob").await;
     let kept = alice.create_group("kept").await.unwrap();
     assert_eq!(alice.outbox_empty(PATIENCE).await.unwrap(), 0);
-    let backup = world.relay.backup();
+    let (backup, streams) = (world.relay.backup(), world.relay.streams_opened(&alice.device_id()));
     let lost = alice.create_group("lost").await.unwrap();
     lost.add(bob.account().account_id).await.unwrap();
     joined(&bob, lost.id()).await;
 
     world.relay.restore_from(&backup);
     assert_eq!(world.relay.group_position(&lost.id()), None);
-    crate::world::online(&alice).await;
+    online_by_another_stream(&world, &alice, streams).await;
     let message = lost.send("to nobody").await.unwrap();
     let removing = {
         let (group, bob) = (lost.clone(), bob.account().account_id);

@@ -92,6 +92,14 @@ pub(crate) async fn registered(builder: ClientBuilder<StoreAt>, name: &str) -> C
     client
 }
 
+/// Waits until somebody who had opened so many streams is online by a later one. Before that, `online` may be the last word
+/// on a stream that was cut.
+pub(crate) async fn online_by_another_stream(world: &World, client: &Client, streams: u64) {
+    let device = client.device_id();
+    wait_until("another stream", async || (world.relay.streams_opened(&device) > streams).then_some(())).await;
+    online(client).await;
+}
+
 pub(crate) fn key() -> StoreKey {
     StoreKey::Raw32([1; 32])
 }

@@ -11,7 +11,10 @@ use super::{
     until,
     world::{is_in, reads},
 };
-use crate::{Client, Error};
+use crate::{
+    Client, Error,
+    crypto::{Provider as _, group::mls_group_id},
+};
 
 #[tokio::test]
 async fn a_garbage_commit_does_not_end_the_group() {
@@ -145,6 +148,7 @@ async fn who_wrongly_cannot_apply_a_commit_is_let_in_by_the_others() {
     until("bob to know dave", async || members_of(bob, id).await.len() == 5).await;
     let spoilt = bob.engine().store.with_tx(move |tx| {
         const SPOIL: &str = "UPDATE openmls_group_data SET group_data = ?1 WHERE data_type = 'message_secrets'";
+        drop(tx.mls().take(&mls_group_id(id))?);
         Ok::<_, Error>(tx.execute(SPOIL, [old]).map_err(crate::store::StoreError::from)?)
     });
     assert_eq!(spoilt.await.unwrap(), 1);

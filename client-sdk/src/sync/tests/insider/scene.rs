@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use openmls::prelude::{MlsGroup, OpenMlsProvider as _, VLBytes, tls_codec::Serialize as _};
+use openmls::prelude::{OpenMlsProvider as _, VLBytes, tls_codec::Serialize as _};
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use undertone_api::RelayApi as _;
 use undertone_wire::{
@@ -16,7 +16,10 @@ use super::super::{
 };
 use crate::{
     Client, Error, Group,
-    crypto::group::{self, Change, Continues, Profile},
+    crypto::{
+        Provider as _,
+        group::{self, Change, Continues, Profile},
+    },
 };
 
 /// People in a group, the last of whom is about to break it. Its own SDK has stopped.
@@ -103,7 +106,7 @@ impl Scene {
         let made = self.insider.engine().store.with_tx(move |tx| {
             let row = tx.group(id)?.unwrap();
             let provider = tx.mls();
-            let mut mls = MlsGroup::load(provider.storage(), &group::mls_group_id(id)).unwrap().unwrap();
+            let mut mls = provider.take(&group::mls_group_id(id)).unwrap().unwrap();
             let told = AuthenticatedData { at: row.commit_seq, added: vec![], removed: told_to_remove };
             mls.set_aad(Encoding::Cbor.encode(&told));
             let builder = mls.commit_builder().load_psks(provider.storage()).unwrap();
