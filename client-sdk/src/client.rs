@@ -192,7 +192,7 @@ impl Client {
 
     /// The network has changed, as the operating system says: connected again, or by another way. An app that is told
     /// so passes it on, and the relay is tried at once instead of when its turn comes; a stream that is open is opened
-    /// anew.
+    /// anew. While there is no connection, that the device has other addresses is noticed within a second without it.
     pub fn network_changed(&self) {
         self.engine().network_changed();
     }

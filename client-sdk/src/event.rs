@@ -200,7 +200,7 @@ pub enum Connection {
     Online,
     /// The relay cannot be reached. It is tried again.
     Offline,
-    /// A newer stream of this device, perhaps in a copy of the store, has taken over. It is not tried again.
+    /// A copy of the store was opened later, and has taken over. It is not tried again.
     Replaced,
     /// The relay no longer knows this device. It is not tried again.
     SignedOut,

@@ -1,23 +1,10 @@
 //! A device's store that was restored from a copy, through a real relay.
 
-use std::{fs, path::Path};
+use std::fs;
 
-use undertone_tests::{Backend, Build, Person, Relay, Store, on_both, wait_until};
+use undertone_tests::{Backend, Build, Person, Relay, Store, copy_folder, on_both, wait_until};
 
 on_both!(a_restored_store_says_so_and_goes_on_with_new_keys,);
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
 
 async fn a_restored_store_says_so_and_goes_on_with_new_keys(backend: Backend) {
     let folder = tempfile::tempdir().unwrap();
@@ -27,7 +14,7 @@ async fn a_restored_store_says_so_and_goes_on_with_new_keys(backend: Backend) {
     let bob = Person::register(folder.path(), "bob", &relay.url()).await;
     alice.ok(&["group", "create", "trip", "--add", "bob"]).await;
     alice.ok(&["sync"]).await;
-    copy(alice.home(), &folder.path().join("backup"));
+    copy_folder(alice.home(), &folder.path().join("backup"));
     alice.ok(&["send", "trip", "after the backup"]).await;
     bob.ok(&["send", "trip", "I see"]).await;
     alice.ok(&["sync"]).await;

@@ -13,6 +13,7 @@ mod encrypted;
 mod image;
 mod memory;
 mod misconfigured;
+mod network;
 mod offline;
 mod packaging;
 mod readme;

@@ -10,7 +10,7 @@ use std::{
 use sqlx::Connection as _;
 use undertone_test_client::{Api, Device, Message};
 use undertone_test_postgres::{Cluster, Options};
-use undertone_tests::{Launch, Relay, Store, scaled, wait_until};
+use undertone_tests::{Launch, Relay, Store, copy_folder, scaled, wait_until};
 use undertone_wire::{Bytes, ErrorCode, GroupId, Incarnation, SendResponse, Span, path};
 
 /// How far numbers jump (`spec/protocol.md`, section 9).
@@ -236,7 +236,7 @@ async fn a_data_folder_swapped_for_an_older_copy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_folder_copied_back_over_itself() {
     let (_folder, store) = sqlite().await;
-    let copy_back = async |copy: PathBuf| copy_files(&copy, &store.data());
+    let copy_back = async |copy: PathBuf| copy_folder(&copy, &store.data());
     assert_noticed(&store, async |relay| copy_of_data(&store, relay, |_| ()).await, copy_back).await;
 }
 
@@ -262,7 +262,7 @@ async fn a_sqlite_snapshot_that_is_declared() {
 async fn copy_of_data(store: &Store, relay: &mut Relay, change: impl FnOnce(&Path)) -> PathBuf {
     let copy = store.folder().join("copy");
     relay.stop().await;
-    copy_files(&store.data(), &copy);
+    copy_folder(&store.data(), &copy);
     change(&copy);
     relay.restart().await;
     copy
@@ -347,7 +347,7 @@ async fn a_move_that_is_declared_changes_nothing() {
     let mut world = World::new(Launch::over(&store)).await;
     world.relay.stop().await;
     let elsewhere = Store::new(&folder.path().join("elsewhere"), undertone_tests::Backend::Sqlite).await;
-    copy_files(&store.data(), &elsewhere.data());
+    copy_folder(&store.data(), &elsewhere.data());
     order(&elsewhere, "moved").await;
     world.at(Launch::over(&elsewhere).arguments(&LIMITS).start().await).await;
     world.assert_goes_on().await;
@@ -413,11 +413,4 @@ async fn run(command: &mut tokio::process::Command) {
 
 fn files(folder: &Path) -> Vec<PathBuf> {
     fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
-}
-
-fn copy_files(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for file in files(from) {
-        fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
-    }
 }

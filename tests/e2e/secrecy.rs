@@ -10,7 +10,7 @@ use sqlx::{
     Connection as _, Row as _,
     sqlite::{SqliteConnectOptions, SqliteConnection},
 };
-use undertone_tests::{Backend, Build, Person, Relay, Store, containing, on_both};
+use undertone_tests::{Backend, Build, Person, Relay, Store, containing, copy_folder, on_both};
 
 const TEXT: &str = "the snow is deep at the pass";
 const GROUP: &str = "a name for friends only";
@@ -43,11 +43,11 @@ async fn secrets_are_nowhere_they_should_not_be(backend: Backend) {
     // While it runs, the files hold more than after it has stopped.
     let relay_files = folder.path().join("relay-files");
     match &cluster {
-        None => copy(&store.data(), &relay_files),
+        None => copy_folder(&store.data(), &relay_files),
         Some(cluster) => {
             assert!(!store.data().exists(), "nothing is written beside the database");
             store.change("CHECKPOINT").await;
-            copy(cluster.dir(), &relay_files);
+            copy_folder(cluster.dir(), &relay_files);
         }
     }
     std::fs::copy(relay.log(), relay_files.join("relay-log")).unwrap();
@@ -61,20 +61,6 @@ async fn secrets_are_nowhere_they_should_not_be(backend: Backend) {
     relay.stop().await;
     let log = std::fs::read_to_string(relay.log()).unwrap();
     assert!(!log.contains("alice") && !log.contains("bob"), "the log names nobody");
-}
-
-/// Copies the files below a folder. One of a running process may be gone in between.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target);
-        } else if path.is_file() {
-            let _ = std::fs::copy(&path, target);
-        }
-    }
 }
 
 /// The private keys in a store, read with its key.

@@ -21,7 +21,7 @@ use std::{
 };
 
 pub use chance::{Chance, seed};
-pub use files::{blocks, containing};
+pub use files::{blocks, containing, copy_folder};
 pub use https::{ask, certificate_of, connect, connect_tls};
 pub use machine::{There, on_a_machine_of_its_own, program};
 pub use namespace::{Ids, command, inside, said};

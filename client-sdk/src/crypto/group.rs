@@ -349,8 +349,6 @@ pub(crate) fn join(
         .collect::<Result<_, _>>()?;
     check_tree(&members)?;
     let profile = profile_of(staged.group_context().extensions())?;
-    // It takes the place of the one that may be at hand.
-    drop(provider.take(&mls_group_id(group))?);
     let mls = staged.into_group(provider).map_err(welcome_error)?;
     let rejoin_key = handed_over.map_or_else(|| exported(provider, &mls), Ok)?;
     provider.keep(mls);

@@ -204,8 +204,7 @@ impl Tx<'_> {
 
     /// Whether an account is a member and not marked gone.
     pub(crate) fn has_member(&self, group: GroupId, account: AccountId) -> Result<bool, StoreError> {
-        const SELECT: &str =
-            "SELECT EXISTS (SELECT 1 FROM members WHERE group_id = ?1 AND account = ?2 AND gone = 0)";
+        const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM members WHERE group_id = ?1 AND account = ?2 AND gone = 0)";
         Ok(self.query_row(SELECT, params![group.as_bytes(), account.as_bytes()], |row| row.get(0))?)
     }
 

@@ -204,7 +204,9 @@ impl Tx<'_> {
 
     /// The row whose ciphertext this is.
     pub(crate) fn task_by_hash(&self, hash: &Hash) -> Result<Option<OutboxRow>, StoreError> {
-        Ok(self.query_row(&format!("SELECT {COLUMNS} FROM outbox WHERE wire_hash = ?1"), [hash.as_bytes()], row_from).optional()?)
+        Ok(self
+            .query_row(&format!("SELECT {COLUMNS} FROM outbox WHERE wire_hash = ?1"), [hash.as_bytes()], row_from)
+            .optional()?)
     }
 
     /// The rows of a group, oldest first.

@@ -136,12 +136,20 @@ impl Tx<'_> {
 
     /// A group's recovery, if one is going on.
     pub(crate) fn recovery(&self, group: GroupId) -> Result<Option<Recovery>, StoreError> {
-        Ok(self.query_row(&format!("{SELECT} WHERE group_id = ?1 AND step <> 'none'"), [group.as_bytes()], recovery_from).optional()?)
+        Ok(self
+            .query_row(&format!("{SELECT} WHERE group_id = ?1 AND step <> 'none'"), [group.as_bytes()], recovery_from)
+            .optional()?)
     }
 
     /// The recovery of which this group may be the end, as another one that goes on.
     pub(crate) fn recovery_towards(&self, successor: GroupId) -> Result<Option<Recovery>, StoreError> {
-        Ok(self.query_row(&format!("{SELECT} WHERE successor = ?1 AND step <> 'none'"), [successor.as_bytes()], recovery_from).optional()?)
+        Ok(self
+            .query_row(
+                &format!("{SELECT} WHERE successor = ?1 AND step <> 'none'"),
+                [successor.as_bytes()],
+                recovery_from,
+            )
+            .optional()?)
     }
 
     /// Whether a commit by which this device joins on its own may have been accepted.

@@ -64,7 +64,7 @@ impl Notice {
 
 /// Says something to the members of a group who are there.
 pub(crate) async fn say(engine: &Engine, group: GroupId, what: Passing) -> Result<(), Error> {
-    if !*engine.confirmed.borrow() {
+    if !engine.is_confirmed() {
         return Err(super::no_connection());
     }
     let content = Content { by: engine.identity.account(), said_at_ms: engine.relay_now_ms(), body: what };

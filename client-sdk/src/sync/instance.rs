@@ -1,10 +1,12 @@
 //! Whether this store is the one that was used last. One that was restored from a copy, or is one, notices it here.
 //!
-//! Each time it is opened the store gets a new random id, which is swapped at the relay for the one before. A copy of
-//! an earlier state has one that the relay no longer knows, or has taken less from its queue than was acked.
+//! Each time it is opened the store gets a new random id, which is swapped at the relay for the one before. A copy of an
+//! earlier state has one that the relay no longer knows, or has taken less from its queue than was acked. While it is open,
+//! whatever looks as if another copy went on makes it ask again.
 //!
-//! Invariant: before the relay has taken the id nothing is encrypted by a ratchet, and nothing more once another copy
-//! is seen to go on. What a copy has of ratchets is not used again: it is in each group anew first, by new keys.
+//! Invariant: nothing is encrypted by a ratchet before the relay has taken the id, nor while that is in doubt. What a copy
+//! has of ratchets is not used again: it is in each group anew first, by new keys. A store that is open never takes over
+//! from one that was opened later.
 
 use undertone_api::RelayApi as _;
 use undertone_wire::{ErrorCode, InstanceId, InstanceRequest};
@@ -17,22 +19,50 @@ use crate::{
     store::{StoreError, Tx, Why},
 };
 
-/// Tells the relay that this store takes from the queue from now on.
-pub(super) async fn confirm(engine: &Engine) -> Result<(), Error> {
+/// Whether this store is the newest of its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Newest {
+    /// The relay has not been told that it was opened.
+    Untold,
+    /// The relay has taken it for the newest.
+    Confirmed,
+    /// It has, and there is a reason to ask again.
+    Doubted,
+}
+
+/// Makes sure that this store is the newest. `false` if another one was opened since it was.
+pub(super) async fn confirm(engine: &Engine) -> Result<bool, Error> {
+    let known = *engine.newest.borrow();
+    match known {
+        Newest::Untold => tell(engine).await?,
+        Newest::Confirmed => {}
+        Newest::Doubted => {
+            let instance = engine.store.with_tx(|tx| Ok::<_, Error>(tx.instance()?)).await?;
+            let request = InstanceRequest { previous: None, instance, takes_over: false };
+            match swap(engine, &request).await {
+                Err(error) if is_other(&error) => return Ok(false),
+                acked => taken(engine, request, acked?).await?,
+            }
+        }
+    }
+    engine.newest.send_replace(Newest::Confirmed);
+    Ok(true)
+}
+
+/// Tells the relay that this store was opened.
+async fn tell(engine: &Engine) -> Result<(), Error> {
     let entropy = engine.entropy;
     // One that was not confirmed when the store was open before may be known to a copy of it.
-    if let Some(before) = engine.store.with_tx(|tx| Ok::<_, Error>(tx.instance_request()?)).await? {
+    if let Some(before) = engine.store.with_tx(|tx| tx.instance_request().map_err(Error::from)).await? {
         swap_in(engine, before).await?;
     }
-    swap_in(engine, engine.store.with_tx(move |tx| another(tx, entropy)).await?).await?;
-    engine.confirmed.send_replace(true);
-    Ok(())
+    swap_in(engine, engine.store.with_tx(move |tx| another(tx, entropy)).await?).await
 }
 
 async fn swap_in(engine: &Engine, mut request: InstanceRequest) -> Result<(), Error> {
     let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
     let acked = match swap(engine, &request).await {
-        Err(Error::Refused(error)) if error.code() == Some(&ErrorCode::OtherInstance) => {
+        Err(error) if is_other(&error) => {
             request.takes_over = true;
             engine
                 .store
@@ -45,7 +75,30 @@ async fn swap_in(engine: &Engine, mut request: InstanceRequest) -> Result<(), Er
         }
         answer => answer?,
     };
-    let confirmed = engine.store.with_tx(move |tx| {
+    taken(engine, request, acked).await
+}
+
+/// The request to swap in another life.
+fn another(tx: &Tx<'_>, entropy: Entropy) -> Result<InstanceRequest, Error> {
+    tx.set_next_instance(InstanceId::from_random(entropy.bytes()?))?;
+    tx.instance_request()?.ok_or_else(|| Error::Store("what was just written is not there".into()))
+}
+
+/// Asks the relay to take the id for the newest. Answers with how far the queue was acked.
+async fn swap(engine: &Engine, request: &InstanceRequest) -> Result<u64, Error> {
+    let answer = engine.signed_in(|token| async move { engine.api.instance(&token, request).await }).await;
+    Ok(answer?.acked_seq)
+}
+
+/// Whether the relay knows another store as the newest.
+fn is_other(error: &Error) -> bool {
+    matches!(error, Error::Refused(error) if error.code() == Some(&ErrorCode::OtherInstance))
+}
+
+/// The relay has taken it. What was acked beyond what has come here, another copy has acked.
+async fn taken(engine: &Engine, request: InstanceRequest, acked: u64) -> Result<(), Error> {
+    let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
+    let noted = engine.store.with_tx(move |tx| {
         let cursor = tx.cursor()?;
         if acked > cursor {
             if !request.takes_over {
@@ -55,18 +108,7 @@ async fn swap_in(engine: &Engine, mut request: InstanceRequest) -> Result<(), Er
         }
         tx.confirm_instance(request.instance).map_err(Error::from)
     });
-    confirmed.await
-}
-
-/// The request to swap in another life.
-fn another(tx: &Tx<'_>, entropy: Entropy) -> Result<InstanceRequest, Error> {
-    tx.set_next_instance(InstanceId::from_random(entropy.bytes()?))?;
-    tx.instance_request()?.ok_or_else(|| Error::Store("what was just written is not there".into()))
-}
-
-async fn swap(engine: &Engine, request: &InstanceRequest) -> Result<u64, Error> {
-    let answer = engine.signed_in(|token| async move { engine.api.instance(&token, request).await }).await;
-    Ok(answer?.acked_seq)
+    noted.await
 }
 
 /// This store is a copy: it is in each group anew, and has new keys at the relay.

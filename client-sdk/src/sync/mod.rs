@@ -1,9 +1,9 @@
 //! The engine: keeps the local store and the relay in step.
 //!
-//! Five tasks share it. [`stream`] receives and applies what the queue brings, and hears what passes it by
+//! Six tasks share it. [`stream`] receives and applies what the queue brings, and hears what passes it by
 //! ([`ephemeral`]); [`outbox`] does what is to be done at the relay, [`recovery`] brings the device back into groups
 //! that cannot go on for it, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages at
-//! the relay. They meet only in the store: each step is one transaction, and the next step is found by reading it, so
+//! the relay, [`network`] notices that it may be within reach again. They meet only in the store: each step is one transaction, and the next step is found by reading it, so
 //! that a restart goes on where the last one stopped.
 //!
 //! None of them but the first does anything before that has made sure that this store is not an old copy
@@ -23,6 +23,7 @@ mod inbox;
 mod instance;
 mod key_upkeep;
 mod missed;
+mod network;
 mod outbox;
 pub(crate) mod receipts;
 mod recovery;
@@ -33,6 +34,8 @@ mod successor;
 mod tests;
 mod updates;
 mod welcome;
+
+use self::instance::Newest;
 
 use std::{
     future::Future,
@@ -70,10 +73,10 @@ pub(crate) struct Engine {
     connection: watch::Sender<Connection>,
     /// Raised when key packages may have been used up.
     keys_wanted: watch::Sender<()>,
-    /// Raised when the app says that the network has changed.
+    /// Raised when the network has changed.
     network: watch::Sender<()>,
-    /// Whether the relay knows that this store is the newest of this device.
-    confirmed: watch::Sender<bool>,
+    /// Whether this store is the newest of this device.
+    newest: watch::Sender<Newest>,
     /// Which life of the relay's store it is, as the newest stream has said.
     incarnation: watch::Sender<Option<Incarnation>>,
     stopping: watch::Sender<bool>,
@@ -107,7 +110,7 @@ impl Engine {
             connection: watch::Sender::new(Connection::Connecting),
             keys_wanted: watch::Sender::new(()),
             network: watch::Sender::new(()),
-            confirmed: watch::Sender::new(false),
+            newest: watch::Sender::new(Newest::Untold),
             incarnation: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
             session: session::Session::default(),
@@ -126,6 +129,7 @@ impl Engine {
         tasks.spawn(recovery::run(Arc::clone(self)));
         tasks.spawn(directory::run(Arc::clone(self)));
         tasks.spawn(key_upkeep::run(Arc::clone(self)));
+        tasks.spawn(network::run(Arc::clone(self)));
         tasks
     }
 
@@ -249,9 +253,25 @@ impl Engine {
         }
     }
 
-    /// Completes when the relay knows that this store is the newest of this device.
+    /// Completes when this store is known to be the newest of this device.
     pub(crate) async fn confirmed(&self) {
-        drop(self.confirmed.subscribe().wait_for(|confirmed| *confirmed).await);
+        drop(self.newest.subscribe().wait_for(|newest| *newest == Newest::Confirmed).await);
+    }
+
+    /// Whether it is known to be.
+    fn is_confirmed(&self) -> bool {
+        *self.newest.borrow() == Newest::Confirmed
+    }
+
+    /// Another copy of the store may go on: nothing more is encrypted before the relay was asked.
+    fn doubt_newest(&self) {
+        self.newest.send_if_modified(|newest| {
+            let confirmed = *newest == Newest::Confirmed;
+            if confirmed {
+                *newest = Newest::Doubted;
+            }
+            confirmed
+        });
     }
 
     /// Completes when the engine is to stop.

@@ -30,7 +30,7 @@ enum Ended {
     Elsewhere(usize),
     /// The engine is to stop.
     Stopped,
-    /// Another stream of this device has taken over.
+    /// A store of this device that was opened later has taken over.
     Replaced,
     /// The relay does not know this device any more.
     SignedOut,
@@ -65,11 +65,7 @@ pub(super) async fn run(engine: Arc<Engine>) {
                 continue;
             }
             Ended::Lost | Ended::Elsewhere(_) => engine.set_connection(Connection::Offline),
-            Ended::Replaced => {
-                // Another copy of the store goes on: nothing is encrypted with what this one has.
-                engine.confirmed.send_replace(false);
-                return engine.set_connection(Connection::Replaced);
-            }
+            Ended::Replaced => return engine.set_connection(Connection::Replaced),
             Ended::SignedOut => return engine.set_connection(Connection::SignedOut),
             Ended::Stopped => return last_ack(&engine).await,
         }
@@ -83,14 +79,13 @@ pub(super) async fn run(engine: Arc<Engine>) {
 
 /// One stream, from its opening to its end.
 async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
-    if !*engine.confirmed.borrow() {
-        match instance::confirm(engine).await {
-            Ok(()) => {}
-            Err(Error::Refused(error)) if session::has_ended(&error) => return Ended::SignedOut,
-            Err(error) => {
-                tracing::debug!(%error, "the relay has not taken this store for the newest yet");
-                return Ended::Lost;
-            }
+    match instance::confirm(engine).await {
+        Ok(true) => {}
+        Ok(false) => return Ended::Replaced,
+        Err(Error::Refused(error)) if session::has_ended(&error) => return Ended::SignedOut,
+        Err(error) => {
+            tracing::debug!(%error, "the relay has not taken this store for the newest yet");
+            return Ended::Lost;
         }
     }
     let Ok(mut cursor) = engine.store.with_tx(|tx| tx.cursor().map_err(Error::from)).await else {
@@ -150,7 +145,11 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
                 ephemeral::hear(engine, group_id, epoch, ciphertext).await;
                 Ok(())
             }
-            ServerFrame::Bye { reason: ByeReason::Replaced } => return Ended::Replaced,
+            ServerFrame::Bye { reason: ByeReason::Replaced } => {
+                // By another copy's stream, or by a request for one of this device's own that came late.
+                engine.doubt_newest();
+                return Ended::Elsewhere(engine.api.ways().max(1));
+            }
             // With one address, another node may answer behind it.
             ServerFrame::Bye { reason: ByeReason::Shutdown } => return Ended::Elsewhere(engine.api.ways().max(1)),
             ServerFrame::Bye { .. } => return Ended::Lost,
@@ -236,7 +235,7 @@ async fn missed(engine: &Engine, cursor: &mut u64, span: Span, known: Known) -> 
 
 /// A number is passed over. It may have been acked by another copy of the store, of which the next stream asks first.
 fn passed_over(engine: &Engine) -> Error {
-    engine.confirmed.send_replace(false);
+    engine.doubt_newest();
     Error::Untrusted("the relay passed over a number of the queue".into())
 }
 

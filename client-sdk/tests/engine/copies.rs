@@ -1,9 +1,14 @@
 //! Stores that are copies of an earlier state: they are noticed, come back with new keys, and use none of the old ones.
 
-use std::{path::Path, sync::atomic::Ordering::SeqCst};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+};
 
 use undertone::{Client, Connection, Event, Recovered};
+use undertone_wire::{ByeReason, ServerFrame};
 
+use crate::liar::lied_to;
 use crate::world::{World, builder_at, count_events, event, has_texts, joined, online, wait_until};
 
 fn copy(from: &Path, to: &Path) {
@@ -69,6 +74,28 @@ async fn of_two_copies_the_newer_goes_on_anew() {
     wait_until("the first to be replaced", async || (alice.connection() == Connection::Replaced).then_some(())).await;
     copied.group(groups[0].id()).send("who am I?").await.unwrap();
     has_texts(&groups[1], &["who am I?"]).await;
+}
+
+#[tokio::test]
+async fn who_is_replaced_without_a_newer_store_goes_on() {
+    let world = World::new();
+    let (liar, alice) = lied_to(&world, "alice").await;
+    let bob = world.register("bob").await;
+    let groups = world.group(&[&alice, &bob]).await;
+    let told = count_events(&alice, |event| matches!(event, Event::StoreCopied | Event::GroupRecovering { .. }));
+    // As if a request for a stream that was lost on its way had arrived after the newest.
+    let replaced = AtomicUsize::new(0);
+    liar.rewrite(move |frame| match frame {
+        ServerFrame::Delivery { .. } if replaced.fetch_add(1, SeqCst) < 2 => {
+            ServerFrame::Bye { reason: ByeReason::Replaced }
+        }
+        frame => frame,
+    });
+    groups[1].send("are you there?").await.unwrap();
+    has_texts(&groups[0], &["are you there?"]).await;
+    groups[0].send("I am").await.unwrap();
+    has_texts(&groups[1], &["are you there?", "I am"]).await;
+    assert_eq!(told.load(SeqCst), 0, "it is no copy");
 }
 
 #[tokio::test]

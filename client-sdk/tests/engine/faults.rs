@@ -8,8 +8,8 @@ use undertone_wire::ServerFrame;
 
 use crate::liar::lied_to;
 use crate::world::{
-    PATIENCE, World, builder_at, event, has_commits, has_texts, is_sent, joined, members, online, online_by_another_stream,
-    registered, wait_until,
+    PATIENCE, World, builder_at, event, has_commits, has_texts, is_sent, joined, members, online,
+    online_by_another_stream, registered, wait_until,
 };
 
 #[tokio::test]

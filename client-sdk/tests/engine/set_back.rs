@@ -3,7 +3,8 @@
 use undertone::{Client, Error, Event, Group, MessageId, MessageStatus};
 
 use crate::world::{
-    PATIENCE, Standing, World, event, has_texts, is_sent, joined, members, online_by_another_stream, standing, wait_until,
+    PATIENCE, Standing, World, event, has_texts, is_sent, joined, members, online_by_another_stream, standing,
+    wait_until,
 };
 
 /// Passes time until a message is no longer queued. In another group, something goes out each time.
