@@ -18,6 +18,7 @@ use crate::{
     crypto::Entropy,
     event::{Connection, Contact},
     events::{Events, Place},
+    message::Message,
     registration,
     store::{self, MessageStatus, Profile, Standing, Store, StoreKey},
     sync::{Engine, Tasks, unknown_account},
@@ -165,6 +166,15 @@ impl Client {
     /// [`Error::Invalid`] if the name is empty or longer than 256 bytes.
     pub async fn create_group(&self, name: &str) -> Result<Group, Error> {
         Group::create(self.clone(), name).await
+    }
+
+    /// The messages of all groups that have all of these words, or words that begin with them, the newest first: at most
+    /// `limit`, and 1,000. Without a connection.
+    ///
+    /// # Errors
+    /// As for [`Group::search`].
+    pub async fn search(&self, words: &str, limit: usize) -> Result<Vec<Message>, Error> {
+        conversation::search(&self.engine().store, words, None, limit).await
     }
 
     /// All groups in the store, those left included, by name.

@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Listen(Listen),
     /// Show a group's messages, oldest first, without a connection
     History(History),
+    /// Find messages by their words, the newest first, without a connection
+    Search(Search),
     /// Show nothing more of an account: not what it writes, and not the groups to which it adds you
     Block {
         /// Whom
@@ -176,6 +178,20 @@ pub(crate) struct History {
     /// Show what stands before this message
     #[arg(long, value_name = "MESSAGE_ID")]
     pub(crate) before: Option<MessageId>,
+}
+
+/// `search`
+#[derive(Debug, Args)]
+pub(crate) struct Search {
+    /// What they have in them: each of these words, or one that begins with it
+    #[arg(required = true, value_name = "WORD")]
+    pub(crate) words: Vec<String>,
+    /// Only in this group
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
+    /// Show at most so many
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub(crate) limit: u64,
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use undertone_wire::{AccountId, GroupId, MessageId};
 
-use super::{GroupSummary, contact, message};
+use super::{GroupSummary, PAGE_MAX, contact, message, search};
 use crate::{
     Client, Error,
     crypto::Member,
@@ -18,9 +18,6 @@ use crate::{
         no_connection, receipts,
     },
 };
-
-/// Most messages in one page of history.
-const PAGE_MAX: usize = 1_000;
 
 /// A handle to a group; cheap to clone.
 #[derive(Clone)]
@@ -201,6 +198,15 @@ impl Group {
                 rows.into_iter().map(|row| message(tx, row).map_err(Error::from)).collect()
             })
             .await
+    }
+
+    /// The messages that have all of these words, or words that begin with them, the newest first: at most `limit`, and
+    /// 1,000. Without a connection.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is no word, or more than 1,024 bytes of them.
+    pub async fn search(&self, words: &str, limit: usize) -> Result<Vec<Message>, Error> {
+        search(&self.engine().store, words, Some(self.id), limit).await
     }
 
     /// Sends a message after all that has failed ([`MessageStatus::Failed`]), as the newest. It keeps its id.

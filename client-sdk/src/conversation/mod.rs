@@ -10,9 +10,10 @@ pub(crate) use group::summary;
 use undertone_wire::{AccountId, GroupId};
 
 use crate::{
+    Error,
     event::Contact,
     message::{Content, Message, MessageBody},
-    store::{MessageRow, StoreError, Tx},
+    store::{MessageRow, Store, StoreError, Tx, Words},
 };
 
 /// What an account is called here, even if it was never looked up.
@@ -31,6 +32,30 @@ pub(crate) fn message(tx: &Tx<'_>, row: MessageRow) -> Result<Message, StoreErro
         status: row.status,
         body,
     })
+}
+
+/// Longest text to search for, in bytes.
+const SEARCH_BYTES_MAX: usize = 1_024;
+
+/// Most messages in one page of history, or found at once.
+const PAGE_MAX: usize = 1_000;
+
+/// The messages that have these words, in one group or all, the newest first.
+pub(crate) async fn search(
+    store: &Store,
+    typed: &str,
+    group: Option<GroupId>,
+    limit: usize,
+) -> Result<Vec<Message>, Error> {
+    if typed.len() > SEARCH_BYTES_MAX {
+        return Err(Error::Invalid(format!("what is searched for has at most {SEARCH_BYTES_MAX} bytes")));
+    }
+    let words = Words::new(typed).ok_or_else(|| Error::Invalid("there is no word to search for".into()))?;
+    let found = store.with_tx(move |tx| {
+        let rows = tx.search(&words, group, limit.min(PAGE_MAX))?;
+        rows.into_iter().map(|row| message(tx, row).map_err(Error::from)).collect()
+    });
+    found.await
 }
 
 /// What a list of groups shows.

@@ -1,6 +1,7 @@
 //! The history: messages in the order of the relay.
 //!
-//! Invariant: a content id of one sender stands in a group once, however often it arrives.
+//! Invariant: a content id of one sender stands in a group once, however often it arrives. A message is found by its words
+//! wherever it stands.
 
 use rusqlite::{OptionalExtension as _, Row, params};
 use undertone_wire::{AccountId, Bytes, GroupId, MessageId};
@@ -147,7 +148,8 @@ impl SendFailure {
 
 /// The columns of a status, and of a whole message.
 const STATUS: &str = "status, failure, devices, delivered, read";
-const COLUMNS: &str = "group_id, content_id, sender, sent_at_ms, content, status, failure, devices, delivered, read";
+pub(super) const COLUMNS: &str =
+    "group_id, content_id, sender, sent_at_ms, content, status, failure, devices, delivered, read";
 
 impl Tx<'_> {
     /// Adds a message at the end of the history. `false` if it stands there already.
@@ -165,6 +167,9 @@ impl Tx<'_> {
                 message.content.as_slice(),
             ],
         )?;
+        if added == 1 {
+            self.add_words(self.last_insert_rowid(), message.content.as_slice())?;
+        }
         Ok(added == 1)
     }
 
@@ -179,25 +184,47 @@ impl Tx<'_> {
     /// Moves this account's own message to the end: its own row has come, and that is its place among the others. It
     /// went to so many devices of others.
     pub(crate) fn confirm_place(&self, content_id: MessageId, devices: u64) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE messages SET position = (SELECT max(position) + 1 FROM messages), devices = ?2
-            WHERE content_id = ?1 AND status <> 'received'";
-        self.execute(UPDATE, params![content_id.as_bytes(), devices])?;
+        const SELECT: &str = "SELECT position, content FROM messages WHERE content_id = ?1 AND status <> 'received'";
+        let own = self.query_row(SELECT, [content_id.as_bytes()], place_from).optional()?;
+        if let Some((position, content)) = own {
+            let position = self.move_to_end(position, &content)?;
+            self.execute("UPDATE messages SET devices = ?2 WHERE position = ?1", params![position, devices])?;
+        }
         Ok(())
+    }
+
+    /// Moves a message behind all others. Answers with its new position.
+    fn move_to_end(&self, position: i64, content: &[u8]) -> Result<i64, StoreError> {
+        const MOVE: &str = "UPDATE messages SET position = ?2 WHERE position = ?1";
+        let end = self.query_row("SELECT max(position) + 1 FROM messages", [], |row| row.get(0))?;
+        self.execute(MOVE, [position, end])?;
+        self.forget_words(position, content)?;
+        self.add_words(end, content)?;
+        Ok(end)
     }
 
     /// This account's own message is to be sent after all, as the newest. `None` if it is none that has failed.
     pub(crate) fn queue_again(&self, group: GroupId, content_id: MessageId) -> Result<Option<Bytes>, StoreError> {
-        const UPDATE: &str = "UPDATE messages SET status = 'queued', failure = NULL,
-            position = (SELECT max(position) + 1 FROM messages)
-            WHERE group_id = ?1 AND content_id = ?2 AND status = 'failed' RETURNING content";
-        let key = params![group.as_bytes(), content_id.as_bytes()];
-        Ok(self.query_row(UPDATE, key, |row| row.get::<_, Vec<u8>>(0)).optional()?.map(Bytes::from))
+        const QUEUE: &str = "UPDATE messages SET status = 'queued', failure = NULL WHERE position = ?1";
+        let Some((position, content)) = self.failed(group, content_id)? else { return Ok(None) };
+        let position = self.move_to_end(position, &content)?;
+        self.execute(QUEUE, [position])?;
+        Ok(Some(content.into()))
     }
 
     /// Forgets this account's own message. `false` if it is none that has failed.
     pub(crate) fn forget_failed(&self, group: GroupId, content_id: MessageId) -> Result<bool, StoreError> {
-        const DELETE: &str = "DELETE FROM messages WHERE group_id = ?1 AND content_id = ?2 AND status = 'failed'";
-        Ok(self.execute(DELETE, params![group.as_bytes(), content_id.as_bytes()])? > 0)
+        let Some((position, content)) = self.failed(group, content_id)? else { return Ok(false) };
+        self.forget_words(position, &content)?;
+        self.execute("DELETE FROM messages WHERE position = ?1", [position])?;
+        Ok(true)
+    }
+
+    /// Where a message stands that has failed, and what is in it.
+    fn failed(&self, group: GroupId, content_id: MessageId) -> Result<Option<(i64, Vec<u8>)>, StoreError> {
+        const SELECT: &str = "SELECT position, content FROM messages
+            WHERE group_id = ?1 AND content_id = ?2 AND status = 'failed'";
+        Ok(self.query_row(SELECT, params![group.as_bytes(), content_id.as_bytes()], place_from).optional()?)
     }
 
     /// The status of this account's own message; `None` if there is no such message.
@@ -239,7 +266,11 @@ impl Tx<'_> {
     }
 }
 
-fn message_from(row: &Row<'_>) -> rusqlite::Result<MessageRow> {
+fn place_from(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<u8>)> {
+    Ok((row.get(0)?, row.get(1)?))
+}
+
+pub(super) fn message_from(row: &Row<'_>) -> rusqlite::Result<MessageRow> {
     Ok(MessageRow {
         group_id: bytes(row, 0)?,
         content_id: bytes(row, 1)?,

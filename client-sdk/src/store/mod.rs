@@ -21,6 +21,7 @@ mod publications;
 mod receipts;
 mod recoveries;
 mod requests;
+mod search;
 
 use std::{
     cell::{Cell, RefCell},
@@ -53,6 +54,7 @@ pub(crate) use profile::Profile;
 pub(crate) use receipts::Said;
 pub(crate) use recoveries::{Recovery, RecoveryStep, Successor, Why};
 pub(crate) use requests::Standing;
+pub(crate) use search::Words;
 
 const DATABASE: &str = "undertone.db";
 const LOCK: &str = "lock";
@@ -71,7 +73,11 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0007_instances.sql"),
     include_str!("schema/0008_requests.sql"),
     include_str!("schema/0009_at_size.sql"),
+    include_str!("schema/0010_search.sql"),
 ];
+
+/// The one after which the history is to be found by its words.
+const SEARCH: usize = 10;
 
 /// What a local store is encrypted with.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -391,6 +397,9 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     for (number, migration) in (1..).zip(MIGRATIONS).skip(version) {
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute_batch(migration)?;
+        if number == SEARCH {
+            search::fill(&tx)?;
+        }
         tx.pragma_update(None, "user_version", number)?;
         tx.commit()?;
     }

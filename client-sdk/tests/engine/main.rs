@@ -14,6 +14,7 @@ mod other_relay;
 mod passing;
 mod receipts;
 mod requests;
+mod search;
 mod set_back;
 mod store;
 mod world;

@@ -101,7 +101,9 @@ async fn a_message_that_failed_can_be_sent_again_or_forgotten() {
     has_failed(&bob, dropped).await;
     assert_eq!(bob.message_status(kept).await.unwrap(), MessageStatus::Failed(SendFailure::NotMember));
     assert!(matches!(groups[1].retry(kept).await, Err(Error::NotMember)));
+    assert_eq!(bob.search("never", 10).await.unwrap().len(), 1);
     groups[1].discard(dropped).await.unwrap();
+    assert_eq!(bob.search("never", 10).await.unwrap(), []);
     assert!(matches!(groups[1].discard(dropped).await, Err(Error::UnknownMessage)));
     groups[0].add(account).await.unwrap();
     joined(&bob, groups[1].id()).await;
@@ -109,6 +111,7 @@ async fn a_message_that_failed_can_be_sent_again_or_forgotten() {
     is_sent(&bob, kept).await;
     has_texts(&groups[0], &["after all"]).await;
     assert_eq!(texts(&groups[1]).await, ["after all"]);
+    assert_eq!(bob.search("after", 10).await.unwrap(), groups[1].history(10, None).await.unwrap());
     assert!(matches!(groups[1].retry(kept).await, Err(Error::UnknownMessage)), "it did not fail");
     assert!(matches!(groups[1].mark_read(dropped).await, Err(Error::UnknownMessage)));
 }

@@ -9,6 +9,7 @@ mod group;
 mod history;
 mod listen;
 mod news;
+mod search;
 mod send;
 mod signals;
 mod sync;
@@ -42,6 +43,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Chat(chat) => with_client(&place, async |client| chat::run(client, &chat, output).await).await,
         Command::Listen(listen) => with_client(&place, async |client| listen::run(client, &listen, output).await).await,
         Command::History(history) => history::run(&place, &history, output).await,
+        Command::Search(search) => search::run(&place, &search, output).await,
         Command::Block { user } => with_client(&place, async |client| block::block(client, &user, output).await).await,
         Command::Unblock { user } => {
             with_client(&place, async |client| block::unblock(client, &user, output).await).await

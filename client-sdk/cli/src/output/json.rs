@@ -30,7 +30,7 @@ pub(crate) enum Object {
     Sent { message_id: Text<MessageId>, status: &'static str },
     /// `sync`
     Synced { received: u64, sent: u64 },
-    /// `listen`, `chat`, `history`
+    /// `listen`, `chat`, `history`, `search`
     Event(EventObject),
 }
 

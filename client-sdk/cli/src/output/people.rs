@@ -65,6 +65,11 @@ pub(crate) fn history_line(message: &Message) -> String {
     format!("{}  {}: {}{status}", full_time(message.sent_at_ms), message.from.name(), body(message))
 }
 
+/// A message that was found, in the group of this name.
+pub(crate) fn found_line(message: &Message, group: &str) -> String {
+    format!("[{}] {}", clean_line(group), history_line(message))
+}
+
 /// An event, in the group whose name is given if that is not clear anyway. `None` if it is no news to people.
 pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<String> {
     let place = group.map(|name| format!("[{}] ", clean_line(name))).unwrap_or_default();
