@@ -201,10 +201,11 @@ impl Group {
     }
 
     /// The messages that have all of these words, or words that begin with them, the newest first: at most `limit`, and
-    /// 1,000. Without a connection.
+    /// 1,000. Without a connection. Upper case and accents do not matter. Where a script has no spaces between words, the
+    /// beginning of each run of letters is found.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is no word, or more than 1,024 bytes of them.
+    /// [`Error::Invalid`] if there is no word, or more than 16, or more than 1,024 bytes of them.
     pub async fn search(&self, words: &str, limit: usize) -> Result<Vec<Message>, Error> {
         search(&self.engine().store, words, Some(self.id), limit).await
     }

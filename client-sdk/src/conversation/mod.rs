@@ -13,7 +13,7 @@ use crate::{
     Error,
     event::Contact,
     message::{Content, Message, MessageBody},
-    store::{MessageRow, Store, StoreError, Tx, Words},
+    store::{MessageRow, Store, StoreError, Tx, WORDS_MAX, Words},
 };
 
 /// What an account is called here, even if it was never looked up.
@@ -50,7 +50,8 @@ pub(crate) async fn search(
     if typed.len() > SEARCH_BYTES_MAX {
         return Err(Error::Invalid(format!("what is searched for has at most {SEARCH_BYTES_MAX} bytes")));
     }
-    let words = Words::new(typed).ok_or_else(|| Error::Invalid("there is no word to search for".into()))?;
+    let none = || Error::Invalid(format!("what is searched for is 1 to {WORDS_MAX} words"));
+    let words = Words::new(typed).ok_or_else(none)?;
     let found = store.with_tx(move |tx| {
         let rows = tx.search(&words, group, limit.min(PAGE_MAX))?;
         rows.into_iter().map(|row| message(tx, row).map_err(Error::from)).collect()

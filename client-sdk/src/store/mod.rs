@@ -54,7 +54,7 @@ pub(crate) use profile::Profile;
 pub(crate) use receipts::Said;
 pub(crate) use recoveries::{Recovery, RecoveryStep, Successor, Why};
 pub(crate) use requests::Standing;
-pub(crate) use search::Words;
+pub(crate) use search::{WORDS_MAX, Words};
 
 const DATABASE: &str = "undertone.db";
 const LOCK: &str = "lock";

@@ -126,11 +126,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// What the relay knows as this store.
-    pub(crate) fn instance(&self) -> Result<InstanceId, StoreError> {
-        Ok(self.query_row("SELECT instance FROM profile", [], |row| bytes(row, 0))?)
-    }
-
     /// What the relay is still to be told of which store this is.
     pub(crate) fn instance_request(&self) -> Result<Option<InstanceRequest>, StoreError> {
         const SELECT: &str = "SELECT instance, next_instance, takes_over FROM profile WHERE next_instance IS NOT NULL";

@@ -16,14 +16,17 @@ use crate::message::{Body, Content};
 #[derive(Debug, Clone)]
 pub(crate) struct Words(String);
 
+/// So many words are searched for at most: each costs a look at all that begin with it.
+pub(crate) const WORDS_MAX: usize = 16;
+
 impl Words {
-    /// The words in what somebody has typed; `None` if there are none.
+    /// The words in what somebody has typed; `None` if there are none, or too many.
     pub(crate) fn new(typed: &str) -> Option<Self> {
         let parts = typed.split(|char: char| char.is_whitespace() || char.is_control());
         let words = parts.filter(|part| part.contains(char::is_alphanumeric));
         // In quotes nothing is taken for more than words: where one ends and the next begins within them is the index's to say.
         let terms: Vec<_> = words.map(|word| format!("\"{}\"*", word.replace('"', "\"\""))).collect();
-        (!terms.is_empty()).then(|| Self(terms.join(" ")))
+        (1..=WORDS_MAX).contains(&terms.len()).then(|| Self(terms.join(" ")))
     }
 }
 
@@ -78,6 +81,7 @@ pub(super) fn fill(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// What is found of a content. Where a later version finds more in the same bytes, its migration fills the index anew.
 fn text_of(content: &[u8]) -> Option<String> {
     match Content::decode(content)?.body {
         Body::Text { text } => Some(text),
@@ -175,7 +179,7 @@ mod tests {
         assert_eq!(words("snow"), Some("\"snow\"*".into()));
         assert_eq!(words(" New\u{0}snow, 20cm! "), Some("\"New\"* \"snow,\"* \"20cm!\"*".into()));
         assert_eq!(words("a\" OR text:x* NEAR("), Some("\"a\"\"\"* \"OR\"* \"text:x*\"* \"NEAR(\"*".into()));
-        for none in ["", "  ", "?!", "\"\"", "☃"] {
+        for none in ["", "  ", "?!", "\"\"", "☃", &"a ".repeat(17)] {
             assert_eq!(words(none), None, "{none}");
         }
     }

@@ -1,12 +1,13 @@
 //! Whether this store is the one that was used last. One that was restored from a copy, or is one, notices it here.
 //!
 //! Each time it is opened the store gets a new random id, which is swapped at the relay for the one before. A copy of an
-//! earlier state has one that the relay no longer knows, or has taken less from its queue than was acked. While it is open,
-//! whatever looks as if another copy went on makes it ask again.
+//! earlier state has one that the relay no longer knows, or has taken less from its queue than was acked. While it is open
+//! the id is swapped again for each stream, since another copy may have gone on where there was none, and whenever the queue
+//! looks as if one had.
 //!
-//! Invariant: nothing is encrypted by a ratchet before the relay has taken the id, nor while that is in doubt. What a copy
-//! has of ratchets is not used again: it is in each group anew first, by new keys. A store that is open never takes over
-//! from one that was opened later.
+//! Invariant: nothing that a ratchet has encrypted leaves before the relay has taken the id, nor while that is in doubt. What
+//! a copy has of ratchets is not used again: it is in each group anew first, by new keys. A store that is open never takes
+//! over from one that was opened later; of a process and its clone the one that swaps first goes on.
 
 use undertone_api::RelayApi as _;
 use undertone_wire::{ErrorCode, InstanceId, InstanceRequest};
@@ -26,7 +27,7 @@ pub(super) enum Newest {
     Untold,
     /// The relay has taken it for the newest.
     Confirmed,
-    /// It has, and there is a reason to ask again.
+    /// It has, and another copy may have gone on since.
     Doubted,
 }
 
@@ -37,8 +38,13 @@ pub(super) async fn confirm(engine: &Engine) -> Result<bool, Error> {
         Newest::Untold => tell(engine).await?,
         Newest::Confirmed => {}
         Newest::Doubted => {
-            let instance = engine.store.with_tx(|tx| Ok::<_, Error>(tx.instance()?)).await?;
-            let request = InstanceRequest { previous: None, instance, takes_over: false };
+            let entropy = engine.entropy;
+            let request = engine.store.with_tx(move |tx| match tx.instance_request()? {
+                // Its answer was lost.
+                Some(request) => Ok(request),
+                None => another(tx, entropy),
+            });
+            let request = request.await?;
             match swap(engine, &request).await {
                 Err(error) if is_other(&error) => return Ok(false),
                 acked => taken(engine, request, acked?).await?,

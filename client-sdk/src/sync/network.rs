@@ -18,8 +18,8 @@ pub(super) async fn run(engine: Arc<Engine>) {
         let state = *connection.borrow_and_update();
         match state {
             Connection::Replaced | Connection::SignedOut => return,
-            Connection::Online => known = None,
-            Connection::Connecting | Connection::CatchingUp | Connection::Offline => {
+            Connection::CatchingUp | Connection::Online => known = None,
+            Connection::Connecting | Connection::Offline => {
                 let now = addresses();
                 if known.replace(now.clone()).is_some_and(|before| before != now) && !now.is_empty() {
                     engine.network_changed();
@@ -28,14 +28,15 @@ pub(super) async fn run(engine: Arc<Engine>) {
         }
         tokio::select! {
             Ok(()) = connection.changed() => {}
-            () = engine.clock.pass(EVERY), if state != Connection::Online => {}
+            () = engine.clock.pass(EVERY), if known.is_some() => {}
             () = engine.stopped() => return,
         }
     }
 }
 
-/// The device's addresses on networks that work, as far as it can tell.
+/// The device's addresses on networks that work, as far as it can tell, and that lead further than a link.
 fn addresses() -> BTreeSet<IpAddr> {
     let all = if_addrs::get_if_addrs().unwrap_or_default();
-    all.iter().filter(|one| one.is_oper_up() && !one.is_loopback()).map(if_addrs::Interface::ip).collect()
+    let leads_on = |one: &if_addrs::Interface| one.is_oper_up() && !one.is_loopback() && !one.is_link_local();
+    all.iter().filter(|one| leads_on(one)).map(if_addrs::Interface::ip).collect()
 }

@@ -59,6 +59,10 @@ pub(super) async fn run(engine: Arc<Engine>) {
             () = engine.stopped() => Ended::Stopped,
         };
         backoff.ended(engine.clock.now_ms());
+        if matches!(*engine.connection.borrow(), Connection::CatchingUp | Connection::Online) {
+            // Until the next one is open another copy may go on.
+            engine.doubt_newest();
+        }
         match ended {
             Ended::Elsewhere(most) if backoff.at_once(most) => {
                 engine.set_connection(Connection::Connecting);
@@ -132,6 +136,7 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
             }
             ServerFrame::Delivery { delivery } => apply(engine, &mut cursor, delivery).await,
             ServerFrame::Missed { span } => missed(engine, &mut cursor, span, known).await,
+            ServerFrame::CaughtUp { next_seq: next } if next > cursor.saturating_add(1) => Err(passed_over(engine)),
             ServerFrame::CaughtUp { next_seq: next } => {
                 known = Known { next_seq: next, caught_up: true };
                 backoff.works(engine.clock.now_ms());
@@ -145,11 +150,8 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
                 ephemeral::hear(engine, group_id, epoch, ciphertext).await;
                 Ok(())
             }
-            ServerFrame::Bye { reason: ByeReason::Replaced } => {
-                // By another copy's stream, or by a request for one of this device's own that came late.
-                engine.doubt_newest();
-                return Ended::Elsewhere(engine.api.ways().max(1));
-            }
+            // By another copy's stream, or by a request for one of this device's own that came late: the relay knows.
+            ServerFrame::Bye { reason: ByeReason::Replaced } => return Ended::Elsewhere(engine.api.ways().max(1)),
             // With one address, another node may answer behind it.
             ServerFrame::Bye { reason: ByeReason::Shutdown } => return Ended::Elsewhere(engine.api.ways().max(1)),
             ServerFrame::Bye { .. } => return Ended::Lost,

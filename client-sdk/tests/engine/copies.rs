@@ -2,14 +2,17 @@
 
 use std::{
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
-use undertone::{Client, Connection, Event, Recovered};
+use undertone::{Client, Connection, Event, Recovered, api::RelayApi};
 use undertone_wire::{ByeReason, ServerFrame};
 
-use crate::liar::lied_to;
-use crate::world::{World, builder_at, count_events, event, has_texts, joined, online, wait_until};
+use crate::liar::{Call, Liar, Lie, lied_to, lost};
+use crate::world::{World, builder_at, count_events, event, has_texts, joined, key, online, wait_until};
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
@@ -96,6 +99,30 @@ async fn who_is_replaced_without_a_newer_store_goes_on() {
     groups[0].send("I am").await.unwrap();
     has_texts(&groups[1], &["are you there?", "I am"]).await;
     assert_eq!(told.load(SeqCst), 0, "it is no copy");
+}
+
+#[tokio::test]
+async fn a_store_that_was_away_while_a_copy_went_on_does_not_go_on() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let groups = world.group(&[&alice, &bob]).await;
+    alice.shutdown().await;
+    copy(&world.store("alice"), &world.store("copy"));
+    let liar = Liar::new(world.relay.connect());
+    let way = Arc::clone(&liar) as Arc<dyn RelayApi>;
+    let alice = Client::builder("http://localhost").api(way).store(world.store("alice"), key()).open().await.unwrap();
+    online(&alice).await;
+    liar.tell(|call| matches!(call, Call::Open(_)).then(|| Lie::Now(lost())));
+    world.relay.cut_streams();
+    wait_until("alice to be away", async || (alice.connection() == Connection::Offline).then_some(())).await;
+
+    let copied = opened_copy(&world).await;
+    is_told(&copied).await;
+    groups[1].send("to the copy").await.unwrap();
+    has_texts(&copied.group(groups[0].id()), &["to the copy"]).await;
+    copied.shutdown().await;
+    liar.tell(|_| None);
+    wait_until("alice to notice it", async || (alice.connection() == Connection::Replaced).then_some(())).await;
 }
 
 #[tokio::test]

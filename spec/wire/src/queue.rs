@@ -136,7 +136,7 @@ pub struct AckRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct InstanceRequest {
-    /// What the store was when it was last opened; absent the first time, and when it asks whether it is still the newest.
+    /// What the store was before; absent the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<InstanceId>,
     /// What it is now.
