@@ -197,7 +197,10 @@ async fn life(dies_at: u64) -> (u64, bool) {
     })
     .await;
     bob.does("to have taken all", async |_| Ok(world.relay.queue_len(&device) == 0)).await;
+    // He may have died just now, but dies no more.
+    bob.points.pause(true);
     let (passed, died) = (bob.points.passed(), bob.points.has_died());
+    bob.does("to be alive", async |_| Ok(true)).await;
     let bob = bob.alive().await.unwrap();
     online(&bob).await;
     let texts = async |group: &Group| {
