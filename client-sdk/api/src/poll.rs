@@ -82,7 +82,7 @@ impl Polling {
         let delivered = deliveries.into_iter().map(|one| (one.seq, one.seq, ServerFrame::Delivery { delivery: one }));
         let mut told: Vec<_> = missed.chain(delivered).collect();
         told.sort_by_key(|(from, ..)| *from);
-        // What was acked is told by nobody.
+        // What was acked is told by nobody. That all was told goes beyond it then.
         let is_empty = told.is_empty();
         for (_, to, frame) in told {
             self.after = self.after.max(to);

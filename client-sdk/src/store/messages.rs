@@ -193,10 +193,14 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Moves a message behind all others. Answers with its new position.
+    /// Moves a message behind all others, if it is not the last. Answers with its position then.
     fn move_to_end(&self, position: i64, content: &[u8]) -> Result<i64, StoreError> {
         const MOVE: &str = "UPDATE messages SET position = ?2 WHERE position = ?1";
-        let end = self.query_row("SELECT max(position) + 1 FROM messages", [], |row| row.get(0))?;
+        let last: i64 = self.query_row("SELECT max(position) FROM messages", [], |row| row.get(0))?;
+        if position == last {
+            return Ok(position);
+        }
+        let end = last + 1;
         self.execute(MOVE, [position, end])?;
         self.forget_words(position, content)?;
         self.add_words(end, content)?;

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use undertone_wire::{GroupId, Hash};
 
 use super::{StoreError, Tx, loaded::Loaded};
-use crate::crypto::{CryptoError, Provider, group};
+use crate::crypto::{Provider, group};
 
 /// How openmls state is written. It must be self-describing, which rules out the more compact formats.
 #[derive(Default)]
@@ -62,11 +62,8 @@ impl<'a> OpenMlsProvider for MlsProvider<'a> {
 }
 
 impl Provider for MlsProvider<'_> {
-    fn take(&self, group: &MlsGroupId) -> Result<Option<MlsGroup>, CryptoError> {
-        match self.loaded.and_then(|loaded| loaded.take(group)) {
-            Some(mls) => Ok(Some(mls)),
-            None => MlsGroup::load(&self.storage, group).map_err(CryptoError::storage),
-        }
+    fn at_hand(&self, group: &MlsGroupId) -> Option<MlsGroup> {
+        self.loaded?.take(group)
     }
 
     fn keep(&self, mls: MlsGroup) {

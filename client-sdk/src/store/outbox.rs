@@ -204,9 +204,8 @@ impl Tx<'_> {
 
     /// The row whose ciphertext this is.
     pub(crate) fn task_by_hash(&self, hash: &Hash) -> Result<Option<OutboxRow>, StoreError> {
-        Ok(self
-            .query_row(&format!("SELECT {COLUMNS} FROM outbox WHERE wire_hash = ?1"), [hash.as_bytes()], row_from)
-            .optional()?)
+        let select = format!("SELECT {COLUMNS} FROM outbox WHERE wire_hash = ?1");
+        Ok(self.query_row(&select, [hash.as_bytes()], row_from).optional()?)
     }
 
     /// The rows of a group, oldest first.
@@ -237,8 +236,8 @@ impl Tx<'_> {
         request: &[u8],
         ciphertext: &Bytes,
     ) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE outbox SET state = 'posted', message_id = ?2, request = ?3, wire_hash = ?4
-            WHERE id = ?1";
+        const UPDATE: &str = "UPDATE outbox SET state = 'posted', wait_for_seq = 0, message_id = ?2, request = ?3,
+            wire_hash = ?4 WHERE id = ?1";
         let hash = Hash::of(ciphertext.as_slice());
         self.execute(UPDATE, params![id, message_id.as_bytes(), request, hash.as_bytes()])?;
         Ok(())

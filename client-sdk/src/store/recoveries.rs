@@ -136,20 +136,14 @@ impl Tx<'_> {
 
     /// A group's recovery, if one is going on.
     pub(crate) fn recovery(&self, group: GroupId) -> Result<Option<Recovery>, StoreError> {
-        Ok(self
-            .query_row(&format!("{SELECT} WHERE group_id = ?1 AND step <> 'none'"), [group.as_bytes()], recovery_from)
-            .optional()?)
+        let select = format!("{SELECT} WHERE group_id = ?1 AND step <> 'none'");
+        Ok(self.query_row(&select, [group.as_bytes()], recovery_from).optional()?)
     }
 
     /// The recovery of which this group may be the end, as another one that goes on.
     pub(crate) fn recovery_towards(&self, successor: GroupId) -> Result<Option<Recovery>, StoreError> {
-        Ok(self
-            .query_row(
-                &format!("{SELECT} WHERE successor = ?1 AND step <> 'none'"),
-                [successor.as_bytes()],
-                recovery_from,
-            )
-            .optional()?)
+        let select = format!("{SELECT} WHERE successor = ?1 AND step <> 'none'");
+        Ok(self.query_row(&select, [successor.as_bytes()], recovery_from).optional()?)
     }
 
     /// Whether a commit by which this device joins on its own may have been accepted.
@@ -160,11 +154,11 @@ impl Tx<'_> {
 
     /// The next recovery whose time has come and that does not wait for its own row.
     pub(crate) fn next_recovery(&self, now_ms: u64) -> Result<Option<Recovery>, StoreError> {
-        let mut select = self.prepare_cached(&format!(
+        let select = format!(
             "{SELECT} WHERE step NOT IN ('none', 'accepted') AND not_before_ms <= ?1
                AND group_id NOT IN (SELECT id FROM groups WHERE requested_by IS NOT NULL) ORDER BY not_before_ms LIMIT 1"
-        ))?;
-        Ok(select.query_row([now_ms], recovery_from).optional()?)
+        );
+        Ok(self.query_row(&select, [now_ms], recovery_from).optional()?)
     }
 
     /// When the next recovery's time comes; `None` if none waits for a time.

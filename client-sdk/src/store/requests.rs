@@ -22,16 +22,12 @@ pub(crate) enum Standing {
 impl Tx<'_> {
     /// What the user has said of an account.
     pub(crate) fn standing(&self, account: AccountId) -> Result<Standing, StoreError> {
-        Ok(
-            match self
-                .query_row("SELECT blocked FROM standings WHERE account = ?1", [account.as_bytes()], |row| row.get(0))
-                .optional()?
-            {
-                None => Standing::Stranger,
-                Some(false) => Standing::Known,
-                Some(true) => Standing::Blocked,
-            },
-        )
+        const SELECT: &str = "SELECT blocked FROM standings WHERE account = ?1";
+        Ok(match self.query_row(SELECT, [account.as_bytes()], |row| row.get(0)).optional()? {
+            None => Standing::Stranger,
+            Some(false) => Standing::Known,
+            Some(true) => Standing::Blocked,
+        })
     }
 
     /// The user says something else of an account.

@@ -16,6 +16,8 @@ use crate::message::{Body, Content};
 #[derive(Debug, Clone)]
 pub(crate) struct Words(String);
 
+const ADD: &str = "INSERT INTO words (rowid, text) VALUES (?1, ?2)";
+
 /// So many words are searched for at most: each costs a look at all that begin with it.
 pub(crate) const WORDS_MAX: usize = 16;
 
@@ -66,8 +68,6 @@ impl Tx<'_> {
         Ok(())
     }
 }
-
-const ADD: &str = "INSERT INTO words (rowid, text) VALUES (?1, ?2)";
 
 /// Fills the index from a history that was written before there was one.
 pub(super) fn fill(connection: &Connection) -> Result<(), StoreError> {

@@ -35,8 +35,8 @@ pub(super) enum Newest {
 pub(super) async fn confirm(engine: &Engine) -> Result<bool, Error> {
     let known = *engine.newest.borrow();
     match known {
+        Newest::Confirmed => return Ok(true),
         Newest::Untold => tell(engine).await?,
-        Newest::Confirmed => {}
         Newest::Doubted => {
             let entropy = engine.entropy;
             let request = engine.store.with_tx(move |tx| match tx.instance_request()? {

@@ -3,10 +3,10 @@
 //! Six tasks share it. [`stream`] receives and applies what the queue brings, and hears what passes it by
 //! ([`ephemeral`]); [`outbox`] does what is to be done at the relay, [`recovery`] brings the device back into groups
 //! that cannot go on for it, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages at
-//! the relay, [`network`] notices that it may be within reach again. They meet only in the store: each step is one transaction, and the next step is found by reading it, so
-//! that a restart goes on where the last one stopped.
+//! the relay, [`network`] notices that it may be within reach again. They meet only in the store: each step is one
+//! transaction, and the next step is found by reading it, so that a restart goes on where the last one stopped.
 //!
-//! None of them but the first does anything before that has made sure that this store is not an old copy
+//! None of them but the first asks the relay for anything before that has made sure that this store is not an old copy
 //! ([`instance`]).
 //!
 //! Another relay at the relay's address is to all of them as no relay: once that is seen it is asked for nothing but
@@ -35,8 +35,6 @@ mod tests;
 mod updates;
 mod welcome;
 
-use self::instance::Newest;
-
 use std::{
     future::Future,
     sync::{
@@ -53,6 +51,7 @@ use tokio::{
 use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{Account, AccountId, Bytes, DeviceList, Incarnation, MessageId, RelayId};
 
+use self::instance::Newest;
 use crate::{
     Error,
     api::{Addresses, Whose},
@@ -263,7 +262,7 @@ impl Engine {
         *self.newest.borrow() == Newest::Confirmed
     }
 
-    /// Another copy of the store may go on: nothing more is encrypted before the relay was asked.
+    /// Another copy of the store may go on: nothing more is sent before the relay was asked.
     fn doubt_newest(&self) {
         self.newest.send_if_modified(|newest| {
             let confirmed = *newest == Newest::Confirmed;

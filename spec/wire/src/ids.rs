@@ -128,7 +128,7 @@ id!(
     Incarnation, version 4
 );
 id!(
-    /// One life of a device's store, from when it is opened until it is opened again: UUID version 4.
+    /// One life of a device's store, from when it is opened until it is opened again or opens a further stream: UUID version 4.
     InstanceId, version 4
 );
 id!(

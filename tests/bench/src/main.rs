@@ -3,8 +3,8 @@
 //! for each message.
 //!
 //! Build both with `cargo build --release -p undertone-server -p undertone-bench`, and run
-//! `target/release/undertone-bench`. Figures of two runs, or of two machines, say little about each other; the ratio of
-//! the last column does.
+//! `target/release/undertone-bench`. Figures of two runs, or of two machines, say little about each other; the
+//! ratios do.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a bench that cannot go on says so")]
 #![expect(clippy::disallowed_methods, reason = "a bench takes the time")]
 
