@@ -8,13 +8,14 @@ use undertone_wire::{GroupId, SendResponse};
 const BACKLOGS: [usize; 2] = [1_000, 10_000];
 
 /// How much of what waits is ciphertext, each.
-const BODY_BYTES: usize = 1_024;
+const BODY_BYTES: usize = 4 * 1_024;
 
 /// How many post at a time.
 const SENDERS: usize = 16;
 
-/// How much more the relay may need with the larger backlog, which is 9 MiB more. SQLite keeps pages it has read.
-const MORE_KIB_MAX: u64 = 5 * 1_024;
+/// How much more the relay may need with the larger backlog, which is 35 MiB more. Each of SQLite's connections keeps up to
+/// 2 MiB of what it has read.
+const MORE_KIB_MAX: u64 = 12 * 1_024;
 
 /// For how many looks the relay's memory must stay what it is to be what it will be.
 const SETTLED: usize = 50;
