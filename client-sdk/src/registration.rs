@@ -10,7 +10,7 @@ use undertone_wire::{InviteCode, RelayId, Username};
 use crate::{
     Error,
     api::{Address, Addresses},
-    crypto::{Entropy, Identity},
+    crypto::{Entropy, Identity, session::OlmAccount},
     store::{Profile, Store},
     sync::in_turn,
 };
@@ -24,14 +24,17 @@ pub(crate) async fn register(
     entropy: Entropy,
 ) -> Result<(Profile, Addresses), Error> {
     let begun = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
-    let identity = match begun {
+    let (identity, olm) = match begun {
         Some(profile) if profile.registered => return Err(Error::AlreadyRegistered),
-        Some(profile) => profile.identity,
-        None => Identity::create(entropy)?,
+        Some(profile) => (profile.identity, None),
+        None => {
+            let olm = OlmAccount::new();
+            (Identity::create(entropy, olm.olm_key())?, Some(olm))
+        }
     };
     let relay_id = agreed(&addresses).await?;
     let mut profile = Profile { relay_urls: urls(&addresses), relay_id, identity, username, registered: false };
-    save(store, &profile).await?;
+    save(store, &profile, olm).await?;
     let api = Addresses::new(addresses, relay_id);
     let request = &profile.identity.registration(relay_id, profile.username.clone(), invite);
     let account = in_turn(&api, || api.register(request)).await?;
@@ -68,7 +71,15 @@ pub(crate) fn urls(addresses: &[Address]) -> Vec<String> {
     addresses.iter().map(|one| one.url.clone()).collect()
 }
 
-async fn save(store: &Store, profile: &Profile) -> Result<(), Error> {
+/// Saves what was made, or looked up anew.
+async fn save(store: &Store, profile: &Profile, olm: Option<OlmAccount>) -> Result<(), Error> {
     let profile = profile.clone();
-    store.with_tx(move |tx| tx.save_profile(&profile).map_err(Error::from)).await
+    store
+        .with_tx(move |tx| {
+            if let Some(olm) = olm {
+                tx.save_olm_account(&olm)?;
+            }
+            tx.save_profile(&profile).map_err(Error::from)
+        })
+        .await
 }

@@ -32,6 +32,7 @@ pub(crate) trait Measured {
 }
 
 impl Measured for undertone_wire::AckRequest {}
+impl Measured for undertone_wire::ClaimPrekeysRequest {}
 impl Measured for undertone_wire::ClaimRequest {}
 impl Measured for undertone_wire::CreateGroupRequest {}
 impl Measured for undertone_wire::DirectEphemeralRequest {}
@@ -40,6 +41,7 @@ impl Measured for undertone_wire::InstanceRequest {}
 impl Measured for undertone_wire::LeaveRequest {}
 impl Measured for undertone_wire::RejoinRequest {}
 impl Measured for undertone_wire::SuccessorRequest {}
+impl Measured for undertone_wire::PublishPrekeysRequest {}
 impl Measured for undertone_wire::PublishRequest {}
 impl Measured for undertone_wire::ReconcileRequest {}
 impl Measured for undertone_wire::RegisterRequest {}

@@ -23,6 +23,7 @@ const STUB_MARGIN_MS: u64 = 2 * 60 * 60 * 1_000;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Purpose {
     Publish,
+    PublishPrekeys,
     Commit,
     Message,
     Leave,
@@ -61,6 +62,7 @@ impl Once {
         }
         let route = match purpose {
             Purpose::Publish => b'p',
+            Purpose::PublishPrekeys => b'k',
             Purpose::Commit => b'c',
             Purpose::Message => b'm',
             Purpose::Leave => b'l',

@@ -23,12 +23,12 @@ use reqwest::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, timeout};
 use undertone_wire::{
-    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, CommitRequest, CommitResponse,
-    CreateGroupRequest, Encoding, ErrorCode, FetchResponse, Group, GroupCommits, GroupEphemeralRequest, GroupId,
-    GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest, LoginRequest,
-    PROBLEM_MEDIA_TYPE, Problem, PublishRequest, ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest,
-    Relay, SendDirectRequest, SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER, Username,
-    path, path::fill,
+    Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
+    ClaimResponse, CommitRequest, CommitResponse, CreateGroupRequest, Encoding, ErrorCode, FetchResponse, Group,
+    GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse,
+    KeyCounts, LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, Problem, PublishPrekeysRequest, PublishRequest,
+    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest,
+    SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER, Username, path, path::fill,
 };
 
 use crate::{
@@ -219,6 +219,19 @@ impl RelayApi for HttpApi {
     }
     fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse> {
         self.ask(self.post(path::CLAIM, request).bearer_auth(text(token)))
+    }
+    fn publish_prekeys<'a>(&'a self, token: &'a Bytes, request: &'a PublishPrekeysRequest) -> Answer<'a, KeyCounts> {
+        self.ask(self.post(path::PREKEYS, request).bearer_auth(text(token)))
+    }
+    fn claim_prekeys<'a>(
+        &'a self,
+        token: &'a Bytes,
+        request: &'a ClaimPrekeysRequest,
+    ) -> Answer<'a, ClaimPrekeysResponse> {
+        self.ask(self.post(path::CLAIM_PREKEYS, request).bearer_auth(text(token)))
+    }
+    fn sealing_keys<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, SealingKeys> {
+        self.ask(self.get(&fill(path::SEALING_KEYS, account)).bearer_auth(text(token)))
     }
 
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList> {
@@ -460,7 +473,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_speaks_cbor_with_its_token_and_learns_the_relays_time() {
-        let counts = KeyCounts { key_packages: vec![] };
+        let counts = KeyCounts::default();
         let (api, served) = relay_answering(answer(200, "application/cbor", &Encoding::Cbor.encode(&counts))).await;
         assert_eq!(api.clock_offset_ms(), 0);
         let account_id = AccountId::from_identity_key(&undertone_wire::PublicKey::from([1; 32]));

@@ -25,11 +25,12 @@ mod ws;
 
 use futures_util::future::BoxFuture;
 use undertone_wire::{
-    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
-    CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList,
-    GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest, LoginRequest, Problem, PublishRequest,
-    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SendRequest, SendResponse, ServerFrame,
-    Session, Succession, SuccessorRequest, Username,
+    Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
+    ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
+    GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
+    LeaveRequest, LoginRequest, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse,
+    RegisterRequest, RejoinRequest, Relay, SealingKeys, SendRequest, SendResponse, ServerFrame, Session, Succession,
+    SuccessorRequest, Username,
 };
 
 pub use http::{HttpApi, NowMs};
@@ -121,6 +122,16 @@ pub trait RelayApi: Send + Sync + 'static {
     fn reconcile<'a>(&'a self, token: &'a Bytes, request: &'a ReconcileRequest) -> Answer<'a, ReconcileResponse>;
     /// `POST /v1/keys/claim`
     fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse>;
+    /// `POST /v1/keys/prekeys`
+    fn publish_prekeys<'a>(&'a self, token: &'a Bytes, request: &'a PublishPrekeysRequest) -> Answer<'a, KeyCounts>;
+    /// `POST /v1/keys/prekeys/claim`
+    fn claim_prekeys<'a>(
+        &'a self,
+        token: &'a Bytes,
+        request: &'a ClaimPrekeysRequest,
+    ) -> Answer<'a, ClaimPrekeysResponse>;
+    /// `GET /v1/accounts/{account}/sealing-keys`
+    fn sealing_keys<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, SealingKeys>;
 
     /// `GET /v1/groups`
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList>;

@@ -14,11 +14,12 @@ use std::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 use undertone_wire::{
-    Account, AccountId, AckRequest, ByeReason, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame,
-    CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList,
-    GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest, LoginRequest, PublishRequest,
-    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, RelayId, SendRequest, SendResponse,
-    ServerFrame, Session, Succession, SuccessorRequest, Username,
+    Account, AccountId, AckRequest, ByeReason, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse,
+    ClaimRequest, ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits,
+    GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
+    LeaveRequest, LoginRequest, PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse,
+    RegisterRequest, RejoinRequest, Relay, RelayId, SealingKeys, SendRequest, SendResponse, ServerFrame, Session,
+    Succession, SuccessorRequest, Username,
 };
 
 use super::route::Route;
@@ -209,6 +210,9 @@ impl RelayApi for Addresses {
         publish(token: &'a Bytes, request: &'a PublishRequest) -> KeyCounts;
         reconcile(token: &'a Bytes, request: &'a ReconcileRequest) -> ReconcileResponse;
         claim(token: &'a Bytes, request: &'a ClaimRequest) -> ClaimResponse;
+        publish_prekeys(token: &'a Bytes, request: &'a PublishPrekeysRequest) -> KeyCounts;
+        claim_prekeys(token: &'a Bytes, request: &'a ClaimPrekeysRequest) -> ClaimPrekeysResponse;
+        sealing_keys(token: &'a Bytes, account: AccountId) -> SealingKeys;
         groups(token: &'a Bytes) -> GroupList;
         create_group(token: &'a Bytes, request: &'a CreateGroupRequest) -> Group;
         group(token: &'a Bytes, group: GroupId) -> Group;
@@ -347,7 +351,7 @@ mod tests {
         let (status, body) = match asked.as_str() {
             path::RELAY if byte == NAMELESS => (404, Encoding::Cbor.encode(&Problem::new(ErrorCode::NotFound))),
             path::RELAY => (200, Encoding::Cbor.encode(&relay)),
-            _ => (200, Encoding::Cbor.encode(&KeyCounts { key_packages: vec![] })),
+            _ => (200, Encoding::Cbor.encode(&KeyCounts::default())),
         };
         let head = format!(
             "HTTP/1.1 {status} X\r\ncontent-type: application/cbor\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",

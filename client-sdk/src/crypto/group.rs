@@ -479,7 +479,6 @@ mod tests {
     use openmls_rust_crypto::OpenMlsRustCrypto;
 
     use super::*;
-    use crate::crypto::Entropy;
 
     /// A device with its own storage.
     struct Device {
@@ -489,7 +488,7 @@ mod tests {
 
     impl Device {
         fn new() -> Self {
-            let identity = Identity::create(Entropy::system()).unwrap();
+            let identity = Identity::random();
             Self { provider: OpenMlsRustCrypto::default(), identity }
         }
 

@@ -1,7 +1,7 @@
 //! Who this device is: its account's identity key, its own keys, the first device list, and what they sign.
 //!
-//! The identity key signs device lists, the device key signs log-ins, and the MLS key signs in groups; none does
-//! another's work.
+//! The identity key signs device lists, the device key signs log-ins, prekeys and sealing keys, and the MLS key signs in
+//! groups; none does another's work.
 
 use std::fmt;
 
@@ -9,8 +9,8 @@ use openmls::prelude::{BasicCredential, CredentialWithKey, SignatureScheme};
 use openmls_traits::signatures::{Signer, SignerError};
 use serde::{Deserialize, Serialize};
 use undertone_wire::{
-    AccountId, DeviceEntry, DeviceId, DeviceList, Encoding, InviteCode, LeafCredential, LoginRequest, Nonce, PublicKey,
-    RegisterRequest, RelayId, SignedDeviceList, Username, public_key,
+    AccountId, Bytes, DeviceEntry, DeviceId, DeviceList, Encoding, InviteCode, KeySet, LeafCredential, LoginRequest,
+    Nonce, Prekey, PublicKey, RegisterRequest, RelayId, SealingKey, SignedDeviceList, Username, X25519Key, public_key,
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -57,19 +57,26 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// A new account with this device as its only one.
-    pub(crate) fn create(entropy: Entropy) -> Result<Self, CryptoError> {
+    /// A new account with this device as its only one, whose Olm account has this identity key.
+    pub(crate) fn create(entropy: Entropy, olm_key: X25519Key) -> Result<Self, CryptoError> {
         let identity_seed = Seed(entropy.bytes()?);
         let device_seed = Seed(entropy.bytes()?);
         let mls_seed = Seed(entropy.bytes()?);
         let device = DeviceId::from_random(entropy.bytes()?);
         let first_identity_key = public_key(&identity_seed.0);
         let account = AccountId::from_identity_key(&first_identity_key);
-        let entry = DeviceEntry::issue(&identity_seed.0, device, &device_seed.0, &mls_seed.0);
+        let key_set = KeySet { device_key: public_key(&device_seed.0), olm_key };
+        let entry = DeviceEntry::issue(&identity_seed.0, device, &key_set, &mls_seed.0);
         let certificate = entry.certificate.clone();
         let list = SignedDeviceList::sign(&DeviceList::first(first_identity_key, vec![entry]), &identity_seed.0);
         let credential = LeafCredential { first_identity_key, rotations: vec![], certificate };
         Ok(Self { account, device, identity_seed, device_seed, mls_seed, list, credential })
+    }
+
+    /// Somebody.
+    #[cfg(test)]
+    pub(crate) fn random() -> Self {
+        Self::create(Entropy::system(), X25519Key::from([9; 32])).unwrap()
     }
 
     /// The account.
@@ -101,6 +108,16 @@ impl Identity {
     /// The request that logs this device in at a relay.
     pub(crate) fn login(&self, relay: RelayId, nonce: Nonce) -> LoginRequest {
         LoginRequest::sign(&relay, self.device, nonce, &self.device_seed.0)
+    }
+
+    /// One of this device's prekeys, vouched for.
+    pub(crate) fn prekey(&self, key: X25519Key, not_after_ms: u64, fallback: bool) -> Prekey {
+        Prekey::sign(self.device, key, not_after_ms, fallback, &self.device_seed.0)
+    }
+
+    /// This device's sealing key, vouched for.
+    pub(crate) fn sealing_key(&self, key: Bytes, not_after_ms: u64) -> SealingKey {
+        SealingKey::sign(self.device, key, not_after_ms, &self.device_seed.0)
     }
 
     /// What this device's leaves and key packages carry.
@@ -141,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_new_identity_holds_by_itself() {
-        let identity = Identity::create(Entropy::system()).unwrap();
+        let identity = Identity::random();
         let list = identity.list.verify(&identity.account()).unwrap();
         assert_eq!((list.version, list.devices.len()), (1, 1));
         assert_eq!(identity.list_version().unwrap(), 1);
@@ -151,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_registration_is_for_one_relay_and_one_name() {
-        let identity = Identity::create(Entropy::system()).unwrap();
+        let identity = Identity::random();
         let [here, there] = [1, 2].map(|byte| RelayId::from_random([byte; 16]));
         let request = identity.registration(here, "alice".parse().ok(), None);
         let key = public_key(&identity.identity_seed.0);

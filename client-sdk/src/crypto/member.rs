@@ -3,12 +3,13 @@
 //! Invariant: all leaves of an account agree on its chain of identity keys; a new leaf never goes back on it.
 
 use openmls::prelude::{Credential, LeafNode, LeafNodeIndex, MlsGroup};
+use serde::{Deserialize, Serialize};
 use undertone_wire::{AccountId, DeviceId, LeafCredential, Rotation, chain_continues};
 
 use super::CryptoError;
 
 /// A device in a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Member {
     /// Its account.
     pub(crate) account: AccountId,

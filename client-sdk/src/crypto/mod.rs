@@ -8,13 +8,16 @@
 //! [`CryptoError::Storage`] says nothing about the message, which must be tried again.
 
 mod changes;
+pub(crate) mod envelope;
 pub(crate) mod ephemeral;
 pub(crate) mod group;
 pub(crate) mod identity;
 pub(crate) mod key_package;
 mod member;
+mod padding;
 pub(crate) mod rejoin;
 mod seal;
+pub(crate) mod session;
 mod welcome;
 
 use openmls::prelude::{

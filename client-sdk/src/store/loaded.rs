@@ -70,7 +70,7 @@ mod tests {
     use crate::{
         Clock as _, Error, StoreKey, SystemClock,
         crypto::{
-            CryptoError, Entropy, Identity, Member,
+            CryptoError, Identity, Member,
             group::{self, Change, Opened, Profile},
             key_package,
         },
@@ -96,7 +96,7 @@ mod tests {
     async fn bob_and_messages<const N: usize>() -> (Store, TempDir, [Bytes; N]) {
         let (store, folder) = store().await;
         let (provider, now_ms) = (OpenMlsRustCrypto::default(), SystemClock.now_ms());
-        let [alice, bob] = [(), ()].map(|()| Identity::create(Entropy::system()).unwrap());
+        let [alice, bob] = [(), ()].map(|()| Identity::random());
         let owner = Member { account: bob.account(), device: bob.device() };
         let made = store.with_tx(move |tx| Ok::<_, Error>(key_package::make(&tx.mls(), &bob, now_ms, false)?));
         let change = Change { add: vec![(owner, made.await.unwrap())], ..Change::default() };
@@ -190,7 +190,7 @@ mod tests {
     #[tokio::test]
     async fn those_used_last_stay() {
         let (store, _folder) = store().await;
-        let identity = Identity::create(Entropy::system()).unwrap();
+        let identity = Identity::random();
         for byte in 0..u8::try_from(GROUPS_MAX).unwrap() + 2 {
             let identity = identity.clone();
             let used = store.with_tx(move |tx| {

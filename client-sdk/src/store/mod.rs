@@ -16,6 +16,7 @@ mod messages;
 mod mls;
 mod outbox;
 pub(crate) mod points;
+mod prekeys;
 mod profile;
 mod publications;
 mod receipts;
@@ -51,6 +52,7 @@ pub use messages::{MessageStatus, SendFailure};
 pub(crate) use outbox::{OutboxRow, OutboxState, Task};
 use points::Points;
 pub(crate) use profile::Profile;
+pub(crate) use publications::Publication;
 pub(crate) use receipts::Said;
 pub(crate) use recoveries::{Recovery, RecoveryStep, Successor, Why};
 pub(crate) use requests::Standing;
@@ -74,6 +76,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0008_requests.sql"),
     include_str!("schema/0009_at_size.sql"),
     include_str!("schema/0010_search.sql"),
+    include_str!("schema/0011_prekeys.sql"),
 ];
 
 /// The one after which the history is to be found by its words.

@@ -188,7 +188,6 @@ mod tests {
     use super::*;
     use crate::{
         Error, StoreKey,
-        crypto::Entropy,
         store::{MIGRATIONS, Store},
     };
 
@@ -200,7 +199,7 @@ mod tests {
         Profile {
             relay_urls: urls(relay_urls),
             relay_id: RelayId::from_random([1; 16]),
-            identity: Identity::create(Entropy::system()).unwrap(),
+            identity: Identity::random(),
             username: None,
             registered: true,
         }

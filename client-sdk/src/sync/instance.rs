@@ -122,6 +122,7 @@ fn begin_anew(tx: &Tx<'_>, entropy: Entropy, now_ms: u64) -> Result<(), StoreErr
     tracing::warn!("the store is a copy of an earlier state: it comes into its groups with new keys");
     tx.add_event(&StoredEvent::Copied)?;
     tx.renew_last_resort_now()?;
+    tx.renew_prekeys_now()?;
     for group in tx.groups()?.iter().filter(|group| !group.state.is_over()) {
         // One that the relay is still to hear of has nobody else in it, unless that turns out then.
         if !tx.is_to_be_created(group.id)? {

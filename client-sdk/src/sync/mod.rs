@@ -2,7 +2,7 @@
 //!
 //! Six tasks share it. [`stream`] receives and applies what the queue brings, and hears what passes it by
 //! ([`ephemeral`]); [`outbox`] does what is to be done at the relay, [`recovery`] brings the device back into groups
-//! that cannot go on for it, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps key packages at
+//! that cannot go on for it, [`directory`] looks at the device lists of others, [`key_upkeep`] keeps keys at
 //! the relay, [`network`] notices that it may be within reach again. They meet only in the store: each step is one
 //! transaction, and the next step is found by reading it, so that a restart goes on where the last one stopped.
 //!
@@ -233,9 +233,8 @@ impl Engine {
         Ok((contact, list))
     }
 
-    /// Publishes the key packages that are missing at the relay. Answers with the time until that should be done again,
-    /// if it is known.
-    pub(crate) async fn publish_keys(&self) -> Result<Option<Duration>, Error> {
+    /// Publishes the keys that are missing at the relay. Answers with the time until that should be done again.
+    pub(crate) async fn publish_keys(&self) -> Result<Duration, Error> {
         key_upkeep::top_up(self, &mut *self.key_upkeep.lock().await).await
     }
 

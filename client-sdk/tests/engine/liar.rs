@@ -11,11 +11,12 @@ use undertone::{
     api::{Answer, ApiError, FrameStream, RelayApi},
 };
 use undertone_wire::{
-    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClientFrame, CommitRequest,
-    CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits, GroupEphemeralRequest, GroupList, GroupMembers,
-    InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest, LoginRequest, MessageId, Problem, PublishRequest,
-    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SendRequest, SendResponse, ServerFrame,
-    Session, Succession, SuccessorRequest,
+    Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
+    ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
+    GroupEphemeralRequest, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest,
+    LoginRequest, MessageId, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse,
+    RegisterRequest, RejoinRequest, Relay, SealingKeys, SendRequest, SendResponse, ServerFrame, Session, Succession,
+    SuccessorRequest,
 };
 
 use crate::world::{World, key, registered};
@@ -174,6 +175,9 @@ impl RelayApi for Liar {
         key_counts(token: &'a Bytes) -> KeyCounts;
         reconcile(token: &'a Bytes, request: &'a ReconcileRequest) -> ReconcileResponse;
         claim(token: &'a Bytes, request: &'a ClaimRequest) -> ClaimResponse;
+        publish_prekeys(token: &'a Bytes, request: &'a PublishPrekeysRequest) -> KeyCounts;
+        claim_prekeys(token: &'a Bytes, request: &'a ClaimPrekeysRequest) -> ClaimPrekeysResponse;
+        sealing_keys(token: &'a Bytes, account: AccountId) -> SealingKeys;
         groups(token: &'a Bytes) -> GroupList;
         group(token: &'a Bytes, group: GroupId) -> Group;
         group_members(token: &'a Bytes, group: GroupId) -> GroupMembers;

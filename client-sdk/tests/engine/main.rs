@@ -12,6 +12,7 @@ mod messages;
 mod nodes;
 mod other_relay;
 mod passing;
+mod prekeys;
 mod receipts;
 mod requests;
 mod search;

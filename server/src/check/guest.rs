@@ -6,7 +6,7 @@
 use undertone_api::{ApiError, HttpApi, RelayApi as _};
 use undertone_wire::{
     AccountId, Bytes, DeviceEntry, DeviceId, DeviceList, DirectCiphertext, DirectRecipient, ErrorCode, InviteCode,
-    LoginRequest, RegisterRequest, RelayId, SignedDeviceList, public_key,
+    KeySet, LoginRequest, RegisterRequest, RelayId, SignedDeviceList, X25519Key, public_key,
 };
 
 use crate::clock::{Random, RandomError, random_bytes};
@@ -27,7 +27,10 @@ impl Guest {
     pub(super) fn new(relay: RelayId, random: &dyn Random) -> Result<Self, RandomError> {
         let (identity_key, device_key, mls_key) = (random_bytes(random)?, random_bytes(random)?, random_bytes(random)?);
         let device = DeviceId::from_random(random_bytes(random)?);
-        let entry = DeviceEntry::issue(&identity_key, device, &device_key, &mls_key);
+        // Nobody writes to it by Olm.
+        let olm_key = X25519Key::from(random_bytes::<32>(random)?);
+        let key_set = KeySet { device_key: public_key(&device_key), olm_key };
+        let entry = DeviceEntry::issue(&identity_key, device, &key_set, &mls_key);
         let list = DeviceList::first(public_key(&identity_key), vec![entry]);
         let (account, list) = (list.account, SignedDeviceList::sign(&list, &identity_key));
         Ok(Self { relay, account, device, identity_key, device_key, list, may_be_there: false })

@@ -1,4 +1,5 @@
-//! Key packages, by device and suite.
+//! Keys that are handed out, by device and suite: key packages, and under suites of their own prekeys and sealing keys.
+//! They have one table, `key_packages`; what is said of key packages here holds for all.
 //!
 //! Invariant: handing out a one-time key package spends it in the same transaction: its bytes go, its row stays, so that
 //! none is handed out twice, published again or not. Only those of the store's present incarnation are handed out: after
@@ -91,8 +92,8 @@ const EXPIRE: Pair = pair!(
     ") DELETE FROM key_packages WHERE hash_ref IN (SELECT hash_ref FROM expired)"
 );
 
-/// A key package to be stored.
-pub(crate) struct NewKeyPackage {
+/// A key to be stored.
+pub(crate) struct NewKey {
     pub(crate) hash_ref: Hash,
     pub(crate) suite: u16,
     pub(crate) last_resort: bool,
@@ -101,7 +102,7 @@ pub(crate) struct NewKeyPackage {
 }
 
 /// Stores a device's key packages under the store's present incarnation. A last-resort one replaces the one before it.
-pub(crate) async fn add(tx: &mut Tx, device: &DeviceId, keys: &[NewKeyPackage]) -> Result<(), StoreError> {
+pub(crate) async fn add(tx: &mut Tx, device: &DeviceId, keys: &[NewKey]) -> Result<(), StoreError> {
     let rows = Rows::of(keys.iter().map(|key| &key.hash_ref))
         .bytes(keys.iter().map(|_| device))
         .numbers(keys.iter().map(|key| i64::from(key.suite)))

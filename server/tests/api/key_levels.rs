@@ -139,10 +139,8 @@ async fn reconciling_leaves_what_both_have(on: Backend) {
 
     let mut available: Vec<_> = kept.iter().copied().chain([&last_resort]).map(hash_ref).collect();
     available.sort_unstable();
-    let expected = ReconcileResponse {
-        available,
-        key_packages: vec![KeyPackageCount { suite: SUITE, one_time: 3, last_resort: true }],
-    };
+    let key_packages = vec![KeyPackageCount { suite: SUITE, one_time: 3, last_resort: true }];
+    let expected = ReconcileResponse { available, counts: KeyCounts { key_packages, ..KeyCounts::default() } };
     for _ in 0..2 {
         assert_eq!(alice.post(path::RECONCILE, &request).await.yes::<ReconcileResponse>(), expected);
     }
@@ -156,6 +154,6 @@ async fn reconciling_leaves_what_both_have(on: Backend) {
 
     let nothing = ReconcileRequest { hash_refs: vec![] };
     let agreed: ReconcileResponse = alice.post(path::RECONCILE, &nothing).await.yes();
-    assert_eq!((agreed.available, agreed.key_packages), (vec![], vec![]));
+    assert_eq!((agreed.available, agreed.counts), (vec![], KeyCounts::default()));
     assert_eq!(claim(&bob, &alice).await.key_package, None);
 }

@@ -32,13 +32,14 @@ fn now_s() -> u64 {
 }
 
 fn counted(one_time: u64, last_resort: bool) -> KeyCounts {
-    KeyCounts { key_packages: vec![KeyPackageCount { suite: suite::DEFAULT, one_time, last_resort }] }
+    let key_packages = vec![KeyPackageCount { suite: suite::DEFAULT, one_time, last_resort }];
+    KeyCounts { key_packages, ..KeyCounts::default() }
 }
 
 async fn what_is_published_is_counted_and_handed_out_once_then_the_last_resort_again_and_again(on: Backend) {
     let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
-    assert_eq!(alice.get(path::KEYS).await.yes::<KeyCounts>(), KeyCounts { key_packages: vec![] });
+    assert_eq!(alice.get(path::KEYS).await.yes::<KeyCounts>(), KeyCounts::default());
     let one_time = [alice.key_package(false), alice.key_package(false)];
     let last_resort = alice.key_package(true);
     let published = alice.publish(one_time.to_vec(), Some(last_resort.clone())).await.yes::<KeyCounts>();
@@ -195,7 +196,7 @@ async fn a_one_time_key_package_is_handed_out_once_even_if_it_is_published_anew(
     assert_eq!(alice.publish(vec![only.clone()], None).await.yes::<KeyCounts>(), counted(1, false));
     assert_eq!(bob.claim(alice.account_id()).await.key_packages[0].key_package, Some(only.clone()));
     let anew = alice.publish(vec![only], None).await.yes::<KeyCounts>();
-    assert_eq!(anew, KeyCounts { key_packages: vec![] });
+    assert_eq!(anew, KeyCounts::default());
     assert_eq!(bob.claim(alice.account_id()).await.key_packages[0].key_package, None);
 }
 
@@ -207,7 +208,7 @@ async fn what_does_not_live_long_enough_is_not_handed_out(on: Backend) {
     alice.publish(vec![short], None).await.yes::<KeyCounts>();
     relay.clock.advance(Duration::from_secs(2 * DAY_S));
     assert_eq!(bob.claim(alice.account_id()).await.key_packages[0].key_package, None);
-    assert_eq!(alice.get(path::KEYS).await.yes::<KeyCounts>(), KeyCounts { key_packages: vec![] });
+    assert_eq!(alice.get(path::KEYS).await.yes::<KeyCounts>(), KeyCounts::default());
     relay.upkeep.run().await.unwrap();
     assert_eq!(relay.rows("key_packages").await, 0);
 }

@@ -148,6 +148,11 @@ fixed_bytes!(
     32
 );
 fixed_bytes!(
+    /// An X25519 public key (RFC 7748).
+    X25519Key,
+    32
+);
+fixed_bytes!(
     /// An Ed25519 signature (RFC 8032), always over a [`Domain`](crate::Domain) and the bytes it names.
     Signature,
     64

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AccountId, Bytes, DeviceId, Domain, Encoding, Hash, PublicKey, Signature, verify};
+use crate::{AccountId, Bytes, DeviceId, Domain, Encoding, Hash, PublicKey, Signature, X25519Key, verify};
 
 /// Most changes of an identity key. Part of what makes a chain valid, so that all agree on it.
 pub const ROTATIONS_MAX: usize = 64;
@@ -81,8 +81,10 @@ pub struct Certificate {
 /// The long-lived keys of a device beside its MLS signing key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeySet {
-    /// Signs log-ins.
+    /// Signs log-ins, prekeys and sealing keys.
     pub device_key: PublicKey,
+    /// The identity key of the device's Olm sessions.
+    pub olm_key: X25519Key,
 }
 
 /// One change of an account's identity key.
@@ -246,10 +248,10 @@ impl DeviceList {
 }
 
 impl DeviceEntry {
-    /// The entry of a device of the account whose first identity key has the seed `identity`. The other seeds are the
-    /// device's own: of the key that signs log-ins, and of its MLS signing key.
-    pub fn issue(identity: &[u8; 32], device: DeviceId, device_key: &[u8; 32], mls_key: &[u8; 32]) -> Self {
-        let key_set = Encoding::Cbor.encode(&KeySet { device_key: crate::public_key(device_key) });
+    /// The entry of a device of the account whose first identity key has the seed `identity`. The device's MLS signing key
+    /// has the seed `mls_key`.
+    pub fn issue(identity: &[u8; 32], device: DeviceId, key_set: &KeySet, mls_key: &[u8; 32]) -> Self {
+        let key_set = Encoding::Cbor.encode(key_set);
         let certificate = Certificate {
             account: AccountId::from_identity_key(&crate::public_key(identity)),
             device,
@@ -343,8 +345,12 @@ mod tests {
         AccountId::from_identity_key(&crate::public_key(&IDENTITY))
     }
 
+    fn key_set() -> KeySet {
+        KeySet { device_key: crate::public_key(&DEVICE), olm_key: X25519Key::from([6; 32]) }
+    }
+
     fn entry(device: u8, identity: &[u8; 32], mls: &[u8; 32]) -> DeviceEntry {
-        let key_set = Encoding::Cbor.encode(&KeySet { device_key: crate::public_key(&DEVICE) });
+        let key_set = Encoding::Cbor.encode(&key_set());
         let certificate = Certificate {
             account: account(),
             device: DeviceId::from_random([device; 16]),
@@ -373,7 +379,7 @@ mod tests {
     #[test]
     fn an_entry_is_issued_for_the_account_of_its_identity_key() {
         let device = DeviceId::from_random([1; 16]);
-        assert_eq!(DeviceEntry::issue(&IDENTITY, device, &DEVICE, &MLS), entry(1, &IDENTITY, &MLS));
+        assert_eq!(DeviceEntry::issue(&IDENTITY, device, &key_set(), &MLS), entry(1, &IDENTITY, &MLS));
     }
 
     #[test]

@@ -159,7 +159,9 @@ codes! {
     BadDeviceList = "bad_device_list", 422;
     /// A key package breaks a rule; `detail` says which.
     BadKeyPackage = "bad_key_package", 422;
-    /// A key package's lifetime is over, too short or too long.
+    /// A prekey or a sealing key breaks a rule; `detail` says which.
+    BadPrekey = "bad_prekey", 422;
+    /// The lifetime of a key package, prekey or sealing key is over, too short or too long.
     BadLifetime = "bad_lifetime", 422;
     /// A cipher suite that this relay does not take.
     UnsupportedSuite = "unsupported_suite", 422;
@@ -203,7 +205,8 @@ impl ErrorCode {
             Self::BadSignature => "A signature does not verify",
             Self::BadDeviceList => "The device list breaks a rule",
             Self::BadKeyPackage => "A key package breaks a rule",
-            Self::BadLifetime => "A key package's lifetime does not fit",
+            Self::BadPrekey => "A prekey breaks a rule",
+            Self::BadLifetime => "A key's lifetime does not fit",
             Self::UnsupportedSuite => "The cipher suite is not supported",
             Self::BadMessage => "The message breaks a rule",
             Self::LimitReached => "A limit is reached",

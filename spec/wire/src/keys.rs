@@ -1,13 +1,19 @@
 //! Key packages: bodies of `/v1/keys`. Each is handed out once, the last-resort one whenever no other is left.
+//!
+//! Counting and reconciling is of all keys that a device has at the relay, prekeys and the sealing key included.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AccountId, Bytes, DeviceId, Hash, MessageId};
+use crate::{AccountId, Bytes, DeviceId, Hash, MessageId, PrekeyCount};
 
-/// MLS cipher suites (RFC 9420, section 17.1) that Undertone uses.
+/// What a key is for: an MLS cipher suite (RFC 9420, section 17.1), or a number of its private range for what is not MLS.
 pub mod suite {
     /// `MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519`: the default.
     pub const DEFAULT: u16 = 0x0003;
+    /// Prekeys: X25519, for Olm sessions with whole message authentication codes.
+    pub const PREKEY: u16 = 0xF0A0;
+    /// Sealing keys: HPKE (RFC 9180) with X-Wing, HKDF-SHA-256 and ChaCha20-Poly1305.
+    pub const SEALING: u16 = 0xF0A1;
 }
 
 /// `POST /v1/keys/key-packages`: publishes key packages of the calling device, all or none.
@@ -24,11 +30,15 @@ pub struct PublishRequest {
 }
 
 /// `GET /v1/keys` and the answer to publishing: what the calling device has at the relay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KeyCounts {
-    /// One entry per suite that has any.
+    /// Key packages: one entry per suite that has any.
     pub key_packages: Vec<KeyPackageCount>,
+    /// Prekeys.
+    pub prekeys: PrekeyCount,
+    /// Whether there is a sealing key that can be handed out.
+    pub sealing_key: bool,
 }
 
 /// How many key packages of one suite a device has at the relay.
@@ -43,13 +53,14 @@ pub struct KeyPackageCount {
     pub last_resort: bool,
 }
 
-/// `POST /v1/keys/reconcile`: makes the calling device and the relay agree on which key packages there are. The relay
-/// forgets all of the device's that are not named. Repeating it changes nothing more.
+/// `POST /v1/keys/reconcile`: makes the calling device and the relay agree on which keys there are. The relay forgets all of
+/// the device's that are not named. Repeating it changes nothing more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReconcileRequest {
-    /// The `KeyPackageRef` (RFC 9420, section 5.2) of every key package whose private keys the device still holds,
-    /// one-time and last-resort, of any suite.
+    /// What each key is called whose private half the device still holds: the `KeyPackageRef` (RFC 9420, section 5.2) of key
+    /// packages, one-time and last-resort, of any suite; [`Prekey::hash_ref`](crate::Prekey::hash_ref) and
+    /// [`SealingKey::hash_ref`](crate::SealingKey::hash_ref).
     pub hash_refs: Vec<Hash>,
 }
 
@@ -60,8 +71,8 @@ pub struct ReconcileResponse {
     /// Those of the request that the relay can still hand out, in ascending order. The others were handed out, have
     /// expired or never arrived.
     pub available: Vec<Hash>,
-    /// The counts since; one entry per suite that has any.
-    pub key_packages: Vec<KeyPackageCount>,
+    /// The counts since.
+    pub counts: KeyCounts,
 }
 
 /// `POST /v1/keys/claim`: takes one key package for each device of an account.

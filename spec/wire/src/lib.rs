@@ -34,6 +34,7 @@ mod ids;
 mod keys;
 mod limits;
 pub mod path;
+mod prekeys;
 mod queue;
 mod recovery;
 mod signing;
@@ -42,7 +43,7 @@ pub use account::{
     Account, Challenge, LoginRequest, RegisterRequest, Registration, Relay, Session, UpdateDeviceListRequest, Username,
     UsernameError,
 };
-pub use bytes::{Bytes, Hash, InviteCode, InviteCodeError, LengthError, Nonce, PublicKey, Signature};
+pub use bytes::{Bytes, Hash, InviteCode, InviteCodeError, LengthError, Nonce, PublicKey, Signature, X25519Key};
 pub use connection::{ConnectionString, ConnectionStringError};
 pub use credential::{CredentialError, LeafCredential};
 pub use device_list::{
@@ -65,6 +66,10 @@ pub use keys::{
     ReconcileResponse, suite,
 };
 pub use limits::Limits;
+pub use prekeys::{
+    ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimedPrekey, DeviceSealingKey, Prekey, PrekeyCount,
+    PublishPrekeysRequest, SealingKey, SealingKeys,
+};
 pub use queue::{AckRequest, Delivery, Envelope, FetchResponse, InstanceRequest, InstanceResponse, Span};
 pub use recovery::{RejoinRequest, Succession, SuccessorRequest};
 pub use signing::{Domain, public_key, sign, verify};

@@ -73,13 +73,13 @@ limits! {
     device_sessions_max = 8;
     /// One-time keys of a device, for each kind and suite.
     one_time_keys_max = 200;
-    /// One-time key packages left at which a device is told `keys_low`, for each kind and suite.
+    /// One-time keys left at which a device is told `keys_low`, for each kind and suite.
     keys_low_at = 20;
-    /// Claims of one account's key packages by another account in an hour before it gets last-resort ones. Each node counts for
-    /// itself.
-    claims_per_pair_hour_max = 20;
-    /// Claims of one account's key packages by all others together in an hour before they get last-resort ones. Each node
+    /// Claims of one account's key packages or prekeys by another account in an hour before it gets last-resort ones. Each node
     /// counts for itself.
+    claims_per_pair_hour_max = 20;
+    /// Claims of one account's key packages or prekeys by all others together in an hour before they get last-resort ones. Each
+    /// node counts for itself.
     claims_per_account_hour_max = 200;
     /// Requests of a device to be let into a group again, in an hour. More are refused with `too_many_requests`. Each node
     /// counts for itself.
@@ -123,8 +123,8 @@ limits! {
     challenge_ttl_s = 60;
     /// How long a session lives.
     session_ttl_s = 30 * DAY;
-    /// Longest lifetime of a key package, from `not_before` to `not_after`.
+    /// Longest lifetime of a key package, from `not_before` to `not_after`, and of a prekey or sealing key, from now on.
     key_package_lifetime_s_max = 92 * DAY;
-    /// What must be left of a key package's lifetime when it is published or handed out.
+    /// What must be left of the lifetime of a key package, prekey or sealing key when it is published or handed out.
     key_package_remaining_s_min = 37 * DAY;
 }

@@ -24,8 +24,14 @@ pub const KEYS: &str = "/v1/keys";
 pub const KEY_PACKAGES: &str = "/v1/keys/key-packages";
 /// `POST`: claim key packages.
 pub const CLAIM: &str = "/v1/keys/claim";
-/// `POST`: make the relay's key packages those that the calling device still holds.
+/// `POST`: make the relay's keys those that the calling device still holds.
 pub const RECONCILE: &str = "/v1/keys/reconcile";
+/// `POST`: publish prekeys and the sealing key.
+pub const PREKEYS: &str = "/v1/keys/prekeys";
+/// `POST`: claim prekeys.
+pub const CLAIM_PREKEYS: &str = "/v1/keys/prekeys/claim";
+/// `GET`: the sealing keys of an account's devices.
+pub const SEALING_KEYS: &str = "/v1/accounts/{account}/sealing-keys";
 /// `POST`: a direct message.
 pub const MESSAGES: &str = "/v1/messages";
 /// `POST`: ephemeral content for single devices.

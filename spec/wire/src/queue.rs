@@ -81,17 +81,17 @@ pub enum Envelope {
         /// The bytes that were posted for the receiving device, sealed to it.
         ciphertext: Bytes,
     },
-    /// Few one-time key packages of the receiver are left: it should publish more.
+    /// Few one-time key packages or prekeys of the receiver are left: it should publish more.
     KeysLow {
-        /// The MLS cipher suite.
+        /// Of which [`suite`](crate::suite).
         suite: u16,
-        /// One-time key packages that could still be handed out when this was written.
+        /// How many could still be handed out when this was written.
         one_time: u64,
     },
-    /// The receiver's last-resort key package was handed out, because no one-time one was left or a claim limit was
-    /// reached. The receiver should publish one-time key packages and replace the last-resort one.
+    /// The receiver's last-resort key package or fallback prekey was handed out, because no one-time one was left or a
+    /// claim limit was reached. The receiver should publish one-time ones and replace the other.
     LastResortUsed {
-        /// The MLS cipher suite.
+        /// Of which [`suite`](crate::suite).
         suite: u16,
     },
     /// An envelope of a kind that this version does not know. It is acked like any other.

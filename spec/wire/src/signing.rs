@@ -25,6 +25,11 @@ pub enum Domain {
     Registration,
     /// The device key logs in: relay id, device id, nonce.
     Login,
+    /// The device key vouches for a prekey: device id, end of its life (8 bytes, big-endian), 1 if it is the fallback or 0,
+    /// key.
+    Prekey,
+    /// The device key vouches for its sealing key: device id, end of its life (8 bytes, big-endian), key.
+    SealingKey,
 }
 
 impl Domain {
@@ -37,6 +42,8 @@ impl Domain {
             Self::Rotation => "rotation",
             Self::Registration => "registration",
             Self::Login => "login",
+            Self::Prekey => "prekey",
+            Self::SealingKey => "sealing key",
         }
     }
 

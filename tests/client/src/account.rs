@@ -11,9 +11,11 @@ use openmls_rust_crypto::OpenMlsRustCrypto;
 use openmls_traits::signatures::{Signer, SignerError};
 use tokio::task::JoinHandle;
 use undertone_wire::{
-    AccountId, Bytes, Certificate, Challenge, ClaimRequest, ClaimResponse, DeviceEntry, DeviceId, DeviceList, Encoding,
-    FetchResponse, Hash, InviteCode, KeyCounts, KeySet, LeafCredential, LoginRequest, PublishRequest, RegisterRequest,
-    Relay, Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username, path, public_key,
+    AccountId, Bytes, Certificate, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest, ClaimResponse,
+    ClaimedPrekey, DeviceEntry, DeviceId, DeviceList, DeviceSealingKey, Encoding, FetchResponse, Hash, InviteCode,
+    KeyCounts, KeySet, LeafCredential, LoginRequest, Prekey, PublishPrekeysRequest, PublishRequest, RegisterRequest,
+    Relay, SealingKey, SealingKeys, Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username,
+    X25519Key, path, public_key,
 };
 
 use crate::{Api, Message, Reply, now_ms, random};
@@ -27,6 +29,7 @@ pub struct Keys {
     pub device_id: DeviceId,
     mls: [u8; 32],
     device: [u8; 32],
+    olm: X25519Key,
 }
 
 /// An account as its owner knows it.
@@ -68,7 +71,8 @@ impl Default for Keys {
 impl Keys {
     /// A new device.
     pub fn new() -> Self {
-        Self { device_id: DeviceId::from_random(random()), mls: random(), device: random() }
+        let olm = X25519Key::from(random::<32>());
+        Self { device_id: DeviceId::from_random(random()), mls: random(), device: random(), olm }
     }
 
     /// The same device with another log-in key, hence another certificate.
@@ -171,7 +175,7 @@ impl Api {
 }
 
 fn key_set(keys: &Keys) -> Vec<u8> {
-    Encoding::Cbor.encode(&KeySet { device_key: public_key(&keys.device) })
+    Encoding::Cbor.encode(&KeySet { device_key: public_key(&keys.device), olm_key: keys.olm })
 }
 
 /// Asks for a challenge and answers it.
@@ -299,6 +303,40 @@ impl Device {
     /// Claims one key package of each device of an account.
     pub async fn claim(&self, account_id: AccountId) -> ClaimResponse {
         self.post(path::CLAIM, &ClaimRequest { account_id, suite: undertone_wire::suite::DEFAULT }).await.yes()
+    }
+
+    /// A prekey with the usual life.
+    pub fn prekey(&self, fallback: bool) -> Prekey {
+        self.prekey_living_to(now_ms() + 90 * DAY_S * 1_000, fallback)
+    }
+
+    /// A prekey whose life ends then, in milliseconds since the Unix epoch.
+    pub fn prekey_living_to(&self, not_after_ms: u64, fallback: bool) -> Prekey {
+        Prekey::sign(self.id(), X25519Key::from(random::<32>()), not_after_ms, fallback, &self.keys.device)
+    }
+
+    /// A sealing key whose life ends so many days from now.
+    pub fn sealing_key(&self, days: u64) -> SealingKey {
+        let key: [u8; SealingKey::LENGTH] = random();
+        SealingKey::sign(self.id(), key.to_vec().into(), now_ms() + days * DAY_S * 1_000, &self.keys.device)
+    }
+
+    /// Publishes prekeys, and a sealing key.
+    pub async fn publish_prekeys(&self, prekeys: Vec<Prekey>, sealing_key: Option<SealingKey>) -> Reply {
+        let request = PublishPrekeysRequest { message_id: Message::id(now_ms()), prekeys, sealing_key };
+        self.post(path::PREKEYS, &request).await
+    }
+
+    /// Claims a prekey of each device of an account.
+    pub async fn claim_prekeys(&self, account: &Account) -> Vec<ClaimedPrekey> {
+        let devices = account.keys.iter().map(|keys| keys.device_id).collect();
+        let request = ClaimPrekeysRequest { account_id: account.account_id, devices };
+        self.post(path::CLAIM_PREKEYS, &request).await.yes::<ClaimPrekeysResponse>().prekeys
+    }
+
+    /// The sealing keys of an account's devices.
+    pub async fn sealing_keys(&self, account_id: AccountId) -> Vec<DeviceSealingKey> {
+        self.get(&path::fill(path::SEALING_KEYS, account_id)).await.yes::<SealingKeys>().sealing_keys
     }
 }
 

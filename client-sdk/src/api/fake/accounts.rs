@@ -4,10 +4,20 @@
 
 use undertone_wire::{
     Account, AccountId, Bytes, Challenge, DeviceList, DeviceListError, Domain, ErrorCode, LoginRequest, Nonce, Problem,
-    RegisterRequest, Session, Username, verify,
+    RegisterRequest, Session, SignedDeviceList, Username, verify,
 };
 
-use super::state::{Device, OpenSession, Outcome, State, check_bytes, check_count, not_found, refused};
+use super::{
+    FakeRelay,
+    state::{Device, OpenSession, Outcome, State, check_bytes, check_count, not_found, refused},
+};
+
+impl FakeRelay {
+    /// An account's newest device list.
+    pub fn device_list(&self, account: &AccountId) -> Option<SignedDeviceList> {
+        self.look(|state| state.accounts.get(account).map(|account| account.device_list.clone()))
+    }
+}
 
 impl State {
     pub(super) fn register(&mut self, request: &RegisterRequest) -> Outcome<Account> {

@@ -1,7 +1,7 @@
-//! Key packages at the fake relay: verified when published, each handed out once, the last-resort one when no other is
-//! left.
+//! Keys at the fake relay: each handed out once, the last-resort one of its suite when no other is left. And key packages,
+//! verified when published.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use openmls::prelude::{
     BasicCredential, KeyPackage, KeyPackageIn, KeyPackageVerifyError, OpenMlsProvider as _, ProtocolVersion,
@@ -9,25 +9,37 @@ use openmls::prelude::{
 };
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use undertone_wire::{
-    Bytes, Certificate, ClaimRequest, ClaimResponse, ClaimedKeyPackage, CredentialError, DeviceId, DeviceListError,
-    Envelope, ErrorCode, Hash, KeyCounts, KeyPackageCount, LeafCredential, Problem, PublishRequest, ReconcileRequest,
-    ReconcileResponse, SignedCertificate, suite,
+    AccountId, Bytes, Certificate, ClaimRequest, ClaimResponse, ClaimedKeyPackage, CredentialError, DeviceId,
+    DeviceListError, Envelope, ErrorCode, Hash, KeyCounts, KeyPackageCount, LeafCredential, PrekeyCount, Problem,
+    PublishRequest, ReconcileRequest, ReconcileResponse, SignedCertificate, suite,
 };
 
 use super::state::{Caller, Device, Outcome, State, check_bytes, check_count, not_found, refused};
 
-/// A device's key packages.
+/// A device's keys, by suite.
 #[derive(Default, Clone)]
-pub(super) struct StoredKeys {
+pub(super) struct Keys(BTreeMap<u16, OfSuite>);
+
+/// A device's keys of one suite.
+#[derive(Default, Clone)]
+struct OfSuite {
     one_time: VecDeque<StoredKey>,
     last_resort: Option<StoredKey>,
 }
 
 #[derive(Clone)]
-struct StoredKey {
-    bytes: Bytes,
-    hash_ref: Hash,
-    not_after_s: u64,
+pub(super) struct StoredKey {
+    pub(super) bytes: Bytes,
+    pub(super) hash_ref: Hash,
+    pub(super) not_after_s: u64,
+}
+
+/// A key handed out.
+pub(super) struct Claimed {
+    pub(super) device: DeviceId,
+    suite: u16,
+    pub(super) key: Option<Bytes>,
+    last_resort: bool,
 }
 
 impl State {
@@ -38,15 +50,27 @@ impl State {
             let one_time: Vec<_> =
                 request.key_packages.iter().map(|bytes| check(bytes, false)).collect::<Result<_, _>>()?;
             let last_resort = request.last_resort.as_ref().map(|bytes| check(bytes, true)).transpose()?;
-            let max = self.limits.one_time_keys_max;
-            if let Some(device) = self.devices.get_mut(&caller.device) {
-                check_count("one_time_keys_max", max, device.keys.one_time.len() + one_time.len())?;
-                device.keys.one_time.extend(one_time);
-                device.keys.last_resort = last_resort.or_else(|| device.keys.last_resort.take());
-            }
+            self.store_keys(&caller.device, suite::DEFAULT, one_time, last_resort)?;
             self.remember(&once, 0);
         }
         Ok(self.key_counts(&caller.device))
+    }
+
+    /// Stores a device's keys of a suite. A last-resort one replaces the one before.
+    pub(super) fn store_keys(
+        &mut self,
+        device: &DeviceId,
+        suite: u16,
+        one_time: Vec<StoredKey>,
+        last_resort: Option<StoredKey>,
+    ) -> Outcome<()> {
+        let max = self.limits.one_time_keys_max;
+        let Some(device) = self.devices.get_mut(device) else { return Ok(()) };
+        let stored = device.keys.0.entry(suite).or_default();
+        check_count("one_time_keys_max", max, stored.one_time.len() + one_time.len())?;
+        stored.one_time.extend(one_time);
+        stored.last_resort = last_resort.or_else(|| stored.last_resort.take());
+        Ok(())
     }
 
     pub(super) fn reconcile(&mut self, device: &DeviceId, request: &ReconcileRequest) -> ReconcileResponse {
@@ -54,13 +78,15 @@ impl State {
         let mut available = Vec::new();
         if let Some(Device { keys, .. }) = self.devices.get_mut(device) {
             let is_held = |key: &StoredKey| request.hash_refs.contains(&key.hash_ref);
-            keys.one_time.retain(is_held);
-            keys.last_resort.take_if(|key| !is_held(key));
-            let all = keys.one_time.iter().chain(&keys.last_resort);
-            available = all.filter(|key| key.lives_until(until_s)).map(|key| key.hash_ref).collect();
+            for keys in keys.0.values_mut() {
+                keys.one_time.retain(is_held);
+                keys.last_resort.take_if(|key| !is_held(key));
+                let all = keys.one_time.iter().chain(&keys.last_resort);
+                available.extend(all.filter(|key| key.lives_until(until_s)).map(|key| key.hash_ref));
+            }
             available.sort_unstable();
         }
-        ReconcileResponse { available, key_packages: self.key_counts(device).key_packages }
+        ReconcileResponse { available, counts: self.key_counts(device) }
     }
 
     fn checked_key(&self, caller: &Caller, bytes: &Bytes, last_resort: bool) -> Outcome<StoredKey> {
@@ -77,91 +103,121 @@ impl State {
             return Err(bad_key_package("the last-resort key package, and no other, carries the extension for it"));
         }
         let (not_before_s, not_after_s) = (key_package.life_time().not_before(), key_package.life_time().not_after());
+        self.check_lifetime(not_before_s, not_after_s)?;
+        Ok(StoredKey { bytes: bytes.clone(), hash_ref: hash_ref(&key_package)?, not_after_s })
+    }
+
+    pub(super) fn check_lifetime(&self, not_before_s: u64, not_after_s: u64) -> Outcome<()> {
         let fits = not_before_s <= self.now_ms / 1_000
-            && not_after_s.saturating_sub(not_before_s) <= self.limits.key_package_lifetime_s_max;
-        let key = StoredKey { bytes: bytes.clone(), hash_ref: hash_ref(&key_package)?, not_after_s };
-        if !fits || !key.lives_until(self.must_live_until_s()) {
-            let limits = "see key_package_lifetime_s_max and key_package_remaining_s_min";
-            return Err(refused(ErrorCode::BadLifetime, limits));
-        }
-        Ok(key)
+            && not_after_s.saturating_sub(not_before_s) <= self.limits.key_package_lifetime_s_max
+            && not_after_s >= self.must_live_until_s();
+        let limits = "see key_package_lifetime_s_max and key_package_remaining_s_min";
+        if fits { Ok(()) } else { Err(refused(ErrorCode::BadLifetime, limits)) }
     }
 
     pub(super) fn claim(&mut self, request: &ClaimRequest) -> Outcome<ClaimResponse> {
         if request.suite != suite::DEFAULT {
             return Err(refused(ErrorCode::UnsupportedSuite, "see `suites` of the relay's description"));
         }
-        if !self.accounts.contains_key(&request.account_id) {
+        let claimed = self.claim_of(&request.account_id, request.suite, |_| true)?;
+        Ok(ClaimResponse { key_packages: claimed.into_iter().map(ClaimedKeyPackage::from).collect() })
+    }
+
+    /// Takes one key of each wanted device of an account, and tells the owners what there is to tell.
+    pub(super) fn claim_of(
+        &mut self,
+        account: &AccountId,
+        suite: u16,
+        is_wanted: impl Fn(&DeviceId) -> bool,
+    ) -> Outcome<Vec<Claimed>> {
+        if !self.accounts.contains_key(account) {
             return Err(not_found());
         }
         let until_s = self.must_live_until_s();
-        let of_account = self.devices.iter_mut().filter(|(_, device)| device.account == request.account_id);
-        let claimed: Vec<_> = of_account.map(|(id, device)| device.keys.take(*id, until_s)).collect();
+        let of_account = self.devices.iter_mut().filter(|(id, device)| device.account == *account && is_wanted(id));
+        let claimed: Vec<_> = of_account.map(|(id, device)| device.keys.take(*id, suite, until_s)).collect();
         for claim in &claimed {
             if let Some(notice) = self.notice(claim) {
-                self.deliver(&[claim.device_id], &notice);
+                self.deliver(&[claim.device], &notice);
             }
         }
-        Ok(ClaimResponse { key_packages: claimed })
+        Ok(claimed)
     }
 
     /// What the owner is told of a claim: that few one-time key packages are left, or that the last-resort one was handed
     /// out. At most one of each kind waits at a time.
-    fn notice(&self, claim: &ClaimedKeyPackage) -> Option<Envelope> {
-        let (suite, (one_time, _)) = (suite::DEFAULT, self.key_packages(&claim.device_id));
-        let notice = match claim {
-            ClaimedKeyPackage { last_resort: true, .. } => Envelope::LastResortUsed { suite },
-            claim if claim.key_package.is_some() && one_time <= self.limits.keys_low_at => {
-                Envelope::KeysLow { suite, one_time }
-            }
+    fn notice(&self, claim: &Claimed) -> Option<Envelope> {
+        let suite = claim.suite;
+        let (one_time, _) = self.keys_of(&claim.device, suite);
+        let (notice, waits): (_, fn(&Envelope, u16) -> bool) = match claim {
+            Claimed { last_resort: true, .. } => (
+                Envelope::LastResortUsed { suite },
+                |waiting, of| matches!(waiting, Envelope::LastResortUsed { suite } if *suite == of),
+            ),
+            claim if claim.key.is_some() && one_time <= self.limits.keys_low_at => (
+                Envelope::KeysLow { suite, one_time },
+                |waiting, of| matches!(waiting, Envelope::KeysLow { suite, .. } if *suite == of),
+            ),
             _ => return None,
         };
-        let kind = std::mem::discriminant(&notice);
-        let mut waiting = self.devices.get(&claim.device_id)?.queue.values();
-        (!waiting.any(|envelope| std::mem::discriminant(envelope) == kind)).then_some(notice)
+        let mut waiting = self.devices.get(&claim.device)?.queue.values();
+        (!waiting.any(|envelope| waits(envelope, suite))).then_some(notice)
     }
 
     pub(super) fn key_counts(&self, device: &DeviceId) -> KeyCounts {
-        let (one_time, last_resort) = self.key_packages(device);
+        let (one_time, last_resort) = self.keys_of(device, suite::DEFAULT);
         let count = KeyPackageCount { suite: suite::DEFAULT, one_time, last_resort };
-        KeyCounts { key_packages: if one_time > 0 || last_resort { vec![count] } else { vec![] } }
+        let key_packages = if one_time > 0 || last_resort { vec![count] } else { vec![] };
+        let (one_time, fallback) = self.keys_of(device, suite::PREKEY);
+        let (_, sealing_key) = self.keys_of(device, suite::SEALING);
+        KeyCounts { key_packages, prekeys: PrekeyCount { one_time, fallback }, sealing_key }
     }
 
-    /// How many one-time key packages of a device can be handed out, and whether the last-resort one can.
-    pub(super) fn key_packages(&self, device: &DeviceId) -> (u64, bool) {
+    /// How many one-time keys of a device can be handed out, and whether the last-resort one can.
+    pub(super) fn keys_of(&self, device: &DeviceId, suite: u16) -> (u64, bool) {
         let until_s = self.must_live_until_s();
-        let Some(Device { keys, .. }) = self.devices.get(device) else { return (0, false) };
+        let Some(keys) = self.devices.get(device).and_then(|device| device.keys.0.get(&suite)) else {
+            return (0, false);
+        };
         let one_time = keys.one_time.iter().filter(|key| key.lives_until(until_s)).count() as u64;
         (one_time, keys.last_resort.as_ref().is_some_and(|key| key.lives_until(until_s)))
     }
 
-    fn must_live_until_s(&self) -> u64 {
+    pub(super) fn must_live_until_s(&self) -> u64 {
         self.in_s(self.limits.key_package_remaining_s_min) / 1_000
     }
 }
 
-impl StoredKeys {
+impl Keys {
     /// What is handed out once is not handed out by a store that may have forgotten having done so.
     pub(super) fn forget_one_time(&mut self) {
-        self.one_time.clear();
+        self.0.values_mut().for_each(|keys| keys.one_time.clear());
     }
 
-    pub(super) fn last_resort(&self) -> Option<Bytes> {
-        self.last_resort.as_ref().map(|key| key.bytes.clone())
+    /// The one of a suite that is handed out when no other is left.
+    pub(super) fn last_resort(&self, suite: u16) -> Option<&StoredKey> {
+        self.0.get(&suite)?.last_resort.as_ref()
     }
 
-    fn take(&mut self, device_id: DeviceId, until_s: u64) -> ClaimedKeyPackage {
-        let one_time = self.one_time.iter().position(|key| key.lives_until(until_s));
-        if let Some(key) = one_time.and_then(|at| self.one_time.remove(at)) {
-            return ClaimedKeyPackage { device_id, key_package: Some(key.bytes), last_resort: false };
+    fn take(&mut self, device: DeviceId, suite: u16, until_s: u64) -> Claimed {
+        let keys = self.0.entry(suite).or_default();
+        let one_time = keys.one_time.iter().position(|key| key.lives_until(until_s));
+        if let Some(key) = one_time.and_then(|at| keys.one_time.remove(at)) {
+            return Claimed { device, suite, key: Some(key.bytes), last_resort: false };
         }
-        let key = self.last_resort.clone().filter(|key| key.lives_until(until_s));
-        ClaimedKeyPackage { device_id, last_resort: key.is_some(), key_package: key.map(|key| key.bytes) }
+        let key = keys.last_resort.clone().filter(|key| key.lives_until(until_s));
+        Claimed { device, suite, last_resort: key.is_some(), key: key.map(|key| key.bytes) }
+    }
+}
+
+impl From<Claimed> for ClaimedKeyPackage {
+    fn from(Claimed { device, key, last_resort, .. }: Claimed) -> Self {
+        Self { device_id: device, key_package: key, last_resort }
     }
 }
 
 impl StoredKey {
-    fn lives_until(&self, until_s: u64) -> bool {
+    pub(super) fn lives_until(&self, until_s: u64) -> bool {
         self.not_after_s >= until_s
     }
 }

@@ -23,6 +23,7 @@ mod accounts;
 mod clock;
 mod groups;
 mod keys;
+mod prekeys;
 mod recovery;
 mod state;
 mod stream;
@@ -41,11 +42,12 @@ use std::{
 use tokio::sync::Notify;
 use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 use undertone_wire::{
-    Account, AccountId, AckRequest, Bytes, Challenge, ClaimRequest, ClaimResponse, ClaimedKeyPackage, ClientFrame,
-    CommitRequest, CommitResponse, CreateGroupRequest, Delivery, DeviceId, Group, GroupCommits, GroupEphemeralRequest,
-    GroupId, GroupList, GroupMembers, GroupPosition, InstanceRequest, InstanceResponse, InviteCode, KeyCounts,
-    LeaveRequest, LoginRequest, PublishRequest, ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest,
-    Relay, SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username, suite,
+    Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
+    ClaimResponse, ClaimedKeyPackage, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, Delivery,
+    DeviceId, Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, GroupPosition,
+    InstanceRequest, InstanceResponse, InviteCode, KeyCounts, LeaveRequest, LoginRequest, PublishPrekeysRequest,
+    PublishRequest, ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys,
+    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username, suite,
 };
 
 pub use self::{clock::FastClock, swap::Backup};
@@ -296,12 +298,12 @@ impl FakeRelay {
 
     /// A device's key packages that can still be handed out: one-time ones, and whether there is a last-resort one.
     pub fn key_packages(&self, device: &DeviceId) -> (u64, bool) {
-        self.look(|state| state.key_packages(device))
+        self.look(|state| state.keys_of(device, suite::DEFAULT))
     }
 
     /// A device's last-resort key package.
     pub fn last_resort(&self, device: &DeviceId) -> Option<Bytes> {
-        self.look(|state| state.devices.get(device)?.keys.last_resort())
+        self.look(|state| state.devices.get(device)?.keys.last_resort(suite::DEFAULT).map(|key| key.bytes.clone()))
     }
 
     /// Where a group stands; `None` if there is none.
@@ -429,6 +431,19 @@ impl RelayApi for Connection {
     }
     fn claim<'a>(&'a self, token: &'a Bytes, request: &'a ClaimRequest) -> Answer<'a, ClaimResponse> {
         self.request(|state| state.caller(token).and_then(|_| state.claim(request)))
+    }
+    fn publish_prekeys<'a>(&'a self, token: &'a Bytes, request: &'a PublishPrekeysRequest) -> Answer<'a, KeyCounts> {
+        self.request(|state| state.caller(token).and_then(|caller| state.publish_prekeys(&caller, request)))
+    }
+    fn claim_prekeys<'a>(
+        &'a self,
+        token: &'a Bytes,
+        request: &'a ClaimPrekeysRequest,
+    ) -> Answer<'a, ClaimPrekeysResponse> {
+        self.request(|state| state.caller(token).and_then(|_| state.claim_prekeys(request)))
+    }
+    fn sealing_keys<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, SealingKeys> {
+        self.request(move |state| state.caller(token).and_then(|_| state.sealing_keys(&account)))
     }
 
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList> {

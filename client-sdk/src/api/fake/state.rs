@@ -17,7 +17,7 @@ use undertone_wire::{
     PublicKey, Registration, Relay, RelayId, SignedCertificate, suite,
 };
 
-use super::{Faults, groups::GroupState, keys::StoredKeys};
+use super::{Faults, groups::GroupState, keys::Keys};
 
 /// An answer, or the refusal of it.
 pub(super) type Outcome<T> = Result<T, Box<Problem>>;
@@ -60,7 +60,7 @@ pub(super) struct Device {
     pub(super) account: AccountId,
     pub(super) device_key: PublicKey,
     pub(super) certificate: SignedCertificate,
-    pub(super) keys: StoredKeys,
+    pub(super) keys: Keys,
     pub(super) queue: BTreeMap<u64, Envelope>,
     pub(super) next_seq: u64,
     pub(super) acked_seq: u64,
@@ -238,7 +238,7 @@ impl State {
 
 impl Device {
     pub(super) fn new(account: AccountId, device_key: PublicKey, certificate: SignedCertificate) -> Self {
-        let (keys, queue) = (StoredKeys::default(), BTreeMap::new());
+        let (keys, queue) = (Keys::default(), BTreeMap::new());
         Self {
             account,
             device_key,

@@ -102,7 +102,7 @@ impl Scene {
             .rejoin_key;
         let mut at = 0;
         for _ in 0..detours {
-            let other = Identity::create(Entropy::system()).unwrap();
+            let other = Identity::random();
             let package = key_package::make(&OpenMlsRustCrypto::default(), &other, now_ms(), false).unwrap();
             let owner = Member { account: other.account(), device: other.device() };
             let add = Change { add: vec![(owner, package)], ..Change::default() };

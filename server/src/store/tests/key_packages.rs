@@ -1,13 +1,13 @@
 //! Key packages: each one-time key is handed out once, in the incarnation in which it was published.
 
 use super::*;
-use crate::store::keys::{self, NewKeyPackage};
+use crate::store::keys::{self, NewKey};
 use undertone_wire::KeyPackageCount;
 
 pub(super) const SUITE: u16 = 3;
 
-pub(super) fn key(name: &str, last_resort: bool, not_after_ms: u64) -> NewKeyPackage {
-    NewKeyPackage {
+pub(super) fn key(name: &str, last_resort: bool, not_after_ms: u64) -> NewKey {
+    NewKey {
         hash_ref: Hash::of(name.as_bytes()),
         suite: SUITE,
         last_resort,
@@ -50,7 +50,7 @@ pub(super) async fn last_resort_keys_replace_each_other(fresh: &Fresh) {
     done(&fresh.db, |tx| {
         Box::pin(async move {
             add_account(tx, &[1, 2]).await?;
-            let other_suite = NewKeyPackage { suite: 4, ..key("other suite", true, 30) };
+            let other_suite = NewKey { suite: 4, ..key("other suite", true, 30) };
             keys::add(tx, &device_id(2), &[key("of the other device", true, 30)]).await?;
             keys::add(tx, &device_id(1), &[key("first", true, 30), other_suite, key("once", false, 30)]).await?;
             keys::add(tx, &device_id(1), &[key("second", true, 30)]).await?;

@@ -25,7 +25,7 @@ where
 }
 
 pub(crate) fn all() -> Vec<Sample> {
-    [accounts(), keys(), groups(), direct(), queues(), frames(), problems()].into_iter().flatten().collect()
+    [accounts(), keys(), prekeys(), groups(), direct(), queues(), frames(), problems()].into_iter().flatten().collect()
 }
 
 const IDENTITY: [u8; 32] = [1; 32];
@@ -48,7 +48,7 @@ fn message_id() -> MessageId {
 }
 
 fn key_set() -> Vec<u8> {
-    Encoding::Cbor.encode(&KeySet { device_key: public_key(&[3; 32]) })
+    Encoding::Cbor.encode(&KeySet { device_key: public_key(&[3; 32]), olm_key: X25519Key::from([8; 32]) })
 }
 
 fn certificate() -> Certificate {
@@ -143,10 +143,12 @@ fn keys() -> Vec<Sample> {
         ClaimedKeyPackage { device_id: device_id(1), key_package: Some(vec![1, 2].into()), last_resort: false },
         ClaimedKeyPackage { device_id: device_id(2), key_package: None, last_resort: false },
     ];
-    let reconciled = ReconcileResponse { available: vec![Hash::of(b"two")], key_packages: vec![count.clone()] };
+    let prekeys = PrekeyCount { one_time: 3, fallback: true };
+    let counts = KeyCounts { key_packages: vec![count], prekeys, sealing_key: true };
+    let reconciled = ReconcileResponse { available: vec![Hash::of(b"two")], counts: counts.clone() };
     vec![
         sample("publish_request", &publish),
-        sample("key_counts", &KeyCounts { key_packages: vec![count] }),
+        sample("key_counts", &counts),
         sample(
             "reconcile_request",
             &ReconcileRequest { hash_refs: vec![Hash::of(b"two"), Hash::of(b"last"), Hash::of(b"gone")] },
@@ -154,6 +156,29 @@ fn keys() -> Vec<Sample> {
         sample("reconcile_response", &reconciled),
         sample("claim_request", &ClaimRequest { account_id: account_id(), suite: suite::DEFAULT }),
         sample("claim_response", &ClaimResponse { key_packages: claimed }),
+    ]
+}
+
+fn prekeys() -> Vec<Sample> {
+    let prekey = |byte, fallback| Prekey::sign(device_id(1), X25519Key::from([byte; 32]), NOW_MS, fallback, &[3; 32]);
+    let sealing_key = SealingKey::sign(device_id(1), vec![7; SealingKey::LENGTH].into(), NOW_MS, &[3; 32]);
+    let prekeys = vec![prekey(1, false), prekey(2, true)];
+    let publish = PublishPrekeysRequest { message_id: message_id(), prekeys, sealing_key: Some(sealing_key.clone()) };
+    let claim = ClaimPrekeysRequest { account_id: account_id(), devices: vec![device_id(1), device_id(2)] };
+    let claimed = vec![
+        ClaimedPrekey { device_id: device_id(1), prekey: Some(prekey(1, false)) },
+        ClaimedPrekey { device_id: device_id(2), prekey: None },
+    ];
+    let sealing_keys = vec![
+        DeviceSealingKey { device_id: device_id(1), sealing_key: Some(sealing_key) },
+        DeviceSealingKey { device_id: device_id(2), sealing_key: None },
+    ];
+    vec![
+        sample("publish_prekeys_request", &publish),
+        sample("publish_prekeys_request.one", &PublishPrekeysRequest { sealing_key: None, ..publish.clone() }),
+        sample("claim_prekeys_request", &claim),
+        sample("claim_prekeys_response", &ClaimPrekeysResponse { prekeys: claimed }),
+        sample("sealing_keys", &SealingKeys { sealing_keys }),
     ]
 }
 

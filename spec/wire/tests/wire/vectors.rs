@@ -14,7 +14,7 @@ struct Vector {
     account_id: AccountId,
 }
 
-const DOMAINS: [(&str, Domain); 7] = [
+const DOMAINS: [(&str, Domain); 9] = [
     ("device list", Domain::DeviceList),
     ("certificate", Domain::Certificate),
     ("certificate acceptance", Domain::CertificateAcceptance),
@@ -22,6 +22,8 @@ const DOMAINS: [(&str, Domain); 7] = [
     ("rotation", Domain::Rotation),
     ("registration", Domain::Registration),
     ("login", Domain::Login),
+    ("prekey", Domain::Prekey),
+    ("sealing key", Domain::SealingKey),
 ];
 
 #[test]

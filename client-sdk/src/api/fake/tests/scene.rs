@@ -12,7 +12,7 @@ use openmls_traits::signatures::{Signer, SignerError};
 use undertone_wire::{
     AuthenticatedData, Certificate, DeviceEntry, DeviceList, Domain, Encoding, Envelope, ErrorCode, Hash, KeySet,
     LeafCredential, MessageId, Nonce, Problem, SignedCertificate, SignedDeviceList, StaleGroup, WelcomeParts,
-    WelcomeSecrets, public_key, sign,
+    WelcomeSecrets, X25519Key, public_key, sign,
 };
 
 use super::super::*;
@@ -40,7 +40,7 @@ impl Person {
 
     pub(super) fn entry(&self, i: usize) -> DeviceEntry {
         let key = public_key(&self.devices[i]);
-        let key_set = Encoding::Cbor.encode(&KeySet { device_key: key });
+        let key_set = Encoding::Cbor.encode(&KeySet { device_key: key, olm_key: X25519Key::from([9; 32]) });
         let (account, device) = (self.account(), self.device(i));
         let certificate = Certificate { account, device, mls_key: key, key_set: Hash::of(&key_set) };
         let certificate = SignedCertificate::issue(&certificate, &self.identity, &self.devices[i]);
