@@ -27,7 +27,7 @@ async fn main() -> Result<(), Error> {
         tokio::select! {
             event = events.next() => match event {
                 Some(Event::MessageReceived(message)) => {
-                    client.group(message.group_id).send(message.text()).await?;
+                    client.conversation(message.conversation).send(message.text()).await?;
                 }
                 Some(event) => println!("{event:?}"),
                 None => break,

@@ -14,7 +14,8 @@ use crate::{
     Error,
     api::{Address, Addresses},
     clock::{Clock, SystemClock},
-    conversation::{self, Group, GroupSummary},
+    conversation::{self, Conversation, Group, GroupSummary},
+    conversation_id::ConversationId,
     crypto::Entropy,
     event::{Connection, Contact},
     events::{Events, Place},
@@ -168,11 +169,11 @@ impl Client {
         Group::create(self.clone(), name).await
     }
 
-    /// The messages of all groups that have all of these words, or words that begin with them, the newest first: at most
+    /// The messages of all conversations that have all of these words, or words that begin with them, the newest first: at most
     /// `limit`, and 1,000. Without a connection.
     ///
     /// # Errors
-    /// As for [`Group::search`].
+    /// As for [`Conversation::search`].
     pub async fn search(&self, words: &str, limit: usize) -> Result<Vec<Message>, Error> {
         conversation::search(&self.engine().store, words, None, limit).await
     }
@@ -188,6 +189,11 @@ impl Client {
     /// A handle to a group.
     pub fn group(&self, id: GroupId) -> Group {
         Group::new(self.clone(), id)
+    }
+
+    /// A handle to a conversation.
+    pub fn conversation(&self, id: ConversationId) -> Conversation {
+        Conversation::new(self.clone(), id)
     }
 
     /// What happens, in order. Whoever calls takes events from the same queue.

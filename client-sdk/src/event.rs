@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use undertone_wire::{AccountId, GroupId, MessageId, Username};
 
-use crate::{message::Message, store::MessageStatus};
+use crate::{conversation_id::ConversationId, message::Message, store::MessageStatus};
 
 /// Somebody's account.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,8 +33,8 @@ pub enum Event {
     /// One of this account's messages was sent or failed, or others have it or have read it. One receipt may be about many
     /// messages at once: of more than 100, only the newest 100 are told; the history knows of all.
     MessageStatus {
-        /// The group.
-        group_id: GroupId,
+        /// Where it stands.
+        conversation: ConversationId,
         /// The message.
         message_id: MessageId,
         /// Where it stands now.
@@ -42,8 +42,8 @@ pub enum Event {
     },
     /// A message came that cannot be opened. Nothing else is lost by it.
     Undecryptable {
-        /// The group.
-        group_id: GroupId,
+        /// Where it would stand.
+        conversation: ConversationId,
     },
     /// This device is now a member of a group. If a stranger has added it (who was never added by this account, nor accepted),
     /// that is a request: nothing is done in the group that others could see until the app calls [`Group::accept`] or
@@ -163,8 +163,8 @@ pub enum Event {
     /// Somebody is writing a message. It says so of about the last ten seconds, and any member of the group could have said it
     /// in that one's name.
     Typing {
-        /// The group.
-        group_id: GroupId,
+        /// Where.
+        conversation: ConversationId,
         /// Who.
         by: Contact,
     },
@@ -211,17 +211,17 @@ pub enum Connection {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum StoredEvent {
     Message {
-        group_id: GroupId,
+        conversation: ConversationId,
         sender: AccountId,
         message_id: MessageId,
     },
     Status {
-        group_id: GroupId,
+        conversation: ConversationId,
         message_id: MessageId,
         status: MessageStatus,
     },
     Undecryptable {
-        group_id: GroupId,
+        conversation: ConversationId,
     },
     Joined {
         group_id: GroupId,

@@ -112,12 +112,12 @@ impl Events {
 
     /// What was said in passing, if it is still true and of a kind that is known.
     async fn tell_in_passing(&self, notice: Notice) -> Result<Option<Event>, Error> {
-        let Notice { group_id, by, what: Passing::Typing {}, .. } = notice else { return Ok(None) };
+        let Notice { conversation, by, what: Passing::Typing {}, .. } = notice else { return Ok(None) };
         if !notice.is_fresh(self.engine()) {
             return Ok(None);
         }
         let by = self.engine().store.with_tx(move |tx| contact(tx, by).map_err(Error::from)).await?;
-        Ok(Some(Event::Typing { group_id, by }))
+        Ok(Some(Event::Typing { conversation, by }))
     }
 
     /// The event with names and messages in place of ids. Accounts never looked up are looked up now, if possible.
@@ -151,12 +151,16 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
         accounts.into_iter().map(|account| contact(tx, account)).collect::<Result<Vec<Contact>, _>>()
     };
     Ok(Some(match stored {
-        StoredEvent::Message { group_id, sender, message_id } => match tx.message(group_id, sender, message_id)? {
-            Some(row) => Event::MessageReceived(message(tx, row)?),
-            None => return Ok(None),
-        },
-        StoredEvent::Status { group_id, message_id, status } => Event::MessageStatus { group_id, message_id, status },
-        StoredEvent::Undecryptable { group_id } => Event::Undecryptable { group_id },
+        StoredEvent::Message { conversation, sender, message_id } => {
+            match tx.message(conversation, sender, message_id)? {
+                Some(row) => Event::MessageReceived(message(tx, row)?),
+                None => return Ok(None),
+            }
+        }
+        StoredEvent::Status { conversation, message_id, status } => {
+            Event::MessageStatus { conversation, message_id, status }
+        }
+        StoredEvent::Undecryptable { conversation } => Event::Undecryptable { conversation },
         StoredEvent::Joined { group_id, name, by, requested } => {
             Event::Joined { group_id, name, by: contact(tx, by)?, requested }
         }

@@ -44,6 +44,7 @@ pub mod api;
 mod client;
 mod clock;
 mod conversation;
+mod conversation_id;
 mod crypto;
 mod error;
 mod event;
@@ -55,7 +56,8 @@ mod sync;
 
 pub use client::{Client, ClientBuilder, StoreAt};
 pub use clock::{Clock, SystemClock};
-pub use conversation::{Group, GroupSummary};
+pub use conversation::{Conversation, Group, GroupSummary};
+pub use conversation_id::ConversationId;
 pub use error::{Error, ErrorKind};
 pub use event::{Connection, Contact, Event, Recovered};
 pub use events::Events;

@@ -4,19 +4,19 @@
 //! does not know survives.
 
 use serde::{Deserialize, Serialize};
-use undertone_wire::{AccountId, Bytes, Encoding, GroupId, MessageId};
+use undertone_wire::{AccountId, Bytes, Encoding, MessageId};
 
-use crate::{event::Contact, store::MessageStatus};
+use crate::{conversation_id::ConversationId, event::Contact, store::MessageStatus};
 
-/// A message in a group's history.
+/// A message in the history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Message {
-    /// The group.
-    pub group_id: GroupId,
+    /// Where it stands.
+    pub conversation: ConversationId,
     /// The same for its author and everyone who receives it.
     pub message_id: MessageId,
-    /// Who wrote it, proved by the group's keys.
+    /// Who wrote it, proved by their device's keys.
     pub from: Contact,
     /// When it was written, by its author's clock, in milliseconds since the Unix epoch.
     pub sent_at_ms: u64,
@@ -52,7 +52,7 @@ pub(crate) const TEXT_BYTES_MAX: usize = 240 * 1024;
 /// The end of the year 9999. A later time is no time.
 const SENT_AT_MS_MAX: u64 = 253_402_300_799_999;
 
-/// What is inside a group's application message.
+/// What is inside a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Content {
     /// The message's id, by which receivers show it once.

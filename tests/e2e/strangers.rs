@@ -46,8 +46,8 @@ async fn who_is_there_hears_that_somebody_is_typing(backend: Backend) {
     let events = bob.events();
     let heard = async {
         while let Some(event) = events.next().await {
-            if let Event::Typing { group_id, by } = event {
-                return (group_id, by.account_id);
+            if let Event::Typing { conversation, by } = event {
+                return (conversation.group(), by.account_id);
             }
         }
         panic!("the client runs");
@@ -64,7 +64,7 @@ async fn who_is_there_hears_that_somebody_is_typing(backend: Backend) {
         heard = heard => heard,
         () = says => unreachable!("it goes on for ever"),
     };
-    assert_eq!(heard, (group.id(), alice.account().account_id));
+    assert_eq!(heard, (Some(group.id()), alice.account().account_id));
     for client in [alice, bob] {
         client.shutdown().await;
     }

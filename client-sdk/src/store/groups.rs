@@ -95,20 +95,22 @@ impl Tx<'_> {
 
     /// Writes a group, new or not.
     pub(crate) fn save_group(&self, group: &GroupRow) -> Result<(), StoreError> {
-        const UPSERT: &str = "INSERT INTO groups (id, name, state, commit_seq, rejoin_key, live)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-            ON CONFLICT (id) DO UPDATE SET name = ?2, state = ?3, commit_seq = ?4, rejoin_key = ?5, live = ?6";
-        self.execute(
-            UPSERT,
-            params![
-                group.id.as_bytes(),
-                group.name,
-                group.state.as_str(),
-                group.commit_seq,
-                group.rejoin_key.as_bytes(),
-                group.live.as_bytes(),
-            ],
-        )?;
+        const UPDATE: &str = "UPDATE groups SET name = ?2, state = ?3, commit_seq = ?4, rejoin_key = ?5, live = ?6
+            WHERE id = ?1";
+        const INSERT: &str = "INSERT INTO groups (id, name, state, commit_seq, rejoin_key, live)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let values = params![
+            group.id.as_bytes(),
+            group.name,
+            group.state.as_str(),
+            group.commit_seq,
+            group.rejoin_key.as_bytes(),
+            group.live.as_bytes(),
+        ];
+        if self.execute(UPDATE, values)? == 0 {
+            self.add_conversation(group.id.into())?;
+            self.execute(INSERT, values)?;
+        }
         self.changes.work.set(true);
         Ok(())
     }
@@ -117,7 +119,7 @@ impl Tx<'_> {
     /// with that time, and the number of its members.
     pub(crate) fn groups_to_update(&self, now_ms: u64) -> Result<Vec<(GroupId, Option<u64>, u64)>, StoreError> {
         const SELECT: &str = "SELECT id, update_at_ms, (SELECT count(*) FROM members WHERE group_id = id) FROM groups
-            WHERE state = 'active' AND requested_by IS NULL
+            WHERE state = 'active' AND id NOT IN (SELECT id FROM conversations WHERE requested_by IS NOT NULL)
               AND (update_at_ms IS NULL OR update_at_ms <= ?1 OR update_unless_ms <= ?1)";
         let mut statement = self.prepare_cached(SELECT)?;
         let group = |row: &Row<'_>| Ok((bytes(row, 0)?, row.get(1)?, row.get(2)?));
@@ -128,7 +130,7 @@ impl Tx<'_> {
     /// When the next of them is to be done; `None` if none is.
     pub(crate) fn next_update_ms(&self) -> Result<Option<u64>, StoreError> {
         const SELECT: &str = "SELECT min(min(update_at_ms, coalesce(update_unless_ms, update_at_ms))) FROM groups
-            WHERE state = 'active' AND requested_by IS NULL";
+            WHERE state = 'active' AND id NOT IN (SELECT id FROM conversations WHERE requested_by IS NOT NULL)";
         Ok(self.query_row(SELECT, [], |row| row.get(0))?)
     }
 

@@ -1,13 +1,13 @@
 //! The history: messages in the order of the relay.
 //!
-//! Invariant: a content id of one sender stands in a group once, however often it arrives. A message is found by its words
+//! Invariant: a content id of one sender stands in a conversation once, however often it arrives. A message is found by its words
 //! wherever it stands.
 
 use rusqlite::{OptionalExtension as _, Row, params};
-use undertone_wire::{AccountId, Bytes, GroupId, MessageId};
+use undertone_wire::{AccountId, Bytes, MessageId};
 
 use super::{StoreError, Tx, bytes, not_expected};
-use crate::Error;
+use crate::{Error, conversation_id::ConversationId};
 
 /// Where a message stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -54,7 +54,7 @@ pub enum SendFailure {
 /// A message in the history.
 #[derive(Debug, Clone)]
 pub(crate) struct MessageRow {
-    pub(crate) group_id: GroupId,
+    pub(crate) conversation: ConversationId,
     pub(crate) content_id: MessageId,
     pub(crate) sender: AccountId,
     pub(crate) sent_at_ms: u64,
@@ -63,7 +63,7 @@ pub(crate) struct MessageRow {
     pub(crate) content: Bytes,
 }
 
-/// Which part of a group's history.
+/// Which part of a conversation's history.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HistoryPage {
     /// At most so many, the newest.
@@ -149,17 +149,17 @@ impl SendFailure {
 /// The columns of a status, and of a whole message.
 const STATUS: &str = "status, failure, devices, delivered, read";
 pub(super) const COLUMNS: &str =
-    "group_id, content_id, sender, sent_at_ms, content, status, failure, devices, delivered, read";
+    "conversation, content_id, sender, sent_at_ms, content, status, failure, devices, delivered, read";
 
 impl Tx<'_> {
     /// Adds a message at the end of the history. `false` if it stands there already.
     pub(crate) fn add_message(&self, message: &MessageRow) -> Result<bool, StoreError> {
-        const INSERT: &str = "INSERT INTO messages (group_id, content_id, sender, sent_at_ms, status, content)
+        const INSERT: &str = "INSERT INTO messages (conversation, content_id, sender, sent_at_ms, status, content)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
         let added = self.execute(
             INSERT,
             params![
-                message.group_id.as_bytes(),
+                message.conversation.as_bytes(),
                 message.content_id.as_bytes(),
                 message.sender.as_bytes(),
                 message.sent_at_ms,
@@ -208,27 +208,39 @@ impl Tx<'_> {
     }
 
     /// This account's own message is to be sent after all, as the newest. `None` if it is none that has failed.
-    pub(crate) fn queue_again(&self, group: GroupId, content_id: MessageId) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) fn queue_again(
+        &self,
+        conversation: ConversationId,
+        content_id: MessageId,
+    ) -> Result<Option<Bytes>, StoreError> {
         const QUEUE: &str = "UPDATE messages SET status = 'queued', failure = NULL WHERE position = ?1";
-        let Some((position, content)) = self.failed(group, content_id)? else { return Ok(None) };
+        let Some((position, content)) = self.failed(conversation, content_id)? else { return Ok(None) };
         let position = self.move_to_end(position, &content)?;
         self.execute(QUEUE, [position])?;
         Ok(Some(content.into()))
     }
 
     /// Forgets this account's own message. `false` if it is none that has failed.
-    pub(crate) fn forget_failed(&self, group: GroupId, content_id: MessageId) -> Result<bool, StoreError> {
-        let Some((position, content)) = self.failed(group, content_id)? else { return Ok(false) };
+    pub(crate) fn forget_failed(
+        &self,
+        conversation: ConversationId,
+        content_id: MessageId,
+    ) -> Result<bool, StoreError> {
+        let Some((position, content)) = self.failed(conversation, content_id)? else { return Ok(false) };
         self.forget_words(position, &content)?;
         self.execute("DELETE FROM messages WHERE position = ?1", [position])?;
         Ok(true)
     }
 
     /// Where a message stands that has failed, and what is in it.
-    fn failed(&self, group: GroupId, content_id: MessageId) -> Result<Option<(i64, Vec<u8>)>, StoreError> {
+    fn failed(
+        &self,
+        conversation: ConversationId,
+        content_id: MessageId,
+    ) -> Result<Option<(i64, Vec<u8>)>, StoreError> {
         const SELECT: &str = "SELECT position, content FROM messages
-            WHERE group_id = ?1 AND content_id = ?2 AND status = 'failed'";
-        Ok(self.query_row(SELECT, params![group.as_bytes(), content_id.as_bytes()], place_from).optional()?)
+            WHERE conversation = ?1 AND content_id = ?2 AND status = 'failed'";
+        Ok(self.query_row(SELECT, params![conversation.as_bytes(), content_id.as_bytes()], place_from).optional()?)
     }
 
     /// The status of this account's own message; `None` if there is no such message.
@@ -241,29 +253,34 @@ impl Tx<'_> {
     /// One message.
     pub(crate) fn message(
         &self,
-        group: GroupId,
+        conversation: ConversationId,
         sender: AccountId,
         content_id: MessageId,
     ) -> Result<Option<MessageRow>, StoreError> {
-        let select = format!("SELECT {COLUMNS} FROM messages WHERE group_id = ?1 AND sender = ?2 AND content_id = ?3");
-        let key = params![group.as_bytes(), sender.as_bytes(), content_id.as_bytes()];
+        let select =
+            format!("SELECT {COLUMNS} FROM messages WHERE conversation = ?1 AND sender = ?2 AND content_id = ?3");
+        let key = params![conversation.as_bytes(), sender.as_bytes(), content_id.as_bytes()];
         Ok(self.query_row(&select, key, message_from).optional()?)
     }
 
-    /// A part of a group's history, oldest first. `None` if `before` is not in it.
-    pub(crate) fn history(&self, group: GroupId, page: HistoryPage) -> Result<Option<Vec<MessageRow>>, StoreError> {
-        const PLACE: &str = "SELECT min(position) FROM messages WHERE group_id = ?1 AND content_id = ?2";
+    /// A part of a conversation's history, oldest first. `None` if `before` is not in it.
+    pub(crate) fn history(
+        &self,
+        conversation: ConversationId,
+        page: HistoryPage,
+    ) -> Result<Option<Vec<MessageRow>>, StoreError> {
+        const PLACE: &str = "SELECT min(position) FROM messages WHERE conversation = ?1 AND content_id = ?2";
         let select = format!(
-            "SELECT {COLUMNS} FROM messages WHERE group_id = ?1 AND position < ?2 ORDER BY position DESC LIMIT ?3"
+            "SELECT {COLUMNS} FROM messages WHERE conversation = ?1 AND position < ?2 ORDER BY position DESC LIMIT ?3"
         );
         let below: Option<i64> = match page.before {
             None => Some(i64::MAX),
-            Some(id) => self.query_row(PLACE, params![group.as_bytes(), id.as_bytes()], |row| row.get(0))?,
+            Some(id) => self.query_row(PLACE, params![conversation.as_bytes(), id.as_bytes()], |row| row.get(0))?,
         };
         let Some(below) = below else { return Ok(None) };
         let mut statement = self.prepare_cached(&select)?;
         let mut messages: Vec<_> = statement
-            .query_map(params![group.as_bytes(), below, page.limit], message_from)?
+            .query_map(params![conversation.as_bytes(), below, page.limit], message_from)?
             .collect::<Result<_, _>>()?;
         messages.reverse();
         Ok(Some(messages))
@@ -276,7 +293,7 @@ fn place_from(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<u8>)> {
 
 pub(super) fn message_from(row: &Row<'_>) -> rusqlite::Result<MessageRow> {
     Ok(MessageRow {
-        group_id: bytes(row, 0)?,
+        conversation: bytes(row, 0)?,
         content_id: bytes(row, 1)?,
         sender: bytes(row, 2)?,
         sent_at_ms: row.get(3)?,

@@ -8,6 +8,7 @@
 
 mod aside;
 mod contacts;
+mod conversations;
 mod events;
 mod groups;
 mod held;
@@ -77,6 +78,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0009_at_size.sql"),
     include_str!("schema/0010_search.sql"),
     include_str!("schema/0011_prekeys.sql"),
+    include_str!("schema/0012_conversations.sql"),
 ];
 
 /// The one after which the history is to be found by its words.

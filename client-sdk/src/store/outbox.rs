@@ -1,4 +1,4 @@
-//! What is to be done at the relay, in order within each group.
+//! What is to be done at the relay, in order within each conversation.
 //!
 //! A row is `waiting` (nothing made yet, or refused), `posted` (the exact request is stored; whether the relay has it
 //! may be unknown) or `accepted` (its row in this device's own queue is still to come). It is deleted when done.
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use undertone_wire::{AccountId, Bytes, DeviceId, Encoding, GroupId, Hash, MessageId};
 
 use super::{StoreError, Tx, bytes, cbor, not_expected};
-use crate::Error;
+use crate::{Error, conversation_id::ConversationId};
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,9 +87,9 @@ pub(crate) enum OutboxState {
 #[derive(Debug, Clone)]
 pub(crate) struct OutboxRow {
     pub(crate) id: i64,
-    pub(crate) group_id: GroupId,
-    /// Under which the relay knows the group.
-    pub(crate) live: GroupId,
+    pub(crate) conversation: ConversationId,
+    /// Under which the relay knows the group, if it is one.
+    live: Option<GroupId>,
     pub(crate) task: Task,
     pub(crate) content_id: Option<MessageId>,
     pub(crate) state: OutboxState,
@@ -103,6 +103,22 @@ pub(crate) struct OutboxRow {
     pub(crate) posted: Option<(MessageId, Vec<u8>)>,
 }
 
+impl OutboxRow {
+    /// The group, whose conversation it must be.
+    pub(crate) fn group(&self) -> Result<GroupId, StoreError> {
+        self.conversation.group().ok_or_else(no_group)
+    }
+
+    /// Under which id the relay knows that group.
+    pub(crate) fn live(&self) -> Result<GroupId, StoreError> {
+        self.live.ok_or_else(no_group)
+    }
+}
+
+fn no_group() -> StoreError {
+    StoreError::Corrupt("a task of groups in another conversation".into())
+}
+
 impl OutboxState {
     fn from_row(row: &Row<'_>, column: usize) -> rusqlite::Result<Self> {
         match row.get_ref(column)?.as_str()? {
@@ -114,28 +130,28 @@ impl OutboxState {
     }
 }
 
-const COLUMNS: &str = "id, group_id, task, content_id, state, attempts, message_id, request, refusals, setbacks,
-    (SELECT live FROM groups WHERE groups.id = group_id)";
+const COLUMNS: &str = "id, conversation, task, content_id, state, attempts, message_id, request, refusals, setbacks,
+    (SELECT live FROM groups WHERE groups.id = conversation)";
 
 /// The rows that the relay has not accepted, those left out that are planned for a later time, or wait for the user.
 const LEFT: &str = "FROM outbox
     WHERE (blocks = 1 OR state <> 'accepted') AND (attempts > 0 OR not_before_ms <= ?1)
-      AND group_id NOT IN (SELECT id FROM groups WHERE requested_by IS NOT NULL)";
+      AND conversation NOT IN (SELECT id FROM conversations WHERE requested_by IS NOT NULL)";
 
 impl Tx<'_> {
-    /// Adds a row at the end of its group's queue.
+    /// Adds a row at the end of its conversation's queue.
     pub(crate) fn add_task(
         &self,
-        group: GroupId,
+        conversation: impl Into<ConversationId>,
         task: &Task,
         content_id: Option<MessageId>,
         not_before_ms: u64,
     ) -> Result<i64, StoreError> {
-        const INSERT: &str = "INSERT INTO outbox (group_id, task, content_id, state, blocks, not_before_ms)
+        const INSERT: &str = "INSERT INTO outbox (conversation, task, content_id, state, blocks, not_before_ms)
             VALUES (?1, ?2, ?3, 'waiting', ?4, ?5)";
         let content_id = content_id.as_ref().map(|id| id.as_bytes().as_slice());
         let (task, blocks) = (Encoding::Cbor.encode(task), !matches!(task, Task::Send { .. } | Task::Receipt));
-        self.execute(INSERT, params![group.as_bytes(), task, content_id, blocks, not_before_ms])?;
+        self.execute(INSERT, params![conversation.into().as_bytes(), task, content_id, blocks, not_before_ms])?;
         self.changes.work.set(true);
         Ok(self.last_insert_rowid())
     }
@@ -146,36 +162,40 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Adds a row before all others of its group.
-    pub(crate) fn add_first_task(&self, group: GroupId, task: &Task) -> Result<(), StoreError> {
-        let id = self.add_task(group, task, None, 0)?;
+    /// Adds a row before all others of its conversation.
+    pub(crate) fn add_first_task(
+        &self,
+        conversation: impl Into<ConversationId>,
+        task: &Task,
+    ) -> Result<(), StoreError> {
+        let id = self.add_task(conversation, task, None, 0)?;
         self.execute("UPDATE outbox SET first = 1 WHERE id = ?1", [id])?;
         Ok(())
     }
 
-    /// The oldest row that can go on now: the first of its group whose time has come, not waiting for the queue. While
-    /// one of a group's rows is posted, or an accepted one blocks, none of the others can; one that was put off keeps
+    /// The oldest row that can go on now: the first of its conversation whose time has come, not waiting for the queue. While
+    /// one of a conversation's rows is posted, or an accepted one blocks, none of the others can; one that was put off keeps
     /// its place, one planned for a later time has none yet. While a group is being recovered, or requested, all wait.
     pub(crate) fn next_task(&self, now_ms: u64) -> Result<Option<OutboxRow>, StoreError> {
-        // The groups are gone through one after the other, by an index that leads to the row of each whose turn it is.
+        // The conversations are gone through one after the other, by an index that leads to the row of each whose turn it is.
         // However many wait behind it, they are not looked at.
         let select = format!(
-            "WITH RECURSIVE these (group_id) AS (
-                 SELECT min(group_id) FROM outbox
+            "WITH RECURSIVE these (conversation) AS (
+                 SELECT min(conversation) FROM outbox
                  UNION ALL
-                 SELECT (SELECT min(group_id) FROM outbox WHERE group_id > these.group_id) FROM these
-                     WHERE these.group_id IS NOT NULL),
+                 SELECT (SELECT min(conversation) FROM outbox WHERE conversation > these.conversation) FROM these
+                     WHERE these.conversation IS NOT NULL),
              turns (id) AS (
                  SELECT coalesce(
-                     (SELECT id FROM outbox AS o WHERE o.group_id = these.group_id AND state = 'posted' LIMIT 1),
-                     (SELECT id FROM outbox AS o WHERE o.group_id = these.group_id AND state = 'waiting'
+                     (SELECT id FROM outbox AS o WHERE o.conversation = these.conversation AND state = 'posted' LIMIT 1),
+                     (SELECT id FROM outbox AS o WHERE o.conversation = these.conversation AND state = 'waiting'
                           AND (not_before_ms <= ?1 OR attempts > 0) ORDER BY first DESC, id LIMIT 1)) FROM these)
              SELECT {COLUMNS} FROM outbox AS o
              WHERE id IN turns AND not_before_ms <= ?1 AND wait_for_seq <= (SELECT cursor FROM profile)
-               AND NOT EXISTS (SELECT 1 FROM recoveries AS r WHERE r.group_id = o.group_id AND r.step <> 'none')
-               AND NOT EXISTS (SELECT 1 FROM groups AS g WHERE g.id = o.group_id AND g.requested_by IS NOT NULL)
+               AND NOT EXISTS (SELECT 1 FROM recoveries AS r WHERE r.group_id = o.conversation AND r.step <> 'none')
+               AND NOT EXISTS (SELECT 1 FROM conversations AS c WHERE c.id = o.conversation AND c.requested_by IS NOT NULL)
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
-                   WHERE other.group_id = o.group_id AND other.state = 'accepted' AND other.blocks = 1)
+                   WHERE other.conversation = o.conversation AND other.state = 'accepted' AND other.blocks = 1)
              ORDER BY first DESC, id LIMIT 1"
         );
         Ok(self.query_row(&select, [now_ms], row_from).optional()?)
@@ -208,24 +228,26 @@ impl Tx<'_> {
         Ok(self.query_row(&select, [hash.as_bytes()], row_from).optional()?)
     }
 
-    /// The rows of a group, oldest first.
-    pub(crate) fn tasks(&self, group: GroupId) -> Result<Vec<OutboxRow>, StoreError> {
-        let select = format!("SELECT {COLUMNS} FROM outbox WHERE group_id = ?1 ORDER BY id");
+    /// The rows of a conversation, oldest first.
+    pub(crate) fn tasks(&self, conversation: impl Into<ConversationId>) -> Result<Vec<OutboxRow>, StoreError> {
+        let select = format!("SELECT {COLUMNS} FROM outbox WHERE conversation = ?1 ORDER BY id");
         let mut statement = self.prepare_cached(&select)?;
-        let rows = statement.query_map([group.as_bytes()], row_from)?.collect::<Result<_, _>>()?;
+        let rows = statement.query_map([conversation.into().as_bytes()], row_from)?.collect::<Result<_, _>>()?;
         Ok(rows)
     }
 
     /// Whether the relay is still to hear of a group.
-    pub(crate) fn is_to_be_created(&self, group: GroupId) -> Result<bool, StoreError> {
-        Ok(self.tasks(group)?.iter().any(|row| matches!(row.task, Task::Create { .. })))
+    pub(crate) fn is_to_be_created(&self, conversation: impl Into<ConversationId>) -> Result<bool, StoreError> {
+        Ok(self.tasks(conversation)?.iter().any(|row| matches!(row.task, Task::Create { .. })))
     }
 
-    /// Whether a group has such a task that waits, which sends no message.
-    pub(crate) fn is_planned(&self, group: GroupId, task: &Task) -> Result<bool, StoreError> {
+    /// Whether a conversation has such a task that waits, which sends no message.
+    pub(crate) fn is_planned(&self, conversation: impl Into<ConversationId>, task: &Task) -> Result<bool, StoreError> {
         const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM outbox
-            WHERE group_id = ?1 AND task = ?2 AND content_id IS NULL AND state = 'waiting')";
-        Ok(self.query_row(SELECT, params![group.as_bytes(), Encoding::Cbor.encode(task)], |row| row.get(0))?)
+            WHERE conversation = ?1 AND task = ?2 AND content_id IS NULL AND state = 'waiting')";
+        Ok(self.query_row(SELECT, params![conversation.into().as_bytes(), Encoding::Cbor.encode(task)], |row| {
+            row.get(0)
+        })?)
     }
 
     /// The request is made and about to be posted.
@@ -320,10 +342,11 @@ fn row_from(row: &Row<'_>) -> rusqlite::Result<OutboxRow> {
         Some(request) => Some((bytes(row, 6)?, request)),
         None => None,
     };
+    let live = if row.get_ref(10)?.as_blob_or_null()?.is_some() { Some(bytes(row, 10)?) } else { None };
     Ok(OutboxRow {
         id: row.get(0)?,
-        group_id: bytes(row, 1)?,
-        live: bytes(row, 10)?,
+        conversation: bytes(row, 1)?,
+        live,
         task: cbor(row, 2)?,
         content_id,
         state: OutboxState::from_row(row, 4)?,

@@ -156,7 +156,7 @@ impl Tx<'_> {
     pub(crate) fn next_recovery(&self, now_ms: u64) -> Result<Option<Recovery>, StoreError> {
         let select = format!(
             "{SELECT} WHERE step NOT IN ('none', 'accepted') AND not_before_ms <= ?1
-               AND group_id NOT IN (SELECT id FROM groups WHERE requested_by IS NOT NULL) ORDER BY not_before_ms LIMIT 1"
+               AND group_id NOT IN (SELECT id FROM conversations WHERE requested_by IS NOT NULL) ORDER BY not_before_ms LIMIT 1"
         );
         Ok(self.query_row(&select, [now_ms], recovery_from).optional()?)
     }

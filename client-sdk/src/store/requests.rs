@@ -1,12 +1,13 @@
-//! Whom the user knows, who is blocked, and groups into which a stranger has added this device.
+//! Whom the user knows, who is blocked, and conversations that a stranger has begun.
 //!
-//! Invariant: in a group that is requested nothing is done that others could see, until the user accepts it or does
-//! something there.
+//! Invariant: in a conversation that is requested nothing is done that others could see, until the user accepts it or
+//! does something there.
 
 use rusqlite::{OptionalExtension as _, params};
-use undertone_wire::{AccountId, GroupId};
+use undertone_wire::AccountId;
 
 use super::{StoreError, Tx, bytes};
+use crate::conversation_id::ConversationId;
 
 /// What the user has said of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,17 +49,24 @@ impl Tx<'_> {
         Ok(blocked)
     }
 
-    /// The stranger who has added this device to a group that the user has not accepted.
-    pub(crate) fn requested_by(&self, group: GroupId) -> Result<Option<AccountId>, StoreError> {
-        const SELECT: &str = "SELECT requested_by FROM groups WHERE id = ?1 AND requested_by IS NOT NULL";
-        Ok(self.query_row(SELECT, [group.as_bytes()], |row| bytes(row, 0)).optional()?)
+    /// The stranger who has begun a conversation that the user has not accepted.
+    pub(crate) fn requested_by(
+        &self,
+        conversation: impl Into<ConversationId>,
+    ) -> Result<Option<AccountId>, StoreError> {
+        const SELECT: &str = "SELECT requested_by FROM conversations WHERE id = ?1 AND requested_by IS NOT NULL";
+        Ok(self.query_row(SELECT, [conversation.into().as_bytes()], |row| bytes(row, 0)).optional()?)
     }
 
-    /// A group is requested by a stranger, or accepted. What waits for that goes on.
-    pub(crate) fn set_requested(&self, group: GroupId, by: Option<AccountId>) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE groups SET requested_by = ?2 WHERE id = ?1 AND requested_by IS NOT ?2";
+    /// A conversation is requested by a stranger, or accepted. What waits for that goes on.
+    pub(crate) fn set_requested(
+        &self,
+        conversation: impl Into<ConversationId>,
+        by: Option<AccountId>,
+    ) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE conversations SET requested_by = ?2 WHERE id = ?1 AND requested_by IS NOT ?2";
         let by = by.as_ref().map(|by| by.as_bytes().as_slice());
-        if self.execute(UPDATE, params![group.as_bytes(), by])? > 0 {
+        if self.execute(UPDATE, params![conversation.into().as_bytes(), by])? > 0 {
             self.changes.work.set(true);
         }
         Ok(())

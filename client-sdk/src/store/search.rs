@@ -3,13 +3,15 @@
 //! Invariant: the words of exactly those texts are here that stand in the history, each at the position of its message.
 
 use rusqlite::{Connection, params};
-use undertone_wire::GroupId;
 
 use super::{
     StoreError, Tx,
     messages::{self, MessageRow, message_from},
 };
-use crate::message::{Body, Content};
+use crate::{
+    conversation_id::ConversationId,
+    message::{Body, Content},
+};
 
 /// Words that a message must have: each that begins with one of them will do. Upper case, accents and punctuation do not
 /// matter.
@@ -33,21 +35,21 @@ impl Words {
 }
 
 impl Tx<'_> {
-    /// The messages that have these words, in one group or all, the newest first.
+    /// The messages that have these words, in one conversation or all, the newest first.
     pub(crate) fn search(
         &self,
         words: &Words,
-        group: Option<GroupId>,
+        within: Option<ConversationId>,
         limit: usize,
     ) -> Result<Vec<MessageRow>, StoreError> {
         let select = format!(
             "SELECT {} FROM words JOIN messages ON messages.position = words.rowid
-             WHERE words MATCH ?1 AND (?2 IS NULL OR group_id = ?2) ORDER BY words.rowid DESC LIMIT ?3",
+             WHERE words MATCH ?1 AND (?2 IS NULL OR conversation = ?2) ORDER BY words.rowid DESC LIMIT ?3",
             messages::COLUMNS
         );
-        let group = group.as_ref().map(|group| group.as_bytes().as_slice());
+        let within = within.as_ref().map(|within| within.as_bytes().as_slice());
         let mut select = self.prepare_cached(&select)?;
-        let found = select.query_map(params![words.0, group, limit], message_from)?.collect::<Result<_, _>>()?;
+        let found = select.query_map(params![words.0, within, limit], message_from)?.collect::<Result<_, _>>()?;
         Ok(found)
     }
 
@@ -92,7 +94,7 @@ fn text_of(content: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
-    use undertone_wire::{AccountId, MessageId, PublicKey};
+    use undertone_wire::{AccountId, GroupId, MessageId, PublicKey};
 
     use super::*;
     use crate::{
@@ -121,7 +123,7 @@ mod tests {
             tx.save_group(&GroupRow { id, live: id, name: "trip".into(), state, commit_seq: 0, rejoin_key })?;
             let body = Body::Text { text: TEXT.into() };
             let row = MessageRow {
-                group_id: id,
+                conversation: id.into(),
                 content_id: message_id(),
                 sender: AccountId::from_identity_key(&PublicKey::from([1; 32])),
                 sent_at_ms: 1,
@@ -155,7 +157,7 @@ mod tests {
     async fn nothing_is_left_of_the_words_of_a_message_that_is_forgotten() {
         let (store, _folder) = store().await;
         assert!(is_found(&store).await && is_written(&store).await);
-        let forgotten = store.with_tx(|tx| Ok::<_, Error>(tx.forget_failed(group(), message_id())?));
+        let forgotten = store.with_tx(|tx| Ok::<_, Error>(tx.forget_failed(group().into(), message_id())?));
         assert!(forgotten.await.unwrap());
         assert!(!is_found(&store).await && !is_written(&store).await);
     }

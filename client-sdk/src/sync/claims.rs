@@ -35,7 +35,7 @@ pub(super) async fn claim_for(engine: &Engine, row: &OutboxRow) -> Result<Claims
     if !matches!(row.task, Task::Add { .. } | Task::LetIn { .. } | Task::Gather { .. }) {
         return Ok(Claims::default());
     }
-    let group = row.group_id;
+    let group = row.group()?;
     let staying = engine.store.with_tx(move |tx| {
         let gone = tx.gone(group)?;
         Ok::<_, Error>(tx.members(group)?.into_iter().filter(|one| !gone.contains(&one.device)).collect::<Vec<_>>())
@@ -126,12 +126,12 @@ pub(super) fn gather_in_parts(
     tx.set_task(row.id, &Task::Gather { accounts: these.clone() })?;
     let rest = part(&|one| rest.contains(one));
     if !rest.is_empty() {
-        tx.add_first_task(row.group_id, &Task::Gather { accounts: rest })?;
+        tx.add_first_task(row.conversation, &Task::Gather { accounts: rest })?;
     }
     let later = part(&|one| later.contains(one));
     if !later.is_empty() {
         let not_before_ms = now_ms.saturating_add(GATHER_AGAIN_MS);
-        tx.add_task(row.group_id, &Task::Gather { accounts: later }, None, not_before_ms)?;
+        tx.add_task(row.conversation, &Task::Gather { accounts: later }, None, not_before_ms)?;
     }
     Ok(these)
 }

@@ -11,6 +11,7 @@ use undertone_wire::{AccountId, Bytes, Encoding, ErrorCode, GroupEphemeralReques
 use super::Engine;
 use crate::{
     Error,
+    conversation_id::ConversationId,
     crypto::ephemeral,
     store::{GroupRow, GroupState, Standing, StoreError, Tx},
 };
@@ -24,7 +25,7 @@ const WAITING_MAX: usize = 256;
 /// Who said what, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Notice {
-    pub(crate) group_id: GroupId,
+    pub(crate) conversation: ConversationId,
     pub(crate) by: AccountId,
     pub(crate) what: Passing,
     said_at_ms: u64,
@@ -63,14 +64,15 @@ impl Notice {
 }
 
 /// Says something to the members of a group who are there.
-pub(crate) async fn say(engine: &Engine, group: GroupId, what: Passing) -> Result<(), Error> {
+pub(crate) async fn say(engine: &Engine, conversation: ConversationId, what: Passing) -> Result<(), Error> {
     if !engine.is_confirmed() {
         return Err(super::no_connection());
     }
     let content = Content { by: engine.identity.account(), said_at_ms: engine.relay_now_ms(), body: what };
     let content = Encoding::Cbor.encode(&content);
     let sealed = engine.store.with_tx(move |tx| {
-        let Some(group) = tx.active_group(group)? else { return Ok(None) };
+        let group = conversation.group().map(|group| tx.active_group(group)).transpose()?;
+        let Some(group) = group.flatten() else { return Ok(None) };
         if tx.requested_by(group.id)?.is_some() {
             return Ok(None);
         }
@@ -110,5 +112,5 @@ fn opened(tx: &Tx<'_>, live: GroupId, epoch: u64, ciphertext: &Bytes) -> Result<
     let content = bytes.and_then(|bytes| Encoding::Cbor.decode::<Content>(&bytes).ok());
     let Some(Content { by, said_at_ms, body: what }) = content else { return Ok(None) };
     let is_heard = tx.has_member(group.id, by)? && tx.standing(by)? != Standing::Blocked;
-    Ok(is_heard.then_some(Notice { group_id: group.id, by, what, said_at_ms }))
+    Ok(is_heard.then_some(Notice { conversation: group.id.into(), by, what, said_at_ms }))
 }

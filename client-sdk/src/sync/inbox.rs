@@ -10,18 +10,17 @@ use undertone_wire::{
     Account, AccountId, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues, suite,
 };
 
-use super::{receipts, recovery, successor, updates, welcome};
+use super::{content, recovery, successor, updates, welcome};
 use crate::{
     Error,
+    conversation_id::ConversationId,
     crypto::{
         Entropy, Identity, Member,
         group::{self, Applied, Opened},
     },
     event::StoredEvent,
-    message::{Body, Content},
     store::{
-        GroupRow, GroupState, MessageRow, MessageStatus, OutboxRow, OutboxState, SendFailure, Standing, StoreError,
-        Successor, Task, Tx, Why,
+        GroupRow, GroupState, MessageStatus, OutboxRow, OutboxState, SendFailure, StoreError, Successor, Task, Tx, Why,
     },
 };
 
@@ -197,7 +196,7 @@ pub(super) fn set_message_status(tx: &Tx<'_>, row: &OutboxRow, status: MessageSt
     if let Some(message_id) = row.content_id
         && tx.set_status(message_id, status)?
     {
-        tx.add_event(&StoredEvent::Status { group_id: row.group_id, message_id, status })?;
+        tx.add_event(&StoredEvent::Status { conversation: row.conversation, message_id, status })?;
     }
     Ok(())
 }
@@ -253,7 +252,7 @@ fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, message: 
         return Ok(Outcome::default());
     }
     let own = tx.task_by_hash(&Hash::of(message.as_slice()))?;
-    if let Some(row) = own.filter(|row| row.group_id == group_id && !row.task.commits()) {
+    if let Some(row) = own.filter(|row| row.conversation == group_id.into() && !row.task.commits()) {
         return apply_own_message(tx, context, group, &row).map(Outcome::Applied);
     }
     if group.state == GroupState::Recovering {
@@ -269,44 +268,7 @@ fn apply_message(tx: &Tx<'_>, context: &Context<'_>, group: &GroupRow, message: 
         }
         Some(Opened::Commit(_)) | None => return not_opened(tx, context, group, message),
     };
-    let Some(content) = Content::decode(&bytes) else {
-        return undecryptable(tx, group_id).map(Outcome::Applied);
-    };
-    let mut effect = Effect::default();
-    // The author's own word on its list, so that a relay which serves an older one is noticed.
-    if tx.note_claim(from.account, content.list_version)? {
-        tx.look_at(group_id, Some(from.account))?;
-    }
-    if content.body == (Body::Leave {}) {
-        let gone: Vec<_> = tx.members(group_id)?.into_iter().filter(|one| one.account == from.account).collect();
-        plan_tidying(tx, context, group_id, &gone)?;
-        let (by, removed) = (from.account, vec![from.account]);
-        tx.add_event(&StoredEvent::Members { group_id, by: Some(by), added: vec![], removed })?;
-        return Ok(Outcome::Applied(effect));
-    }
-    if let Body::Receipt { delivered, read } = &content.body {
-        receipts::apply(tx, context, group_id, from, delivered, read)?;
-        return Ok(Outcome::default());
-    }
-    if tx.standing(from.account)? == Standing::Blocked {
-        // Receipts must not say that it is here.
-        tx.note_gap(group_id)?;
-        return Ok(Outcome::Applied(effect));
-    }
-    let row = MessageRow {
-        group_id,
-        content_id: content.id,
-        sender: from.account,
-        sent_at_ms: content.sent_at_ms,
-        status: MessageStatus::Received,
-        content: bytes.into(),
-    };
-    effect.received = tx.add_message(&row)?;
-    if effect.received {
-        receipts::plan(tx, group_id, context.now_ms)?;
-        tx.add_event(&StoredEvent::Message { group_id, sender: from.account, message_id: content.id })?;
-    }
-    Ok(Outcome::Applied(effect))
+    content::receive(tx, context, group_id.into(), from, bytes).map(Outcome::Applied)
 }
 
 /// A message that cannot be opened: perhaps since commits before it are lacking, up to the one at which its author says
@@ -360,8 +322,9 @@ pub(super) fn apply_commit(
     if commit_seq <= group.commit_seq {
         return Ok(Outcome::default());
     }
-    let own =
-        tx.task_by_hash(&Hash::of(commit.as_slice()))?.filter(|row| row.group_id == group_id && row.task.commits());
+    let own = tx
+        .task_by_hash(&Hash::of(commit.as_slice()))?
+        .filter(|row| row.conversation == group_id.into() && row.task.commits());
     if commit_seq != group.commit_seq + 1 {
         return Ok(Outcome::Lacks { live: group.live, up_to: commit_seq - 1 });
     }
@@ -472,8 +435,9 @@ pub(super) fn tell_members(
     tx.add_event(&StoredEvent::Members { group_id, by, added, removed })
 }
 
-pub(super) fn undecryptable(tx: &Tx<'_>, group_id: GroupId) -> Result<Effect, StoreError> {
-    tx.note_gap(group_id)?;
-    tx.add_event(&StoredEvent::Undecryptable { group_id })?;
+pub(super) fn undecryptable(tx: &Tx<'_>, conversation: impl Into<ConversationId>) -> Result<Effect, StoreError> {
+    let conversation = conversation.into();
+    tx.note_gap(conversation)?;
+    tx.add_event(&StoredEvent::Undecryptable { conversation })?;
     Ok(Effect::default())
 }

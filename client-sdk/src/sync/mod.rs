@@ -17,6 +17,7 @@
 
 mod backoff;
 mod claims;
+mod content;
 mod directory;
 pub(crate) mod ephemeral;
 mod inbox;

@@ -13,7 +13,8 @@ use std::{
 
 use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{
-    Bytes, CommitRequest, CreateGroupRequest, Encoding, ErrorCode, LeaveRequest, Problem, SendRequest, StaleGroup,
+    Bytes, CommitRequest, CreateGroupRequest, Encoding, ErrorCode, GroupId, LeaveRequest, Problem, SendRequest,
+    StaleGroup,
 };
 
 use super::{
@@ -160,7 +161,7 @@ async fn fail(engine: &Engine, row: &OutboxRow, error: Error) -> Result<(), Erro
         .with_tx(move |tx| {
             // The queue may have told more meanwhile.
             let Some(row) = tx.task(row.id)?.filter(|now| now.posted == row.posted) else { return Ok(()) };
-            match (&row.task, tx.active_group(row.group_id)?) {
+            match (&row.task, row.conversation.group().map(|group| tx.active_group(group)).transpose()?.flatten()) {
                 // Without the relay knowing it there is no group.
                 (Task::Create { .. }, Some(group)) => {
                     let event = StoredEvent::Stuck { group_id: group.id };
@@ -175,10 +176,10 @@ async fn fail(engine: &Engine, row: &OutboxRow, error: Error) -> Result<(), Erro
                     && !one.is_empty()
                 {
                     for accounts in [one, other] {
-                        tx.add_first_task(row.group_id, &Task::Gather { accounts: accounts.to_vec() })?;
+                        tx.add_first_task(row.conversation, &Task::Gather { accounts: accounts.to_vec() })?;
                     }
                 } else {
-                    claims::tell_not_added(tx, row.group_id, accounts)?;
+                    claims::tell_not_added(tx, row.group()?, accounts)?;
                 }
             }
             inbox::finish(tx, &row, Err(error)).map_err(Error::from)
@@ -191,14 +192,14 @@ fn prepared(row: &OutboxRow) -> Option<&[u8]> {
 }
 
 async fn create(engine: &Engine, row: &OutboxRow, sealed_group_info: &Bytes) -> Result<(), Error> {
-    let request = &CreateGroupRequest { group_id: row.live, sealed_group_info: sealed_group_info.clone() };
+    let request = &CreateGroupRequest { group_id: row.live()?, sealed_group_info: sealed_group_info.clone() };
     let created = engine.signed_in(|token| async move { engine.api.create_group(&token, request).await }).await?;
     let (row, entropy, now_ms) = (row.clone(), engine.entropy, engine.clock.now_ms());
     engine
         .store
         .with_tx(move |tx| {
             if created.position.commit_seq > 0
-                && let Some(group) = tx.active_group(row.group_id)?
+                && let Some(group) = tx.active_group(row.group()?)?
             {
                 // Another copy of the store has created it, and gone on.
                 recovery::begin_at(tx, entropy, now_ms, &group, Why::Lost)?;
@@ -220,7 +221,7 @@ async fn encrypt(engine: &Engine, row: &OutboxRow) -> Result<(), Error> {
             let Some(group) = group_to_use(tx, &row, entropy, now_ms)? else { return Ok(()) };
             let content = match &row.task {
                 Task::Send { content } | Task::Leave { content } => content.clone(),
-                _ => match receipts::body(tx, group.id)? {
+                _ => match receipts::body(tx, row.conversation)? {
                     Some(body) => Content { id, sent_at_ms: now_ms, list_version, body }.encode(),
                     None => return inbox::finish(tx, &row, Ok(())).map_err(Error::from),
                 },
@@ -292,7 +293,7 @@ fn group_to_use(tx: &Tx<'_>, row: &OutboxRow, entropy: Entropy, now_ms: u64) -> 
     if tx.task(row.id)?.is_none_or(|now| now.state != OutboxState::Waiting) {
         return Ok(None);
     }
-    match tx.group(row.group_id)? {
+    match tx.group(row.group()?)? {
         Some(group) if group.state == GroupState::Active => {
             if tx.has_mls_state(group.live)? {
                 return Ok(Some(group));
@@ -308,7 +309,7 @@ fn group_to_use(tx: &Tx<'_>, row: &OutboxRow, entropy: Entropy, now_ms: u64) -> 
 
 /// Posts a prepared request and records the relay's word.
 async fn post(engine: &Engine, row: &OutboxRow, request: &[u8], claimed: &mut Claimed) -> Result<(), Error> {
-    match ask(engine, row, request).await {
+    match ask(engine, row, row.live()?, request).await {
         Ok(()) => accepted(engine, row).await,
         Err(ApiError::Refused(problem)) => {
             // A device that is to be added is gone: claim again, from the account's newest list.
@@ -321,8 +322,8 @@ async fn post(engine: &Engine, row: &OutboxRow, request: &[u8], claimed: &mut Cl
     }
 }
 
-async fn ask(engine: &Engine, row: &OutboxRow, request: &[u8]) -> Result<(), ApiError> {
-    let (api, group) = (&engine.api, row.live);
+async fn ask(engine: &Engine, row: &OutboxRow, group: GroupId, request: &[u8]) -> Result<(), ApiError> {
+    let api = &engine.api;
     match row.task {
         Task::Send { .. } | Task::Receipt => {
             let request: &SendRequest = &stored(request)?;
@@ -350,7 +351,7 @@ async fn accepted(engine: &Engine, row: &OutboxRow) -> Result<(), Error> {
     still_posted(engine, row, |tx, row| {
         inbox::set_message_status(tx, row, MessageStatus::Sent)?;
         if row.task == Task::Receipt {
-            tx.receipt_told(row.group_id)?;
+            tx.receipt_told(row.conversation)?;
         }
         tx.set_accepted(row.id)
     })
@@ -362,14 +363,14 @@ async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Res
         (ErrorCode::StaleGroup, Some(stale)) => {
             let (stale, now_ms) = (stale.clone(), engine.clock.now_ms());
             if let Some(up_to) = missed_up_to(engine, row, &stale).await? {
-                missed::fetch(engine, row.live, up_to).await?;
+                missed::fetch(engine, row.live()?, up_to).await?;
             }
             still_posted(engine, row, move |tx, row| catch_up_or_end(tx, row, &stale, now_ms)).await
         }
         // The relay once had the group, or nothing would have been posted there.
         (ErrorCode::NotFound, _) => {
             let now_ms = engine.clock.now_ms();
-            still_posted(engine, row, move |tx, row| match tx.active_group(row.group_id)? {
+            still_posted(engine, row, move |tx, row| match tx.active_group(row.group()?)? {
                 Some(group) => set_back(tx, row, &group, now_ms),
                 None => inbox::finish(tx, row, Err(Error::NotMember)),
             })
@@ -406,7 +407,7 @@ async fn refused(engine: &Engine, row: &OutboxRow, problem: Box<Problem>) -> Res
 
 /// Up to which commit this device has missed those of a group, if its queue will not bring them any more.
 async fn missed_up_to(engine: &Engine, row: &OutboxRow, stale: &StaleGroup) -> Result<Option<u64>, Error> {
-    let (group, stale) = (row.group_id, stale.clone());
+    let (group, stale) = (row.group()?, stale.clone());
     engine
         .store
         .with_tx(move |tx| {
@@ -424,7 +425,7 @@ async fn missed_up_to(engine: &Engine, row: &OutboxRow, stale: &StaleGroup) -> R
 /// A row that is still posted was made for the commit at which the group stands here.
 fn catch_up_or_end(tx: &Tx<'_>, row: &OutboxRow, stale: &StaleGroup, now_ms: u64) -> Result<(), StoreError> {
     let last = stale.unacked.iter().map(|commit| commit.seq).max().unwrap_or(0);
-    let group = match tx.group(row.group_id)? {
+    let group = match tx.group(row.group()?)? {
         Some(group) if group.state == GroupState::Active => group,
         Some(group) if group.state == GroupState::Recovering => return tx.set_waiting(row.id, 0),
         _ => return inbox::finish(tx, row, Err(Error::NotMember)),

@@ -4,10 +4,9 @@
 //! Invariant: a receipt covers all there is since the first message after the last gap, so that one which is lost is made up
 //! for by the next; and there is at most one in a while, whatever comes.
 
-use undertone_wire::GroupId;
-
 use super::inbox::Context;
 use crate::{
+    conversation_id::ConversationId,
     crypto::Member,
     event::StoredEvent,
     message::{Body, Mark},
@@ -24,16 +23,17 @@ const DEVICES_MAX: usize = 32;
 const MARKS_MAX: usize = DEVICES_MAX;
 
 /// Plans a receipt, unless one is planned.
-pub(crate) fn plan(tx: &Tx<'_>, group: GroupId, now_ms: u64) -> Result<(), StoreError> {
-    if tx.has_more_devices(group, DEVICES_MAX)? || tx.is_planned(group, &Task::Receipt)? {
+pub(crate) fn plan(tx: &Tx<'_>, conversation: ConversationId, now_ms: u64) -> Result<(), StoreError> {
+    let large = conversation.group().map(|group| tx.has_more_devices(group, DEVICES_MAX)).transpose()?;
+    if large == Some(true) || tx.is_planned(conversation, &Task::Receipt)? {
         return Ok(());
     }
-    tx.add_task(group, &Task::Receipt, None, now_ms.saturating_add(GATHER_MS)).map(drop)
+    tx.add_task(conversation, &Task::Receipt, None, now_ms.saturating_add(GATHER_MS)).map(drop)
 }
 
 /// What is to be told; `None` if that is nothing.
-pub(super) fn body(tx: &Tx<'_>, group: GroupId) -> Result<Option<Body>, StoreError> {
-    let (delivered, read) = tx.receipt(group)?;
+pub(super) fn body(tx: &Tx<'_>, conversation: ConversationId) -> Result<Option<Body>, StoreError> {
+    let (delivered, read) = tx.receipt(conversation)?;
     let nothing = delivered.is_empty() && read.is_empty();
     Ok((!nothing).then_some(Body::Receipt { delivered, read }))
 }
@@ -42,7 +42,7 @@ pub(super) fn body(tx: &Tx<'_>, group: GroupId) -> Result<Option<Body>, StoreErr
 pub(super) fn apply(
     tx: &Tx<'_>,
     context: &Context<'_>,
-    group_id: GroupId,
+    conversation: ConversationId,
     from: Member,
     delivered: &[Mark],
     read: &[Mark],
@@ -54,7 +54,7 @@ pub(super) fn apply(
     let mut changed = Vec::new();
     for (said, marks) in [(Said::Delivered, delivered), (Said::Read, read)] {
         for mark in marks.iter().take(MARKS_MAX).filter(|mark| mark.account == own) {
-            for message in tx.count_receipt(group_id, from.device, own, said, mark)? {
+            for message in tx.count_receipt(conversation, from.device, own, said, mark)? {
                 if !changed.contains(&message) {
                     changed.push(message);
                 }
@@ -63,7 +63,7 @@ pub(super) fn apply(
     }
     for message_id in changed {
         if let Some(status) = tx.status(message_id)? {
-            tx.add_event(&StoredEvent::Status { group_id, message_id, status })?;
+            tx.add_event(&StoredEvent::Status { conversation, message_id, status })?;
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ const MESSAGES: usize = 1_000;
 
 async fn hears_typing(client: &Client, from: &Client, group: &Group) {
     let event = crate::world::event(client, |event| match event {
-        Event::Typing { group_id, by } => Some((group_id, by.account_id)),
+        Event::Typing { conversation, by } => Some((conversation.group()?, by.account_id)),
         _ => None,
     });
     assert_eq!(event.await, (group.id(), from.account().account_id));

@@ -1,6 +1,6 @@
 //! `search`: what was said, found by its words in the store alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use crate::{
     args::Search,
@@ -20,9 +20,14 @@ pub(super) async fn run(place: &Place, search: &Search, output: Output) -> Resul
     if found.is_empty() {
         output.say("no messages")?;
     }
-    let names: HashMap<_, _> = client.groups().await?.into_iter().map(|group| (group.group_id, group.name)).collect();
+    let mut names = HashMap::new();
+    for message in &found {
+        if let Entry::Vacant(name) = names.entry(message.conversation) {
+            name.insert(client.conversation(message.conversation).name().await?);
+        }
+    }
     found.iter().try_for_each(|message| {
-        let group = names.get(&message.group_id).map_or("", String::as_str);
-        output.tell(&Object::message(message), || people::found_line(message, group))
+        let name = names.get(&message.conversation).map_or("", String::as_str);
+        output.tell(&Object::message(message), || people::found_line(message, name))
     })
 }

@@ -4,8 +4,8 @@
 
 use serde::{Serialize, Serializer};
 use undertone::{
-    AccountId, Connection, Contact, DeviceId, Event, GroupId, GroupSummary, Message, MessageId, MessageStatus,
-    Recovered,
+    AccountId, Connection, Contact, ConversationId, DeviceId, Event, GroupId, GroupSummary, Message, MessageId,
+    MessageStatus, Recovered,
 };
 
 /// One object, one line.
@@ -39,7 +39,8 @@ pub(crate) enum Object {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum EventObject {
     Message {
-        group_id: Text<GroupId>,
+        #[serde(flatten)]
+        place: Place,
         message_id: Text<MessageId>,
         from: String,
         from_account: Text<AccountId>,
@@ -71,7 +72,8 @@ pub(crate) enum EventObject {
         group_id: Text<GroupId>,
     },
     Status {
-        group_id: Text<GroupId>,
+        #[serde(flatten)]
+        place: Place,
         message_id: Text<MessageId>,
         status: &'static str,
         /// On so many devices of others.
@@ -96,7 +98,8 @@ pub(crate) enum EventObject {
         group_id: Text<GroupId>,
     },
     Undecryptable {
-        group_id: Text<GroupId>,
+        #[serde(flatten)]
+        place: Place,
     },
     Missed {
         first: u64,
@@ -107,7 +110,8 @@ pub(crate) enum EventObject {
     },
     StoreCopied,
     Typing {
-        group_id: Text<GroupId>,
+        #[serde(flatten)]
+        place: Place,
         by: String,
     },
     IdentityChanged {
@@ -129,6 +133,23 @@ pub(crate) enum EventObject {
     Connection {
         state: &'static str,
     },
+}
+
+/// Where a message stands: in a group, or in what this account and another write to each other.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Place {
+    Group { group_id: Text<GroupId> },
+    Direct { account_id: Text<AccountId> },
+}
+
+impl From<ConversationId> for Place {
+    fn from(conversation: ConversationId) -> Self {
+        match conversation {
+            ConversationId::Group(group) => Self::Group { group_id: Text(group) },
+            ConversationId::Direct(account) => Self::Direct { account_id: Text(account) },
+        }
+    }
 }
 
 /// A member of a group.
@@ -196,7 +217,7 @@ impl Object {
 
     pub(crate) fn message(message: &Message) -> Self {
         Self::Event(EventObject::Message {
-            group_id: Text(message.group_id),
+            place: message.conversation.into(),
             message_id: Text(message.message_id),
             from: message.from.name(),
             from_account: Text(message.from.account_id),
@@ -209,7 +230,7 @@ impl Object {
     pub(crate) fn event(event: &Event) -> Option<Self> {
         Some(Self::Event(match event {
             Event::MessageReceived(message) => return Some(Self::message(message)),
-            Event::MessageStatus { group_id, message_id, status } => {
+            Event::MessageStatus { conversation, message_id, status } => {
                 let (devices, of) = match *status {
                     MessageStatus::Delivered { to: some, of } | MessageStatus::Read { by: some, of } => {
                         (Some(some), Some(of))
@@ -217,10 +238,10 @@ impl Object {
                     _ => (None, None),
                 };
                 let reason = if let MessageStatus::Failed(why) = status { Some(why.as_str()) } else { None };
-                let (group_id, message_id) = (Text(*group_id), Text(*message_id));
-                EventObject::Status { group_id, message_id, status: status.as_str(), devices, of, reason }
+                let (place, message_id) = ((*conversation).into(), Text(*message_id));
+                EventObject::Status { place, message_id, status: status.as_str(), devices, of, reason }
             }
-            Event::Undecryptable { group_id } => EventObject::Undecryptable { group_id: Text(*group_id) },
+            Event::Undecryptable { conversation } => EventObject::Undecryptable { place: (*conversation).into() },
             Event::Joined { group_id, name, by, requested } => {
                 let (group_id, name, requested) = (Text(*group_id), name.clone(), *requested);
                 EventObject::Joined { group_id, name, by: by.name(), requested }
@@ -249,7 +270,7 @@ impl Object {
             Event::Missed { from, to } => EventObject::Missed { first: *from, last: *to },
             Event::Dropped { events } => EventObject::Dropped { events: *events },
             Event::StoreCopied => EventObject::StoreCopied,
-            Event::Typing { group_id, by } => EventObject::Typing { group_id: Text(*group_id), by: by.name() },
+            Event::Typing { conversation, by } => EventObject::Typing { place: (*conversation).into(), by: by.name() },
             Event::IdentityChanged { account } => {
                 EventObject::IdentityChanged { account_id: Text(account.account_id), username: username(account) }
             }
@@ -352,7 +373,7 @@ mod tests {
     #[test]
     fn a_message() {
         let message = EventObject::Message {
-            group_id: Text(group()),
+            place: ConversationId::from(group()).into(),
             message_id: Text(MESSAGE.parse().unwrap()),
             from: bob().name(),
             from_account: Text(bob().account_id),
@@ -365,6 +386,12 @@ mod tests {
                 r#"{{"event":"message","group_id":"{GROUP}","message_id":"{MESSAGE}","from":"bob","from_account":"{ACCOUNT}","text":"two\nlines","sent_at":1700000000123}}"#
             )
         );
+    }
+
+    #[test]
+    fn what_stands_in_a_direct_conversation_names_the_account_with_which_it_is() {
+        let typing = Event::Typing { conversation: bob().account_id.into(), by: bob() };
+        assert_eq!(event(&typing), format!(r#"{{"event":"typing","account_id":"{ACCOUNT}","by":"bob"}}"#));
     }
 
     #[test]
@@ -400,19 +427,19 @@ mod tests {
             event(&Event::GroupRecovered { group_id: group(), how: Recovered::LetIn }),
             format!(r#"{{"event":"recovered","group_id":"{GROUP}","how":"let_in"}}"#)
         );
-        assert_eq!(event(&Event::Undecryptable { group_id: group() }), of_group("undecryptable"));
+        assert_eq!(event(&Event::Undecryptable { conversation: group().into() }), of_group("undecryptable"));
         assert_eq!(
-            event(&Event::MessageStatus { group_id: group(), message_id, status: MessageStatus::Sent }),
+            event(&Event::MessageStatus { conversation: group().into(), message_id, status: MessageStatus::Sent }),
             format!(r#"{{"event":"status","group_id":"{GROUP}","message_id":"{MESSAGE}","status":"sent"}}"#)
         );
         let read = MessageStatus::Read { by: 1, of: 2 };
         assert!(
-            event(&Event::MessageStatus { group_id: group(), message_id, status: read })
+            event(&Event::MessageStatus { conversation: group().into(), message_id, status: read })
                 .ends_with(r#""status":"read","devices":1,"of":2}"#)
         );
         let failed = MessageStatus::Failed(SendFailure::NotMember);
         assert!(
-            event(&Event::MessageStatus { group_id: group(), message_id, status: failed })
+            event(&Event::MessageStatus { conversation: group().into(), message_id, status: failed })
                 .ends_with(r#""status":"failed","reason":"not_member"}"#)
         );
         assert_eq!(

@@ -192,7 +192,7 @@ async fn a_content_id_used_again_by_another_member_does_not_move_a_page() {
     let page = scene.bob.engine().store.with_tx(move |tx| {
         let id = |number: u8| MessageId::from_parts(1, [number; 10]);
         let row = |sender, number| MessageRow {
-            group_id: good,
+            conversation: good.into(),
             content_id: id(number),
             sender,
             sent_at_ms: 1,
@@ -203,7 +203,7 @@ async fn a_content_id_used_again_by_another_member_does_not_move_a_page() {
             tx.add_message(&row(senders[1], number))?;
         }
         tx.add_message(&row(senders[0], 1))?;
-        tx.history(good, HistoryPage { limit: 10, before: Some(id(1)) }).map_err(Error::from)
+        tx.history(good.into(), HistoryPage { limit: 10, before: Some(id(1)) }).map_err(Error::from)
     });
     assert_eq!(page.await.unwrap().unwrap().len(), 0);
 }

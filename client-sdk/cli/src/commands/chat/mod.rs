@@ -104,7 +104,7 @@ impl Chat<'_> {
                 self.output.tell(&object, String::new)?;
             }
         } else if self.is_news(event)
-            && let Some(text) = news::of(self.client, event, Some(self.group_id)).await
+            && let Some(text) = news::of(self.client, event, Some(self.group_id.into())).await
         {
             self.screen.print(&text).await?;
         }

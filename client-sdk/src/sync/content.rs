@@ -1,0 +1,77 @@
+//! What was inside a message, once it is known who wrote it: into the history, or wherever it belongs.
+//!
+//! Invariant: whoever `from` is has proved it, by the keys of a group or of a session.
+
+use undertone_wire::GroupId;
+
+use super::{
+    inbox::{self, Context, Effect},
+    receipts,
+};
+use crate::{
+    conversation_id::ConversationId,
+    crypto::Member,
+    event::StoredEvent,
+    message::{Body, Content},
+    store::{MessageRow, MessageStatus, Standing, StoreError, Tx},
+};
+
+/// Takes in what a device has written in a conversation.
+pub(super) fn receive(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    conversation: ConversationId,
+    from: Member,
+    bytes: Vec<u8>,
+) -> Result<Effect, StoreError> {
+    let Some(content) = Content::decode(&bytes) else {
+        return inbox::undecryptable(tx, conversation);
+    };
+    // The author's own word on its list, so that a relay which serves an older one is noticed.
+    if tx.note_claim(from.account, content.list_version)?
+        && let ConversationId::Group(group) = conversation
+    {
+        tx.look_at(group, Some(from.account))?;
+    }
+    match (&content.body, conversation) {
+        (Body::Leave {}, ConversationId::Group(group)) => leave(tx, context, group, from)?,
+        (Body::Receipt { delivered, read }, _) => receipts::apply(tx, context, conversation, from, delivered, read)?,
+        // Receipts must not say that it is here.
+        _ if tx.standing(from.account)? == Standing::Blocked => tx.note_gap(conversation)?,
+        _ => return add(tx, context, conversation, from, &content, bytes),
+    }
+    Ok(Effect::default())
+}
+
+/// An account leaves a group.
+fn leave(tx: &Tx<'_>, context: &Context<'_>, group_id: GroupId, from: Member) -> Result<(), StoreError> {
+    let gone: Vec<_> = tx.members(group_id)?.into_iter().filter(|one| one.account == from.account).collect();
+    inbox::plan_tidying(tx, context, group_id, &gone)?;
+    let (by, removed) = (from.account, vec![from.account]);
+    tx.add_event(&StoredEvent::Members { group_id, by: Some(by), added: vec![], removed })
+}
+
+/// Adds a message to the history, unless it stands there already.
+fn add(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    conversation: ConversationId,
+    from: Member,
+    content: &Content,
+    bytes: Vec<u8>,
+) -> Result<Effect, StoreError> {
+    let row = MessageRow {
+        conversation,
+        content_id: content.id,
+        sender: from.account,
+        sent_at_ms: content.sent_at_ms,
+        status: MessageStatus::Received,
+        content: bytes.into(),
+    };
+    let received = tx.add_message(&row)?;
+    if received {
+        receipts::plan(tx, conversation, context.now_ms)?;
+        tx.add_event(&StoredEvent::Message { conversation, sender: from.account, message_id: content.id })?;
+    }
+    Ok(Effect { received, ..Effect::default() })
+}
