@@ -134,7 +134,7 @@ impl Client {
     }
 
     /// Says that this account is known: that it adds this one to a group is no request. [`Group::add`] and
-    /// [`Group::accept`] say so too. Ends [`Client::block`].
+    /// [`Conversation::accept`] say so too. Ends [`Client::block`].
     pub async fn know(&self, account: AccountId) -> Result<(), Error> {
         self.set_standing(account, Standing::Known).await
     }

@@ -46,11 +46,11 @@ pub enum Event {
         conversation: ConversationId,
     },
     /// This device is now a member of a group. If a stranger has added it (who was never added by this account, nor accepted),
-    /// that is a request: nothing is done in the group that others could see until the app calls [`Group::accept`] or
-    /// [`Group::decline`], or sends something there.
+    /// that is a request: nothing is done in the group that others could see until the app calls [`Conversation::accept`] or
+    /// [`Conversation::decline`], or sends something there.
     ///
-    /// [`Group::accept`]: crate::Group::accept
-    /// [`Group::decline`]: crate::Group::decline
+    /// [`Conversation::accept`]: crate::Conversation::accept
+    /// [`Conversation::decline`]: crate::Conversation::decline
     Joined {
         /// The group.
         group_id: GroupId,

@@ -23,7 +23,7 @@
 //!
 //! - A [`Client`] is one device of one account. It keeps everything in one folder, encrypted with a [`StoreKey`]; one
 //!   process at a time can have it open. [`Client::open`] opens it again.
-//! - [`Group::send`] writes to the local store and returns, online or not. The engine behind it encrypts, posts, and
+//! - [`Conversation::send`] writes to the local store and returns, online or not. The engine behind it encrypts, posts, and
 //!   tries again until the relay has answered; [`Event::MessageStatus`] tells how it went. Each message arrives once.
 //! - A relay may have several addresses ([`ClientBuilder::also_at`]). The client stays with the one that works, and moves
 //!   on by itself when it does not.

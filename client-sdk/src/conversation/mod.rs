@@ -167,7 +167,7 @@ impl Conversation {
     /// Sends a message after all that has failed ([`MessageStatus::Failed`]), as the newest. It keeps its id.
     ///
     /// # Errors
-    /// [`Error::UnknownMessage`] if there is no such message, and as for [`Group::send`].
+    /// [`Error::UnknownMessage`] if there is no such message, and as for [`Conversation::send`].
     pub async fn retry(&self, message: MessageId) -> Result<(), Error> {
         let id = self.id;
         self.engine()

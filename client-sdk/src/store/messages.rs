@@ -32,7 +32,7 @@ pub enum MessageStatus {
         /// Of so many that it was sent to.
         of: u32,
     },
-    /// It was not sent, and will not be unless that is asked for ([`Group::retry`](crate::Group::retry)).
+    /// It was not sent, and will not be unless that is asked for ([`Conversation::retry`](crate::Conversation::retry)).
     Failed(SendFailure),
     /// Another member wrote it.
     Received,
