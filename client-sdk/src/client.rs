@@ -14,7 +14,7 @@ use crate::{
     Error,
     api::{Address, Addresses},
     clock::{Clock, SystemClock},
-    conversation::{self, Conversation, Group, GroupSummary},
+    conversation::{self, Conversation, DirectSummary, Group, GroupSummary},
     conversation_id::ConversationId,
     crypto::Entropy,
     event::{Connection, Contact},
@@ -189,6 +189,23 @@ impl Client {
     /// A handle to a group.
     pub fn group(&self, id: GroupId) -> Group {
         Group::new(self.clone(), id)
+    }
+
+    /// A handle to the direct conversation with an account. Who is written to is no stranger from then on.
+    pub fn direct(&self, account: AccountId) -> Conversation {
+        self.conversation(account.into())
+    }
+
+    /// The direct conversations in the store, by the names of the accounts.
+    pub async fn directs(&self) -> Result<Vec<DirectSummary>, Error> {
+        self.engine()
+            .store
+            .with_tx(|tx| {
+                let summary =
+                    |(account, requested)| Ok(DirectSummary { with: conversation::contact(tx, account)?, requested });
+                tx.directs()?.into_iter().map(summary).collect()
+            })
+            .await
     }
 
     /// A handle to a conversation.

@@ -61,6 +61,14 @@ pub enum Event {
         /// Whether that is a request.
         requested: bool,
     },
+    /// A stranger has written directly (who was never written to or added by this account, nor accepted). That is a request:
+    /// they are not told that it came until the app calls [`Conversation::accept`] or writes to them.
+    ///
+    /// [`Conversation::accept`]: crate::Conversation::accept
+    Requested {
+        /// Who.
+        by: Contact,
+    },
     /// Accounts joined or left a group.
     MembersChanged {
         /// The group.
@@ -230,6 +238,9 @@ pub(crate) enum StoredEvent {
         #[serde(default)]
         requested: bool,
     },
+    Requested {
+        by: AccountId,
+    },
     Members {
         group_id: GroupId,
         by: Option<AccountId>,
@@ -298,6 +309,7 @@ impl StoredEvent {
         match self {
             Self::Message { sender: account, .. }
             | Self::Joined { by: account, .. }
+            | Self::Requested { by: account }
             | Self::Identity { account }
             | Self::StaleList { account }
             | Self::Unlisted { account, .. } => vec![*account],

@@ -164,6 +164,7 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
         StoredEvent::Joined { group_id, name, by, requested } => {
             Event::Joined { group_id, name, by: contact(tx, by)?, requested }
         }
+        StoredEvent::Requested { by } => Event::Requested { by: contact(tx, by)? },
         StoredEvent::Members { group_id, by, added, removed } => {
             let by = by.map(|account| contact(tx, account)).transpose()?;
             Event::MembersChanged { group_id, by, added: all(added)?, removed: all(removed)? }

@@ -35,10 +35,11 @@
 //!
 //! # What it protects
 //!
-//! Content is encrypted from device to device with MLS (RFC 9420). Members are bound to accounts by certificates that the
-//! account's identity key signs, and an account's id commits to that key; usernames are the relay's word only. Groups are
-//! signed: a member can prove to others who wrote what. The relay sees who is a member of what, when devices are online,
-//! and padded sizes.
+//! Content is encrypted from device to device, in groups with MLS (RFC 9420), between two accounts with Olm sessions in
+//! envelopes sealed with X-Wing. Members are bound to accounts by certificates that the account's identity key signs, and
+//! an account's id commits to that key; usernames are the relay's word only. Groups are signed: a member can prove to
+//! others who wrote what. Direct messages are not. The relay sees who is a member of what, which accounts a direct message
+//! is for, when devices are online, and padded sizes.
 
 pub mod api;
 mod client;
@@ -56,7 +57,7 @@ mod sync;
 
 pub use client::{Client, ClientBuilder, StoreAt};
 pub use clock::{Clock, SystemClock};
-pub use conversation::{Conversation, Group, GroupSummary};
+pub use conversation::{Conversation, DirectSummary, Group, GroupSummary};
 pub use conversation_id::ConversationId;
 pub use error::{Error, ErrorKind};
 pub use event::{Connection, Contact, Event, Recovered};

@@ -49,6 +49,9 @@ impl Message {
 /// Longest text of a message, in bytes of UTF-8. With all that is around it, it fits a relay's envelope.
 pub(crate) const TEXT_BYTES_MAX: usize = 240 * 1024;
 
+/// The same in a direct conversation, of which each device gets a copy: those for 32 devices fit one request.
+pub(crate) const DIRECT_TEXT_BYTES_MAX: usize = 16 * 1024;
+
 /// The end of the year 9999. A later time is no time.
 const SENT_AT_MS_MAX: u64 = 253_402_300_799_999;
 

@@ -44,7 +44,7 @@ async fn what_came_while_away_is_delivered_in_order_and_then_gone_from_the_relay
     let again = carol.ok(&["listen", "--for", "1"]).await;
     assert!(again.iter().all(|event| event["event"] != "message"), "nothing is shown twice");
 
-    let found = carol.ok(&["search", "MESSAGE", "17", "--group", "trip", "--limit", "3"]).await;
+    let found = carol.ok(&["search", "MESSAGE", "17", "--in", "trip", "--limit", "3"]).await;
     let found: Vec<_> = found.iter().map(|message| &message["text"]).collect();
     assert_eq!(found, ["message 179", "message 178", "message 177"], "the newest first");
 

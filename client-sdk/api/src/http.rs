@@ -122,14 +122,6 @@ impl HttpApi {
         ws::open(self, self.get(&path).bearer_auth(text(token))).await
     }
 
-    /// `POST /v1/messages`: a direct message.
-    ///
-    /// # Errors
-    /// As for every request.
-    pub async fn send_direct(&self, token: &Bytes, request: &SendDirectRequest) -> Result<SendResponse, ApiError> {
-        self.ask(self.post(path::MESSAGES, request).bearer_auth(text(token))).await
-    }
-
     fn get(&self, path: &str) -> RequestBuilder {
         self.request(Method::GET, path)
     }
@@ -232,6 +224,10 @@ impl RelayApi for HttpApi {
     }
     fn sealing_keys<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, SealingKeys> {
         self.ask(self.get(&fill(path::SEALING_KEYS, account)).bearer_auth(text(token)))
+    }
+
+    fn send_direct<'a>(&'a self, token: &'a Bytes, request: &'a SendDirectRequest) -> Answer<'a, SendResponse> {
+        self.ask(self.post(path::MESSAGES, request).bearer_auth(text(token)))
     }
 
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList> {

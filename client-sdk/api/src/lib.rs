@@ -29,8 +29,8 @@ use undertone_wire::{
     ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
     GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
     LeaveRequest, LoginRequest, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse,
-    RegisterRequest, RejoinRequest, Relay, SealingKeys, SendRequest, SendResponse, ServerFrame, Session, Succession,
-    SuccessorRequest, Username,
+    RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest, SendResponse, ServerFrame,
+    Session, Succession, SuccessorRequest, Username,
 };
 
 pub use http::{HttpApi, NowMs};
@@ -132,6 +132,9 @@ pub trait RelayApi: Send + Sync + 'static {
     ) -> Answer<'a, ClaimPrekeysResponse>;
     /// `GET /v1/accounts/{account}/sealing-keys`
     fn sealing_keys<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, SealingKeys>;
+
+    /// `POST /v1/messages`
+    fn send_direct<'a>(&'a self, token: &'a Bytes, request: &'a SendDirectRequest) -> Answer<'a, SendResponse>;
 
     /// `GET /v1/groups`
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList>;

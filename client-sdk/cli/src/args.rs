@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use undertone::{InviteCode, MessageId, Username};
 
-/// Encrypted group messaging through an Undertone relay.
+/// Encrypted messaging through an Undertone relay.
 ///
-/// GROUP is a group's name or id, USER a username or an account id. Exit status: 0 done; 1 refused, with the reason on
+/// GROUP is a group's name or id, USER a username or an account id, and CONVERSATION a GROUP or @USER. Exit status: 0 done; 1 refused, with the reason on
 /// stderr; 2 wrong usage; 3 the relay cannot be reached and the command needs it.
 #[derive(Debug, Parser)]
 #[command(name = "undertone", version, max_term_width = 100)]
@@ -42,14 +42,14 @@ pub(crate) enum Command {
     Group(GroupCommand),
     /// Send one message; without a connection it is queued and goes out later
     Send(Send),
-    /// Talk in a group: what you type is sent, what comes is shown
+    /// Talk in a group, or with somebody: what you type is sent, what comes is shown
     ///
     /// Ends with Ctrl-D or /quit. With --json, or if stdin is not a terminal, every line of stdin is sent, and it ends when
     /// all of them were.
     Chat(Chat),
-    /// Show what happens in all groups, from where the last `listen` or `chat` stopped
+    /// Show what happens in all conversations, from where the last `listen` or `chat` stopped
     Listen(Listen),
-    /// Show a group's messages, oldest first, without a connection
+    /// Show the messages of a conversation, oldest first, without a connection
     History(History),
     /// Find messages by their words, the newest first, without a connection
     Search(Search),
@@ -143,8 +143,9 @@ pub(crate) enum GroupCommand {
 /// `send`
 #[derive(Debug, Args)]
 pub(crate) struct Send {
-    /// The group
-    pub(crate) group: String,
+    /// The group, or @ and whom
+    #[arg(value_name = "CONVERSATION")]
+    pub(crate) to: String,
     /// The message; - takes it from stdin
     pub(crate) text: String,
 }
@@ -152,8 +153,9 @@ pub(crate) struct Send {
 /// `chat`
 #[derive(Debug, Args)]
 pub(crate) struct Chat {
-    /// The group
-    pub(crate) group: String,
+    /// The group, or @ and with whom
+    #[arg(value_name = "CONVERSATION")]
+    pub(crate) with: String,
 }
 
 /// `listen`
@@ -170,8 +172,9 @@ pub(crate) struct Listen {
 /// `history`
 #[derive(Debug, Args)]
 pub(crate) struct History {
-    /// The group
-    pub(crate) group: String,
+    /// The group, or @ and with whom
+    #[arg(value_name = "CONVERSATION")]
+    pub(crate) of: String,
     /// Show at most so many, the newest
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: u64,
@@ -186,9 +189,9 @@ pub(crate) struct Search {
     /// What they have in them: each of these words, or one that begins with it
     #[arg(required = true, value_name = "WORD")]
     pub(crate) words: Vec<String>,
-    /// Only in this group
-    #[arg(long, value_name = "GROUP")]
-    pub(crate) group: Option<String>,
+    /// Only in this group, or in what was said with @USER
+    #[arg(long = "in", value_name = "CONVERSATION")]
+    pub(crate) within: Option<String>,
     /// Show at most so many
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     pub(crate) limit: u64,

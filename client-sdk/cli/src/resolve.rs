@@ -1,8 +1,8 @@
-//! Which group or account is meant: by id, or by name.
+//! Which group, account or conversation is meant: by id, or by name.
 //!
 //! Invariant: a name that fits several is never guessed; the answer lists their ids.
 
-use undertone::{AccountId, Client, Contact, Error, GroupId, GroupSummary};
+use undertone::{AccountId, Client, Contact, Conversation, Error, GroupId, GroupSummary};
 
 use crate::error::Failure;
 
@@ -48,6 +48,20 @@ pub(crate) async fn group(client: &Client, wanted: &str) -> Result<GroupSummary,
         Found::One(group) => Ok(group),
         Found::Several(ids) => Err(ambiguous("groups", wanted, &ids)),
         Found::None => Err(Failure::Refused(format!("there is no group {wanted:?} here; {}", known_are(known)))),
+    }
+}
+
+/// The conversation that is called `wanted`: a group as it is called, or after an `@` an account.
+pub(crate) async fn conversation(client: &Client, wanted: &str) -> Result<(Conversation, String), Failure> {
+    match wanted.strip_prefix('@') {
+        Some(who) => {
+            let with = account(client, who).await?;
+            Ok((client.direct(with.account_id), format!("@{}", with.name())))
+        }
+        None => {
+            let group = group(client, wanted).await?;
+            Ok((client.conversation(group.group_id.into()), group.name))
+        }
     }
 }
 

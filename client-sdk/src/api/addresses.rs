@@ -18,8 +18,8 @@ use undertone_wire::{
     ClaimRequest, ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits,
     GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
     LeaveRequest, LoginRequest, PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse,
-    RegisterRequest, RejoinRequest, Relay, RelayId, SealingKeys, SendRequest, SendResponse, ServerFrame, Session,
-    Succession, SuccessorRequest, Username,
+    RegisterRequest, RejoinRequest, Relay, RelayId, SealingKeys, SendDirectRequest, SendRequest, SendResponse,
+    ServerFrame, Session, Succession, SuccessorRequest, Username,
 };
 
 use super::route::Route;
@@ -213,6 +213,7 @@ impl RelayApi for Addresses {
         publish_prekeys(token: &'a Bytes, request: &'a PublishPrekeysRequest) -> KeyCounts;
         claim_prekeys(token: &'a Bytes, request: &'a ClaimPrekeysRequest) -> ClaimPrekeysResponse;
         sealing_keys(token: &'a Bytes, account: AccountId) -> SealingKeys;
+        send_direct(token: &'a Bytes, request: &'a SendDirectRequest) -> SendResponse;
         groups(token: &'a Bytes) -> GroupList;
         create_group(token: &'a Bytes, request: &'a CreateGroupRequest) -> Group;
         group(token: &'a Bytes, group: GroupId) -> Group;

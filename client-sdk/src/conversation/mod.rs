@@ -13,7 +13,7 @@ use crate::{
     Client, Error,
     conversation_id::ConversationId,
     event::Contact,
-    message::{Body, Content, Message, MessageBody, TEXT_BYTES_MAX},
+    message::{Body, Content, DIRECT_TEXT_BYTES_MAX, Message, MessageBody, TEXT_BYTES_MAX},
     store::{
         GroupState, HistoryPage, MessageRow, MessageStatus, OutboxState, Standing, Store, StoreError, Task, Tx,
         WORDS_MAX, Words,
@@ -67,11 +67,15 @@ impl Conversation {
     ///
     /// # Errors
     /// [`Error::NotMember`] or [`Error::GroupStuck`] if it is a group that cannot be used, [`Error::Invalid`] if the text is
-    /// empty or longer than 240 KiB.
+    /// empty or longer than 240 KiB (16 KiB in a direct conversation), or the account is blocked.
     pub async fn send(&self, text: impl Into<String>) -> Result<MessageId, Error> {
         let text = text.into();
-        if text.is_empty() || text.len() > TEXT_BYTES_MAX {
-            return Err(Error::Invalid(format!("a message has 1 to {TEXT_BYTES_MAX} bytes of text")));
+        let bytes_max = if self.id.account().is_some() { DIRECT_TEXT_BYTES_MAX } else { TEXT_BYTES_MAX };
+        if text.is_empty() || text.len() > bytes_max {
+            return Err(Error::Invalid(format!("a message has 1 to {bytes_max} bytes of text")));
+        }
+        if self.id == self.engine().identity.account().into() {
+            return Err(Error::Invalid("a direct message is to another account".into()));
         }
         let content = self.content(Body::Text { text })?;
         let (id, sender, message_id) = (self.id, self.engine().identity.account(), content.id);
@@ -79,6 +83,7 @@ impl Conversation {
             .store
             .with_tx(move |tx| {
                 usable(tx, id)?;
+                begin(tx, id)?;
                 accept(tx, id)?;
                 let encoded = content.encode();
                 let row = MessageRow {
@@ -99,7 +104,7 @@ impl Conversation {
 
     /// Tells the others who are there that this account is writing a message here, by
     /// [`Event::Typing`](crate::Event::Typing). Now or never: nothing is kept for who is not there. While somebody
-    /// writes, once in a few seconds is enough.
+    /// writes, once in a few seconds is enough. In a direct conversation nobody is told yet.
     ///
     /// # Errors
     /// [`Error::Offline`] if the relay cannot be reached.
@@ -223,6 +228,17 @@ impl std::fmt::Debug for Conversation {
     }
 }
 
+/// Who is written to is known from then on.
+fn begin(tx: &Tx<'_>, conversation: ConversationId) -> Result<(), StoreError> {
+    match conversation {
+        ConversationId::Group(_) => Ok(()),
+        ConversationId::Direct(account) => {
+            tx.add_conversation(conversation)?;
+            know(tx, account)
+        }
+    }
+}
+
 /// Whoever has begun the conversation is known now.
 fn accept(tx: &Tx<'_>, conversation: ConversationId) -> Result<(), StoreError> {
     if let Some(by) = tx.requested_by(conversation)? {
@@ -252,7 +268,13 @@ fn know(tx: &Tx<'_>, account: AccountId) -> Result<(), StoreError> {
 }
 
 fn usable(tx: &Tx<'_>, conversation: ConversationId) -> Result<(), Error> {
-    let ConversationId::Group(group) = conversation else { return Ok(()) };
+    let group = match conversation {
+        ConversationId::Group(group) => group,
+        ConversationId::Direct(account) if tx.standing(account)? == Standing::Blocked => {
+            return Err(Error::Invalid("this account is blocked: unblock it first".into()));
+        }
+        ConversationId::Direct(_) => return Ok(()),
+    };
     match tx.group(group)?.map(|group| group.state) {
         Some(GroupState::Active | GroupState::Recovering) => Ok(()),
         Some(GroupState::Stuck) => Err(Error::GroupStuck),
@@ -296,6 +318,16 @@ pub(crate) async fn search(
         rows.into_iter().map(|row| message(tx, row).map_err(Error::from)).collect()
     });
     found.await
+}
+
+/// What a list of direct conversations shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DirectSummary {
+    /// The account with which it is.
+    pub with: Contact,
+    /// Whether that is a stranger, who has begun it and is told nothing until the app accepts or declines that.
+    pub requested: bool,
 }
 
 /// What a list of groups shows.

@@ -6,15 +6,13 @@
 //!
 //! Invariant: an envelope proves nothing about its sender. Who that is, the session inside proves.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "only the keys are in use until direct messages are"))]
-
 use chacha20::ChaCha20Rng;
 use hpke::{
     Deserializable as _, Kem, OpModeR, OpModeS, Serializable as _,
     aead::ChaCha20Poly1305,
     kdf::HkdfSha256,
     kem::XWing,
-    rand_core::{CryptoRng, SeedableRng as _},
+    rand_core::{CryptoRng, Rng as _, SeedableRng as _},
     single_shot_open, single_shot_seal_with_rng,
 };
 use serde::{Deserialize, Serialize};
@@ -30,6 +28,7 @@ use super::{
 const VERSION: u8 = 1;
 const INFO: &[u8] = b"Undertone v1 direct";
 const ENCAPSULATED_BYTES: usize = 1_120;
+const TAG_BYTES: usize = 16;
 
 /// The private half of a sealing key.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -45,8 +44,8 @@ pub(crate) enum Letter {
         from: Member,
         message: SessionMessage,
     },
-    /// To the device that sends it: it knows by it that the others were sent.
-    Own {},
+    /// Nothing to be read: to the device that sends the others, and to those to which nobody can write.
+    Nothing {},
     /// A kind that a later version has made.
     #[serde(other)]
     Unknown,
@@ -61,6 +60,11 @@ impl SealingSecret {
     /// The public half.
     pub(crate) fn public(&self) -> Result<Bytes, CryptoError> {
         Ok(XWing::sk_to_pk(&self.key()?).to_bytes().to_vec().into())
+    }
+
+    /// From what was stored.
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
     }
 
     /// As it is stored.
@@ -114,6 +118,16 @@ pub(crate) fn seal(
 ) -> Result<Bytes, CryptoError> {
     let mut random = ChaCha20Rng::from_seed(entropy.bytes()?);
     seal_with(&mut random, key, device, &Encoding::Cbor.encode(letter), bytes_min)
+}
+
+/// What nobody can open, of the size of a letter of so many padded bytes.
+pub(crate) fn of_nothing(entropy: Entropy, padded_bytes: usize) -> Result<Bytes, CryptoError> {
+    let mut bytes = vec![0; 1 + ENCAPSULATED_BYTES + padded_bytes + TAG_BYTES];
+    ChaCha20Rng::from_seed(entropy.bytes()?).fill_bytes(&mut bytes);
+    if let Some(version) = bytes.first_mut() {
+        *version = VERSION;
+    }
+    Ok(bytes.into())
 }
 
 fn seal_with(
@@ -224,8 +238,8 @@ mod tests {
         let key = SealingSecret::new(entropy).unwrap().public().unwrap();
         let size = padded_bytes(&letter());
         let sealed = |letter: &Letter| seal(entropy, key.as_slice(), device(2), letter, size).unwrap().len();
-        assert_eq!(sealed(&letter()), sealed(&Letter::Own {}));
-        assert_eq!(sealed(&letter()), 1 + ENCAPSULATED_BYTES + size + 16);
+        assert_eq!(sealed(&letter()), sealed(&Letter::Nothing {}));
+        assert_eq!(sealed(&letter()), of_nothing(entropy, size).unwrap().len());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! [`CryptoError::Storage`] says nothing about the message, which must be tried again.
 
 mod changes;
+pub(crate) mod direct;
 pub(crate) mod envelope;
 pub(crate) mod ephemeral;
 pub(crate) mod group;

@@ -3,10 +3,26 @@
 //! Invariant: a list only ever gives way to a higher version.
 
 use rusqlite::{OptionalExtension as _, params};
-use undertone_wire::{Account, AccountId, DeviceList, Encoding, SignedDeviceList, Username};
+use undertone_wire::{Account, AccountId, DeviceId, DeviceList, Encoding, SignedDeviceList, Username};
 
 use super::{StoreError, Tx, bytes, cbor};
-use crate::event::Contact;
+use crate::{crypto::direct::Correspondent, event::Contact};
+
+/// The devices of an account.
+pub(crate) struct Listed {
+    pub(crate) account: AccountId,
+    /// Of the list that names them.
+    pub(crate) version: u64,
+    /// In ascending order.
+    pub(crate) devices: Vec<Correspondent>,
+}
+
+impl Listed {
+    /// One of them.
+    pub(crate) fn device(&self, device: DeviceId) -> Option<&Correspondent> {
+        self.devices.iter().find(|one| one.member.device == device)
+    }
+}
 
 impl Tx<'_> {
     /// An account's name, if the account was ever seen.
@@ -27,6 +43,15 @@ impl Tx<'_> {
     pub(crate) fn device_list(&self, account: AccountId) -> Result<Option<SignedDeviceList>, StoreError> {
         const SELECT: &str = "SELECT list FROM contacts WHERE account = ?1";
         Ok(self.query_row(SELECT, [account.as_bytes()], |row| cbor(row, 0)).optional()?)
+    }
+
+    /// The devices of an account, as the newest list that was seen names them.
+    pub(crate) fn listed(&self, account: AccountId) -> Result<Option<Listed>, StoreError> {
+        let Some(list) = self.device_list(account)? else { return Ok(None) };
+        // It was verified before it was stored.
+        let list: DeviceList =
+            Encoding::Cbor.decode(list.list.as_slice()).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        Ok(Some(Listed { account, version: list.version, devices: Correspondent::all(&list)? }))
     }
 
     /// Notes that one of the account's devices names this version of its list. `true` if no such version was ever seen

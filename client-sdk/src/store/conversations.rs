@@ -1,6 +1,8 @@
 //! Conversations: what groups and direct ones have in common, so that messages can stand in either.
 
-use super::{StoreError, Tx};
+use undertone_wire::AccountId;
+
+use super::{StoreError, Tx, bytes};
 use crate::conversation_id::ConversationId;
 
 impl Tx<'_> {
@@ -8,6 +10,16 @@ impl Tx<'_> {
     pub(crate) fn add_conversation(&self, id: ConversationId) -> Result<(), StoreError> {
         self.execute("INSERT INTO conversations (id) VALUES (?1) ON CONFLICT DO NOTHING", [id.as_bytes()])?;
         Ok(())
+    }
+
+    /// The direct conversations, each with whether it is requested, by the name of the account.
+    pub(crate) fn directs(&self) -> Result<Vec<(AccountId, bool)>, StoreError> {
+        const SELECT: &str = "SELECT conversations.id, requested_by IS NOT NULL FROM conversations
+            LEFT JOIN contacts ON contacts.account = conversations.id
+            WHERE conversations.id NOT IN (SELECT id FROM groups) ORDER BY username IS NULL, username, conversations.id";
+        let mut select = self.prepare_cached(SELECT)?;
+        let directs = select.query_map([], |row| Ok((bytes(row, 0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+        Ok(directs)
     }
 
     /// Whether there is a conversation.

@@ -24,6 +24,7 @@ mod receipts;
 mod recoveries;
 mod requests;
 mod search;
+mod sessions;
 
 use std::{
     cell::{Cell, RefCell},
@@ -46,6 +47,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::{Error, crypto::CryptoError};
 
 pub(crate) use aside::Aside;
+pub(crate) use contacts::Listed;
 pub(crate) use groups::{GroupRow, GroupState};
 use loaded::Loaded;
 pub(crate) use messages::{HistoryPage, MessageRow};
@@ -58,6 +60,7 @@ pub(crate) use receipts::Said;
 pub(crate) use recoveries::{Recovery, RecoveryStep, Successor, Why};
 pub(crate) use requests::Standing;
 pub(crate) use search::{WORDS_MAX, Words};
+pub(crate) use sessions::SessionRow;
 
 const DATABASE: &str = "undertone.db";
 const LOCK: &str = "lock";
@@ -79,6 +82,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0010_search.sql"),
     include_str!("schema/0011_prekeys.sql"),
     include_str!("schema/0012_conversations.sql"),
+    include_str!("schema/0013_sessions.sql"),
 ];
 
 /// The one after which the history is to be found by its words.

@@ -43,8 +43,15 @@ impl Tx<'_> {
     pub(crate) fn drop_old_fallbacks(&self) -> Result<(), StoreError> {
         const DELETE: &str = "DELETE FROM prekeys WHERE fallback = 1 AND hash_ref NOT IN
             (SELECT hash_ref FROM prekeys WHERE fallback = 1 ORDER BY not_after_ms DESC, hash_ref LIMIT 2)";
+        const FORGET: &str = "DELETE FROM begun_by_fallback WHERE prekey NOT IN (SELECT key FROM prekeys)";
         self.execute(DELETE, [])?;
+        self.execute(FORGET, [])?;
         Ok(())
+    }
+
+    /// A session has begun with a prekey. `false` if it is one that is used again and again.
+    pub(crate) fn spend_prekey(&self, key: X25519Key) -> Result<bool, StoreError> {
+        Ok(self.execute("DELETE FROM prekeys WHERE key = ?1 AND fallback = 0", [key.as_bytes()])? > 0)
     }
 
     /// Drops the rows of one-time prekeys whose lifetime was over then, and answers which those are.
@@ -86,6 +93,14 @@ impl Tx<'_> {
         self.execute(REPLACE, [made_ms])?;
         self.execute(INSERT, params![hash_ref.as_bytes(), secret.as_bytes(), made_ms])?;
         Ok(())
+    }
+
+    /// The private halves of the sealing keys, the newest first.
+    pub(crate) fn sealing_secrets(&self) -> Result<Vec<SealingSecret>, StoreError> {
+        const SELECT: &str = "SELECT secret FROM sealing_keys ORDER BY replaced_ms IS NOT NULL, replaced_ms DESC";
+        let mut select = self.prepare_cached(SELECT)?;
+        let secrets = select.query_map([], |row| row.get::<_, [u8; 32]>(0))?;
+        secrets.map(|secret| Ok(SealingSecret::from_bytes(secret?))).collect()
     }
 
     /// Forgets the sealing keys that were replaced before then.

@@ -28,10 +28,10 @@ pub(super) fn receive(
         return inbox::undecryptable(tx, conversation);
     };
     // The author's own word on its list, so that a relay which serves an older one is noticed.
-    if tx.note_claim(from.account, content.list_version)?
-        && let ConversationId::Group(group) = conversation
-    {
-        tx.look_at(group, Some(from.account))?;
+    if tx.note_claim(from.account, content.list_version)? {
+        for group in tx.groups_with(from.account)? {
+            tx.look_at(group, Some(from.account))?;
+        }
     }
     match (&content.body, conversation) {
         (Body::Leave {}, ConversationId::Group(group)) => leave(tx, context, group, from)?,
@@ -60,17 +60,24 @@ fn add(
     content: &Content,
     bytes: Vec<u8>,
 ) -> Result<Effect, StoreError> {
+    // What another device of this account has sent, or somebody else.
+    let own = from.account == context.identity.account();
     let row = MessageRow {
         conversation,
         content_id: content.id,
         sender: from.account,
         sent_at_ms: content.sent_at_ms,
-        status: MessageStatus::Received,
+        status: if own { MessageStatus::Sent } else { MessageStatus::Received },
         content: bytes.into(),
     };
     let received = tx.add_message(&row)?;
+    if received && own {
+        tx.confirm_place(content.id, inbox::devices_of_others(tx, context, conversation)?)?;
+    }
     if received {
-        receipts::plan(tx, conversation, context.now_ms)?;
+        if !own {
+            receipts::plan(tx, conversation, context.now_ms)?;
+        }
         tx.add_event(&StoredEvent::Message { conversation, sender: from.account, message_id: content.id })?;
     }
     Ok(Effect { received, ..Effect::default() })

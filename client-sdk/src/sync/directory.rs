@@ -66,7 +66,7 @@ async fn look_at_all(engine: &Engine) -> Result<(), Error> {
             .store
             .with_tx(move |tx| {
                 tx.looked_at(account, looks)?;
-                settle(tx, &inbox::Context { identity: &identity, entropy, now_ms }, account, &said)
+                settle(tx, &inbox::Context { identity: &identity, entropy, now_ms, looked_up: false }, account, &said)
             })
             .await?;
     }

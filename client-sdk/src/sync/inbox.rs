@@ -10,13 +10,14 @@ use undertone_wire::{
     Account, AccountId, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues, suite,
 };
 
-use super::{content, recovery, successor, updates, welcome};
+use super::{content, direct, recovery, successor, updates, welcome};
 use crate::{
     Error,
     conversation_id::ConversationId,
     crypto::{
         Entropy, Identity, Member,
         group::{self, Applied, Opened},
+        key_package,
     },
     event::StoredEvent,
     store::{
@@ -39,6 +40,9 @@ pub(super) enum Outcome {
     Lacks { live: GroupId, up_to: u64 },
     /// It would take a group on to its successor, of which the relay is to be asked first. Nothing was written.
     Follows { group_id: GroupId },
+    /// It is said to be from a device of this account that is not known here. The relay is to be asked first. Nothing was
+    /// written.
+    Unknown { account: AccountId },
 }
 
 impl Default for Outcome {
@@ -63,6 +67,8 @@ pub(super) struct Context<'a> {
     pub(super) identity: &'a Identity,
     pub(super) entropy: Entropy,
     pub(super) now_ms: u64,
+    /// Whether the relay was asked just now about the account that is not known.
+    pub(super) looked_up: bool,
 }
 
 /// Applies an entry, whose number is above the cursor, and moves the cursor to it.
@@ -108,6 +114,7 @@ pub(super) fn apply_envelope(tx: &Tx<'_>, context: &Context<'_>, envelope: &Enve
             }
             Outcome::default()
         }
+        Envelope::DirectMessage { ciphertext } => direct::receive::apply(tx, context, ciphertext)?,
         Envelope::KeysLow { .. } => Outcome::Applied(Effect { keys_wanted: true, ..Effect::default() }),
         Envelope::LastResortUsed { suite } => last_resort_used(tx, *suite)?,
         _ => Outcome::default(),
@@ -152,6 +159,8 @@ pub(super) fn remember(tx: &Tx<'_>, said: &Account, list: &DeviceList) -> Result
             tx.add_event(&StoredEvent::Identity { account: said.account_id })?;
         }
     }
+    // Who is no longer listed is not written to, nor heard.
+    tx.forget_sessions_but(&key_package::members_of(list)?)?;
     Ok(tx.save_contact(said, list)?)
 }
 
@@ -291,8 +300,7 @@ fn apply_own_message(
     row: &OutboxRow,
 ) -> Result<Effect, StoreError> {
     if let Some(message_id) = row.content_id {
-        let others = tx.devices_of_others(group.id, context.identity.account())?;
-        tx.confirm_place(message_id, others)?;
+        tx.confirm_place(message_id, devices_of_others(tx, context, group.id.into())?)?;
     }
     if matches!(row.task, Task::Leave { .. }) {
         end_group(tx, group, GroupState::Left, &StoredEvent::Left { group_id: group.id })?;
@@ -300,6 +308,18 @@ fn apply_own_message(
         finish(tx, row, Ok(()))?;
     }
     Ok(Effect::default())
+}
+
+/// To how many devices of others a message of this account goes.
+pub(super) fn devices_of_others(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    conversation: ConversationId,
+) -> Result<u64, StoreError> {
+    match conversation {
+        ConversationId::Group(group) => tx.devices_of_others(group, context.identity.account()),
+        ConversationId::Direct(account) => Ok(tx.listed(account)?.map_or(0, |listed| listed.devices.len() as u64)),
+    }
 }
 
 /// Applies a commit, which stands behind all that this device has of the group before it.

@@ -123,6 +123,7 @@ fn begin_anew(tx: &Tx<'_>, entropy: Entropy, now_ms: u64) -> Result<(), StoreErr
     tx.add_event(&StoredEvent::Copied)?;
     tx.renew_last_resort_now()?;
     tx.renew_prekeys_now()?;
+    tx.only_read_sessions(now_ms)?;
     for group in tx.groups()?.iter().filter(|group| !group.state.is_over()) {
         // One that the relay is still to hear of has nobody else in it, unless that turns out then.
         if !tx.is_to_be_created(group.id)? {

@@ -36,7 +36,7 @@ pub(super) async fn fetch(engine: &Engine, live: GroupId, up_to: u64) -> Result<
         let commits: Vec<_> = commits.into_iter().take_while(|one| follows && one.commit_seq <= up_to).collect();
         let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
         let applied = engine.store.with_tx(move |tx| {
-            let context = inbox::Context { identity: &identity, entropy, now_ms };
+            let context = inbox::Context { identity: &identity, entropy, now_ms, looked_up: false };
             let Some(row) = active_by_live(tx, live)? else { return Ok::<_, Error>(()) };
             if commits.is_empty() {
                 return Ok(recovery::begin(tx, entropy, now_ms, &row, Why::Lost)?);
@@ -60,6 +60,9 @@ pub(super) fn note(tx: &Tx<'_>, from: u64, to: u64) -> Result<(), StoreError> {
     tx.look_at_groups()?;
     for group in tx.groups()? {
         tx.note_gap(group.id)?;
+    }
+    for (account, _) in tx.directs()? {
+        tx.note_gap(account)?;
     }
     tx.set_cursor(to)
 }

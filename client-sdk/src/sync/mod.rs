@@ -18,6 +18,7 @@
 mod backoff;
 mod claims;
 mod content;
+mod direct;
 mod directory;
 pub(crate) mod ephemeral;
 mod inbox;

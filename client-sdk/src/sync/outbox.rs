@@ -21,10 +21,11 @@ use super::{
     Engine,
     backoff::Backoff,
     claims::{self, Claimed},
-    inbox, missed, receipts, recovery, updates,
+    direct, inbox, missed, receipts, recovery, updates,
 };
 use crate::{
     Error,
+    conversation_id::ConversationId,
     crypto::{
         Entropy, Member,
         group::{self, Change, Staged},
@@ -108,16 +109,13 @@ pub(super) async fn run(engine: Arc<Engine>) {
 }
 
 async fn work(engine: &Engine, row: OutboxRow, claimed: &mut Claimed) -> Result<Step, Error> {
-    let outcome = match &row.task {
-        Task::Create { sealed_group_info } => create(engine, &row, sealed_group_info).await,
-        Task::Send { .. } | Task::Receipt | Task::Leave { .. } => match prepared(&row) {
-            Some(request) => post(engine, &row, request, claimed).await,
-            None => encrypt(engine, &row).await,
-        },
-        _ => match prepared(&row) {
-            Some(request) => post(engine, &row, request, claimed).await,
-            None => stage(engine, &row, claimed).await,
-        },
+    let outcome = match (&row.task, row.conversation, prepared(&row)) {
+        (_, ConversationId::Direct(_), Some(request)) => post_direct(engine, &row, request).await,
+        (_, ConversationId::Direct(other), None) => direct::send::encrypt(engine, &row, other).await,
+        (Task::Create { sealed_group_info }, ..) => create(engine, &row, sealed_group_info).await,
+        (_, _, Some(request)) => post(engine, &row, request, claimed).await,
+        (Task::Send { .. } | Task::Receipt | Task::Leave { .. }, ..) => encrypt(engine, &row).await,
+        _ => stage(engine, &row, claimed).await,
     };
     let step = match outcome {
         // A log-in that was refused says nothing about the row.
@@ -320,6 +318,33 @@ async fn post(engine: &Engine, row: &OutboxRow, request: &[u8], claimed: &mut Cl
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Posts a direct message and records the relay's word.
+async fn post_direct(engine: &Engine, row: &OutboxRow, request: &[u8]) -> Result<(), Error> {
+    let problem = match direct::send::ask(engine, request).await {
+        Ok(()) => return accepted(engine, row).await,
+        Err(ApiError::Refused(problem)) => problem,
+        Err(error) => return Err(error.into()),
+    };
+    if problem.code == ErrorCode::QueueFull {
+        return defer(engine, row, &problem).await;
+    }
+    if let ConversationId::Direct(other) = row.conversation {
+        direct::send::repair(engine, other, &problem).await?;
+    }
+    let repaired = matches!(problem.code, ErrorCode::StaleDevices | ErrorCode::NotFound);
+    let again = repaired || matches!(problem.code, ErrorCode::ClockSkew | ErrorCode::OutcomeUnknown);
+    if !again || row.refusals >= REFUSALS_MAX {
+        return Err(ApiError::Refused(problem).into());
+    }
+    // The first time at once, then later each time.
+    let now_ms = engine.clock.now_ms();
+    still_posted(engine, row, move |tx, row| {
+        tx.set_waiting(row.id, 0)?;
+        tx.count_refusal(row.id, row.refusals.checked_sub(1).map_or(0, |before| later(now_ms, before)))
+    })
+    .await
 }
 
 async fn ask(engine: &Engine, row: &OutboxRow, group: GroupId, request: &[u8]) -> Result<(), ApiError> {

@@ -6,7 +6,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use undertone_api::{ApiError, FrameStream, RelayApi as _};
-use undertone_wire::{AckRequest, ByeReason, ClientFrame, Delivery, ServerFrame, Span};
+use undertone_wire::{AccountId, AckRequest, ByeReason, ClientFrame, Delivery, ServerFrame, Span};
 
 use super::{
     Engine,
@@ -194,12 +194,12 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
     if delivery.seq != *cursor + 1 {
         return Err(passed_over(engine));
     }
-    let (seq, delivery) = (delivery.seq, Arc::new(delivery));
+    let (seq, delivery, mut looked_up) = (delivery.seq, Arc::new(delivery), false);
     let effect = loop {
         let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
         let delivery = Arc::clone(&delivery);
         let outcome = engine.store.with_tx(move |tx| {
-            let context = inbox::Context { identity: &identity, entropy, now_ms };
+            let context = inbox::Context { identity: &identity, entropy, now_ms, looked_up };
             inbox::apply(tx, &context, &delivery).map_err(Error::from)
         });
         match outcome.await? {
@@ -208,6 +208,10 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
             Outcome::Lacks { live, up_to } => missed::fetch(engine, live, up_to).await?,
             // Afterwards it is known whether it is followed.
             Outcome::Follows { group_id } => successor::consider(engine, group_id).await?,
+            Outcome::Unknown { account } => {
+                look_up(engine, account).await?;
+                looked_up = true;
+            }
         }
     };
     *cursor = seq;
@@ -218,6 +222,19 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
         engine.keys_wanted.send_replace(());
     }
     Ok(())
+}
+
+/// Asks for the newest device list of an account, of which there may be none that holds.
+async fn look_up(engine: &Engine, account: AccountId) -> Result<(), Error> {
+    match engine.learn(account).await {
+        Err(error @ (Error::Offline(_) | Error::OtherRelay | Error::Store(_) | Error::Closed)) => Err(error),
+        Err(Error::Refused(error)) if session::has_ended(&error) => Err(Error::Refused(error)),
+        Err(error) => {
+            tracing::debug!(%error, "who is said to have written is not known");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
 }
 
 async fn missed(engine: &Engine, cursor: &mut u64, span: Span, known: Known) -> Result<(), Error> {

@@ -249,7 +249,7 @@ pub(super) async fn consider(engine: &Engine, group: GroupId) -> Result<(), Erro
     let follows = recovery.step == RecoveryStep::Follow;
     unless_overtaken(engine, &recovery, move |tx, row| match followed {
         Some(known) => {
-            let context = inbox::Context { identity: &identity, entropy, now_ms };
+            let context = inbox::Context { identity: &identity, entropy, now_ms, looked_up: false };
             follow_recorded(tx, &context, row.id, noted, known.culprit)
         }
         None => {
@@ -298,7 +298,7 @@ pub(super) async fn succeed(engine: &Engine, recovery: &Recovery) -> Result<(), 
         let again = || Ok(tx.set_step(row.id, before.why.first_step(), again_ms)?);
         let Some(Known { recorded, fit, culprit, begins }) = known else { return again() };
         if let Some(group) = fit {
-            let context = inbox::Context { identity: &identity, entropy, now_ms };
+            let context = inbox::Context { identity: &identity, entropy, now_ms, looked_up: false };
             return follow_recorded(tx, &context, row.id, Successor { group, at }, culprit);
         }
         if at != row.commit_seq {
@@ -351,7 +351,7 @@ pub(super) async fn found(engine: &Engine, recovery: &Recovery) -> Result<(), Er
     let (why, again_ms) = (recovery.why, recovery::in_an_hour(engine));
     let answered = move |tx: &Tx<'_>, row: &GroupRow| match said.and_then(|said| said.successor) {
         Some(recorded) if recorded == founding.create.group_id => {
-            let context = inbox::Context { identity: &identity, entropy, now_ms };
+            let context = inbox::Context { identity: &identity, entropy, now_ms, looked_up: false };
             Ok(go_on_there(tx, &context, row, &founding)?)
         }
         // Another was recorded first.

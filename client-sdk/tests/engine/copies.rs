@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use undertone::{Client, Connection, Event, Recovered, api::RelayApi};
+use undertone::{Client, Connection, Conversation, Event, Recovered, api::RelayApi};
 use undertone_wire::{ByeReason, ServerFrame};
 
 use crate::liar::{Call, Liar, Lie, lied_to, lost};
@@ -164,4 +164,43 @@ async fn a_store_that_is_opened_again_is_no_copy() {
         world.relay.restore();
     }
     assert_eq!(told.iter().map(|times| times.load(SeqCst)).sum::<usize>(), 0);
+}
+
+#[tokio::test]
+async fn a_restored_store_writes_directly_by_sessions_of_its_own() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let (account, to_alice) = (bob.account().account_id, bob.direct(alice.account().account_id));
+    alice.know(account).await.unwrap();
+    bob.know(alice.account().account_id).await.unwrap();
+    let said = async |conversation: &Conversation| {
+        let history = conversation.history(100, None).await.unwrap();
+        history.iter().map(|message| message.text().to_owned()).collect::<Vec<_>>()
+    };
+    let has_said = async |conversation: &Conversation, texts: &[&str]| {
+        wait_until(format!("{texts:?}"), async || (said(conversation).await == texts).then_some(())).await;
+    };
+    let to_bob = alice.direct(account);
+    to_bob.send("before").await.unwrap();
+    has_said(&to_alice, &["before"]).await;
+    to_alice.send("answered").await.unwrap();
+    has_said(&to_bob, &["before", "answered"]).await;
+    alice.shutdown().await;
+    copy(&world.store("alice"), &world.store("copy"));
+
+    let alice = world.open("alice").await;
+    alice.direct(account).send("of the other life").await.unwrap();
+    has_said(&to_alice, &["before", "answered", "of the other life"]).await;
+    alice.shutdown().await;
+
+    world.relay.go_offline();
+    let copied = opened_copy(&world).await;
+    let to_bob = copied.direct(account);
+    to_bob.send("of this life").await.unwrap();
+    world.relay.come_back();
+    has_said(&to_alice, &["before", "answered", "of the other life", "of this life"]).await;
+    to_alice.send("welcome back").await.unwrap();
+    wait_until("the answer", async || said(&to_bob).await.contains(&"welcome back".to_owned()).then_some(())).await;
+    to_bob.send("and on").await.unwrap();
+    wait_until("the last", async || said(&to_alice).await.contains(&"and on".to_owned()).then_some(())).await;
 }

@@ -15,8 +15,8 @@ use undertone_wire::{
     ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
     GroupEphemeralRequest, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest,
     LoginRequest, MessageId, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse,
-    RegisterRequest, RejoinRequest, Relay, SealingKeys, SendRequest, SendResponse, ServerFrame, Session, Succession,
-    SuccessorRequest,
+    RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest, SendResponse, ServerFrame,
+    Session, Succession, SuccessorRequest,
 };
 
 use crate::world::{World, key, registered};
@@ -178,6 +178,7 @@ impl RelayApi for Liar {
         publish_prekeys(token: &'a Bytes, request: &'a PublishPrekeysRequest) -> KeyCounts;
         claim_prekeys(token: &'a Bytes, request: &'a ClaimPrekeysRequest) -> ClaimPrekeysResponse;
         sealing_keys(token: &'a Bytes, account: AccountId) -> SealingKeys;
+        send_direct(token: &'a Bytes, request: &'a SendDirectRequest) -> SendResponse;
         groups(token: &'a Bytes) -> GroupList;
         group(token: &'a Bytes, group: GroupId) -> Group;
         group_members(token: &'a Bytes, group: GroupId) -> GroupMembers;

@@ -5,6 +5,7 @@ mod changes;
 mod contradictions;
 mod convergence;
 mod copies;
+mod direct;
 mod faults;
 mod keys;
 mod liar;

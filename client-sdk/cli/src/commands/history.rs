@@ -1,6 +1,6 @@
 //! `history`: what was said, from the store alone.
 
-use undertone::{Client, Group, Message, MessageId};
+use undertone::{Client, Conversation, Message, MessageId};
 
 use crate::{
     args::History,
@@ -15,9 +15,9 @@ const PAGE: usize = 1_000;
 
 pub(super) async fn run(place: &Place, history: &History, output: Output) -> Result<(), Failure> {
     let client: Client = place.open_offline().await?;
-    let group = resolve::group(&client, &history.group).await?;
+    let (conversation, _) = resolve::conversation(&client, &history.of).await?;
     let limit = usize::try_from(history.limit).unwrap_or(usize::MAX);
-    let messages = newest(&client.group(group.group_id), limit, history.before).await?;
+    let messages = newest(&conversation, limit, history.before).await?;
     if messages.is_empty() {
         output.say("no messages")?;
     }
@@ -25,11 +25,15 @@ pub(super) async fn run(place: &Place, history: &History, output: Output) -> Res
 }
 
 /// The newest `limit` messages, or those before `before`, oldest first.
-async fn newest(group: &Group, limit: usize, mut before: Option<MessageId>) -> Result<Vec<Message>, Failure> {
+async fn newest(
+    conversation: &Conversation,
+    limit: usize,
+    mut before: Option<MessageId>,
+) -> Result<Vec<Message>, Failure> {
     let mut pages = Vec::new();
     let mut left = limit;
     while left > 0 {
-        let page = group.history(left.min(PAGE), before).await?;
+        let page = conversation.history(left.min(PAGE), before).await?;
         let Some(first) = page.first() else { break };
         before = Some(first.message_id);
         left = left.saturating_sub(page.len());

@@ -13,8 +13,8 @@ use crate::{
 pub(super) async fn run(place: &Place, search: &Search, output: Output) -> Result<(), Failure> {
     let client = place.open_offline().await?;
     let (words, limit) = (search.words.join(" "), usize::try_from(search.limit).unwrap_or(usize::MAX));
-    let found = match &search.group {
-        Some(group) => client.group(resolve::group(&client, group).await?.group_id).search(&words, limit).await?,
+    let found = match &search.within {
+        Some(within) => resolve::conversation(&client, within).await?.0.search(&words, limit).await?,
         None => client.search(&words, limit).await?,
     };
     if found.is_empty() {

@@ -41,8 +41,8 @@ pub(super) async fn run(place: &Place, send: &Send, output: Output) -> Result<()
 async fn deliver(client: &Client, send: &Send, text: String, until: Instant, output: Output) -> Result<(), Failure> {
     // Half the time for receiving, half for sending.
     let state = catch_up(client, left(until) / 2).await?;
-    let group = resolve::group(client, &send.group).await?;
-    let message_id = client.group(group.group_id).send(text).await?;
+    let (conversation, name) = resolve::conversation(client, &send.to).await?;
+    let message_id = conversation.send(text).await?;
     let patience = if state == Connection::Offline { Duration::ZERO } else { left(until) };
     match client.message_settled(message_id, patience).await? {
         MessageStatus::Failed(why) => Err(why_not(why)),
@@ -50,7 +50,7 @@ async fn deliver(client: &Client, send: &Send, text: String, until: Instant, out
             // Whether somebody has it already is not what was asked.
             let status = if status.is_sent() { MessageStatus::Sent } else { status };
             output.tell(&Object::sent(message_id, status), || {
-                format!("{} to {}", status.as_str(), people::clean_line(&group.name))
+                format!("{} to {}", status.as_str(), people::clean_line(&name))
             })?;
             if status == MessageStatus::Queued {
                 hint("the relay has not answered; the message goes out with the next command");

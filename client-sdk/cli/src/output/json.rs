@@ -53,6 +53,10 @@ pub(crate) enum EventObject {
         by: String,
         requested: bool,
     },
+    Requested {
+        account_id: Text<AccountId>,
+        username: Option<String>,
+    },
     Members {
         group_id: Text<GroupId>,
         by: Option<String>,
@@ -245,6 +249,9 @@ impl Object {
             Event::Joined { group_id, name, by, requested } => {
                 let (group_id, name, requested) = (Text(*group_id), name.clone(), *requested);
                 EventObject::Joined { group_id, name, by: by.name(), requested }
+            }
+            Event::Requested { by } => {
+                EventObject::Requested { account_id: Text(by.account_id), username: username(by) }
             }
             Event::MembersChanged { group_id, by, added, removed } => EventObject::Members {
                 group_id: Text(*group_id),

@@ -85,6 +85,9 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
             let asks = if *requested { "; they are new to you: undertone group accept, or decline" } else { "" };
             return Some(format!("* {by} added you to {name}{asks}"));
         }
+        Event::Requested { by } => {
+            format!("{} writes to you and is new to you; they are told nothing until you answer", by.name())
+        }
         Event::MembersChanged { by, added, removed, .. } => members_changed(by.as_ref(), added, removed),
         Event::GroupRenamed { name, by: Some(by), .. } => format!("{} calls the group {}", by.name(), clean_line(name)),
         Event::GroupRenamed { name, by: None, .. } => format!("the group is called {}", clean_line(name)),

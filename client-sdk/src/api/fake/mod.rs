@@ -21,6 +21,7 @@
 
 mod accounts;
 mod clock;
+mod direct;
 mod groups;
 mod keys;
 mod prekeys;
@@ -47,7 +48,7 @@ use undertone_wire::{
     DeviceId, Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, GroupPosition,
     InstanceRequest, InstanceResponse, InviteCode, KeyCounts, LeaveRequest, LoginRequest, PublishPrekeysRequest,
     PublishRequest, ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys,
-    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username, suite,
+    SendDirectRequest, SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username, suite,
 };
 
 pub use self::{clock::FastClock, swap::Backup};
@@ -444,6 +445,10 @@ impl RelayApi for Connection {
     }
     fn sealing_keys<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, SealingKeys> {
         self.request(move |state| state.caller(token).and_then(|_| state.sealing_keys(&account)))
+    }
+
+    fn send_direct<'a>(&'a self, token: &'a Bytes, request: &'a SendDirectRequest) -> Answer<'a, SendResponse> {
+        self.request(|state| state.caller(token).and_then(|caller| state.send_direct(&caller, request)))
     }
 
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList> {

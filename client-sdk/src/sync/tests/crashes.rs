@@ -8,7 +8,7 @@ use super::{
     PATIENCE, until,
     world::{World, is_in, online, reads},
 };
-use crate::{Client, Error, Group, crypto::group, store::points::Points};
+use crate::{Client, Conversation, ConversationId, Error, Group, crypto::group, store::points::Points};
 
 /// So many of the points are taken in the short form.
 const SAMPLE: u64 = 24;
@@ -82,14 +82,13 @@ impl<'a> Mortal<'a> {
         tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
     }
 
-    /// Sends a text, once.
-    async fn sends(&mut self, group: &Group, text: &str) {
-        let id = group.id();
+    /// Sends a text in a conversation, once. `seen` is the conversation of somebody else who reads it.
+    async fn sends_in(&mut self, id: ConversationId, seen: &Conversation, text: &str) {
         self.does(text, async |bob| {
-            let group = bob.group(id);
-            let history = group.history(100, None).await?;
+            let conversation = bob.conversation(id);
+            let history = conversation.history(100, None).await?;
             if !history.iter().any(|message| message.text() == text) {
-                group.send(text).await?;
+                conversation.send(text).await?;
             }
             Ok(true)
         })
@@ -97,16 +96,24 @@ impl<'a> Mortal<'a> {
         // The others read it, whatever becomes of him.
         let began = Instant::now();
         let mut tick = tokio::time::interval(Duration::from_millis(5));
-        while !group.history(100, None).await.unwrap().iter().any(|message| message.text() == text) {
+        while !seen.history(100, None).await.unwrap().iter().any(|message| message.text() == text) {
             tick.tick().await;
             self.does(text, async |_| Ok(true)).await;
             assert!(began.elapsed() < PATIENCE, "waited in vain: {text}");
         }
     }
 
+    /// Sends a text in a group, once.
+    async fn sends(&mut self, group: &Group, text: &str) {
+        self.sends_in(group.id().into(), group, text).await;
+    }
+
     async fn reads(&mut self, group: &Group, text: &str) {
-        let id = group.id();
-        self.does(text, async |bob| match bob.group(id).history(100, None).await {
+        self.reads_in(group.id().into(), text).await;
+    }
+
+    async fn reads_in(&mut self, id: ConversationId, text: &str) {
+        self.does(text, async |bob| match bob.conversation(id).history(100, None).await {
             Ok(history) => Ok(history.iter().any(|message| message.text() == text)),
             Err(error) => Err(error),
         })
@@ -162,6 +169,15 @@ async fn life(dies_at: u64) -> (u64, bool) {
     })
     .await;
     is_in(&carol, id).await;
+    // Writing and reading directly: a session begins, and goes on.
+    let with_bob = alice.direct(account);
+    let with_alice = ConversationId::from(alice.account().account_id);
+    with_bob.send("between us").await.unwrap();
+    bob.reads_in(with_alice, "between us").await;
+    bob.sends_in(with_alice, &with_bob, "as you say").await;
+    bob.sends_in(ConversationId::from(carols), &carol.direct(account), "to carol").await;
+    with_bob.send("good").await.unwrap();
+    bob.reads_in(with_alice, "good").await;
     // Joining on his own.
     bob.does("to be there", async |bob| bob.groups().await.map(|_| true)).await;
     bob.points.pause(true);
@@ -203,13 +219,17 @@ async fn life(dies_at: u64) -> (u64, bool) {
     bob.does("to be alive", async |_| Ok(true)).await;
     let bob = bob.alive().await.unwrap();
     online(&bob).await;
-    let texts = async |group: &Group| {
-        let history = group.history(100, None).await.unwrap();
+    let texts = async |conversation: &Conversation| {
+        let history = conversation.history(100, None).await.unwrap();
         history.iter().map(|message| message.text().to_owned()).collect::<Vec<_>>()
     };
     let all = ["hello", "from bob", "back", "again", "and again"];
     assert_eq!(texts(&group).await, all);
     assert_eq!(texts(&bob.group(id)).await, all);
+    for conversation in [&with_bob, &bob.conversation(with_alice)] {
+        assert_eq!(texts(conversation).await, ["between us", "as you say", "good"]);
+    }
+    assert_eq!(texts(&carol.direct(account)).await, ["to carol"]);
     let members = async |group: &Group| group.summary().await.unwrap().members.len();
     assert_eq!((members(&group).await, members(&bob.group(id)).await, members(&carol.group(id)).await), (3, 3, 3));
     reads(&carol.group(id), "and again").await;

@@ -1,8 +1,9 @@
 //! Welcomes that a stranger crafts, and what a member can do to a history: through an honest relay. `crashes`: a device that
-//! dies at each of its writes; `insider`: a member that breaks a group; `recovery`: what brings a device back into a group;
+//! dies at each of its writes; `direct`: sessions between devices; `insider`: a member that breaks a group; `recovery`: what brings a device back into a group;
 //! `updates`: new keys.
 
 mod crashes;
+mod direct;
 mod insider;
 mod recovery;
 mod updates;
@@ -176,7 +177,8 @@ async fn a_welcome_into_a_group_this_device_is_in_is_refused() {
     let identity = Arc::clone(&scene.bob.engine().identity);
     let applied = scene.bob.engine().store.with_tx(move |tx| {
         let delivery = Delivery { seq: tx.cursor()? + 1, envelope };
-        let context = inbox::Context { identity: &identity, entropy: Entropy::system(), now_ms: now_ms() };
+        let context =
+            inbox::Context { identity: &identity, entropy: Entropy::system(), now_ms: now_ms(), looked_up: false };
         inbox::apply(tx, &context, &delivery).map_err(Error::from)
     });
     assert_eq!(applied.await.unwrap(), inbox::Outcome::Applied(inbox::Effect::default()));

@@ -208,7 +208,12 @@ async fn nobody_is_removed_because_the_relay_says_that_another_account_wants_the
         let identity = Arc::clone(&identity);
         let tasks = alice.engine().store.with_tx(move |tx| {
             let delivery = Delivery { seq: tx.cursor()? + 1, envelope };
-            let context = inbox::Context { identity: &identity, entropy: Entropy::system(), now_ms: now_ms() + 60_000 };
+            let context = inbox::Context {
+                identity: &identity,
+                entropy: Entropy::system(),
+                now_ms: now_ms() + 60_000,
+                looked_up: false,
+            };
             inbox::apply(tx, &context, &delivery)?;
             Ok::<_, Error>(tx.tasks(id)?.len())
         });

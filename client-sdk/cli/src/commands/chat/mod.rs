@@ -7,7 +7,7 @@ mod screen;
 
 use std::{collections::HashSet, time::Duration};
 
-use undertone::{Client, Connection, Error, Event, Group, GroupId, MessageId, MessageStatus};
+use undertone::{Client, Connection, Conversation, ConversationId, Error, Event, MessageId, MessageStatus};
 
 use self::{input::Line, screen::Screen};
 use super::{CATCH_UP, catch_up, lost_for_good, news, signals::Signals};
@@ -27,8 +27,7 @@ const LAG: Duration = Duration::from_secs(1);
 /// A chat under way.
 struct Chat<'a> {
     client: &'a Client,
-    group: Group,
-    group_id: GroupId,
+    conversation: Conversation,
     output: Output,
     screen: Screen,
     /// What was sent here and has no outcome yet.
@@ -48,20 +47,22 @@ enum Ended {
 pub(super) async fn run(client: &Client, chat: &args::Chat, output: Output) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     catch_up(client, CATCH_UP).await?;
-    let group = resolve::group(client, &chat.group).await?;
-    if !group.active {
-        return Err(Error::NotMember.into());
-    }
-    let (lines, screen) = screen::open(output, &group.name);
+    let (conversation, name) = resolve::conversation(client, &chat.with).await?;
+    let members = match conversation.id() {
+        ConversationId::Group(id) => {
+            let group = client.group(id).summary().await?;
+            if !group.active {
+                return Err(Error::NotMember.into());
+            }
+            format!(": {}", people::names(&group.members))
+        }
+        ConversationId::Direct(_) => String::new(),
+    };
+    let (lines, screen) = screen::open(output, &name);
     if screen.is_terminal() {
-        let members = people::names(&group.members);
-        screen
-            .print(&format!("{}: {members}. /help lists commands; Ctrl-D ends.", people::clean_line(&group.name)))
-            .await?;
+        screen.print(&format!("{}{members}. /help lists commands; Ctrl-D ends.", people::clean_line(&name))).await?;
     }
-    let (handle, group_id) = (client.group(group.group_id), group.group_id);
-    let mut chat =
-        Chat { client, group: handle, group_id, output, screen, unsettled: HashSet::new(), was_offline: false };
+    let mut chat = Chat { client, conversation, output, screen, unsettled: HashSet::new(), was_offline: false };
     let ended = chat.talk(lines, &mut signals).await;
     let done = client.events().done().await;
     chat.screen.close().await;
@@ -104,7 +105,7 @@ impl Chat<'_> {
                 self.output.tell(&object, String::new)?;
             }
         } else if self.is_news(event)
-            && let Some(text) = news::of(self.client, event, Some(self.group_id.into())).await
+            && let Some(text) = news::of(self.client, event, Some(self.conversation.id())).await
         {
             self.screen.print(&text).await?;
         }
@@ -135,8 +136,11 @@ impl Chat<'_> {
             None => self.send(line).await,
             Some(text) if text.starts_with('/') => self.send(text.to_owned()).await,
             Some("members") => {
-                let group = self.group.summary().await?;
-                self.screen.print(&format!("* {}", people::names(&group.members))).await
+                let here = match self.conversation.id() {
+                    ConversationId::Group(id) => people::names(&self.client.group(id).summary().await?.members),
+                    ConversationId::Direct(_) => self.conversation.name().await?,
+                };
+                self.screen.print(&format!("* {here}")).await
             }
             Some("help") => {
                 self.screen
@@ -150,7 +154,7 @@ impl Chat<'_> {
     }
 
     async fn send(&mut self, text: String) -> Result<(), Failure> {
-        match self.group.send(text).await {
+        match self.conversation.send(text).await {
             Ok(message_id) => {
                 self.unsettled.insert(message_id);
                 Ok(())

@@ -1,0 +1,209 @@
+//! Sessions between devices: how they begin, which one stays, and what cannot begin one.
+
+use undertone_wire::{DeviceId, Envelope};
+
+use super::{until, world::World};
+use crate::{
+    Client, Conversation, Error,
+    crypto::{
+        Entropy, Member,
+        envelope::{self, Letter},
+    },
+    store::{SessionRow, StoreError},
+};
+
+async fn said(conversation: &Conversation) -> Vec<String> {
+    let history = conversation.history(100, None).await.unwrap();
+    history.iter().map(|message| message.text().to_owned()).collect()
+}
+
+fn between(one: &Client, other: &Client) -> (Conversation, Conversation) {
+    (one.direct(other.account().account_id), other.direct(one.account().account_id))
+}
+
+/// The sessions that a device has with another, by their ids.
+async fn sessions(of: &Client, with: &Client) -> Vec<String> {
+    let with = Member { account: with.account().account_id, device: with.device_id() };
+    let rows = of.engine().store.with_tx(move |tx| {
+        let olm_key = tx.listed(with.account)?.unwrap().device(with.device).unwrap().olm_key;
+        Ok::<_, Error>(tx.sessions(with, olm_key)?)
+    });
+    rows.await.unwrap().iter().map(|row: &SessionRow| row.session.id()).collect()
+}
+
+async fn execute(client: &Client, sql: &'static str) {
+    let done =
+        client.engine().store.with_tx(move |tx| tx.execute_batch(sql).map_err(|error| StoreError::from(error).into()));
+    done.await.map_err(|error: Error| error).unwrap();
+}
+
+async fn has_sent_all(client: &Client) {
+    assert_eq!(client.outbox_empty(super::PATIENCE).await.unwrap(), 0);
+}
+
+fn times() -> usize {
+    if std::env::var_os("TEST_SOAK").is_some() { 100 } else { 10 }
+}
+
+#[tokio::test]
+async fn two_who_begin_at_once_both_arrive_and_settle_on_one_session() {
+    let world = World::new();
+    for round in 0..times() {
+        let (alice, bob) =
+            (world.register(&format!("alice{round}")).await, world.register(&format!("bob{round}")).await);
+        let (to_bob, to_alice) = between(&alice, &bob);
+        world.relay.hold_deliveries();
+        to_bob.send("from alice").await.unwrap();
+        to_alice.send("from bob").await.unwrap();
+        has_sent_all(&alice).await;
+        has_sent_all(&bob).await;
+        world.relay.release_deliveries();
+        for conversation in [&to_bob, &to_alice] {
+            until("both to arrive", async || said(conversation).await.len() == 2).await;
+        }
+        to_bob.send("again").await.unwrap();
+        until("the third", async || said(&to_alice).await.len() == 3).await;
+        to_alice.send("again").await.unwrap();
+        until("the fourth", async || said(&to_bob).await.len() == 4).await;
+        assert_eq!(said(&to_bob).await, said(&to_alice).await);
+        let (at_alice, at_bob) = (sessions(&alice, &bob).await, sessions(&bob, &alice).await);
+        assert_eq!((at_alice.len(), &at_alice), (1, &at_bob));
+        alice.shutdown().await;
+        bob.shutdown().await;
+    }
+}
+
+/// What stands in a device's queue.
+fn direct_in_queue(world: &World, device: DeviceId) -> Vec<Envelope> {
+    let queue = world.relay.queue(&device).into_iter().map(|delivery| delivery.envelope);
+    queue.filter(|envelope| matches!(envelope, Envelope::DirectMessage { .. })).collect()
+}
+
+/// alice has written to bob, who was away and had no prekey but the fallback one; and what stands in his queue.
+async fn written_by_fallback(world: &World) -> (Client, Client, Envelope) {
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let (device, account) = (bob.device_id(), bob.account().account_id);
+    bob.know(alice.account().account_id).await.unwrap();
+    until("bob's prekeys", async || world.relay.prekeys(&device) == (100, true)).await;
+    bob.shutdown().await;
+    world.relay.hand_out_prekeys(account, 100);
+    alice.direct(account).send("hello").await.unwrap();
+    has_sent_all(&alice).await;
+    let envelope = direct_in_queue(world, device).remove(0);
+    let bob = world.open("bob").await;
+    (alice, bob, envelope)
+}
+
+#[tokio::test]
+async fn a_message_that_begins_a_session_by_a_fallback_prekey_is_taken_once() {
+    let world = World::new();
+    let (alice, bob, envelope) = written_by_fallback(&world).await;
+    let (_, to_alice) = between(&alice, &bob);
+    until("the message", async || said(&to_alice).await == ["hello"]).await;
+    let again = async |bob: &Client| {
+        // Not only the session, but all that was said is forgotten.
+        const FORGET: &str =
+            "DELETE FROM sessions; DELETE FROM messages; INSERT INTO words (words) VALUES ('delete-all')";
+        execute(bob, FORGET).await;
+        world.relay.deliver_again(&bob.device_id(), &envelope);
+        until("it to be taken", async || world.relay.queue_len(&bob.device_id()) == 0).await;
+        said(&to_alice).await
+    };
+    assert!(again(&bob).await.is_empty());
+    assert!(sessions(&bob, &alice).await.is_empty());
+    // Without what was remembered it would be taken.
+    execute(&bob, "DELETE FROM begun_by_fallback").await;
+    assert_eq!(again(&bob).await, ["hello"]);
+}
+
+#[tokio::test]
+async fn what_is_sealed_anew_as_somebody_elses_is_not_taken() {
+    let world = World::new();
+    let (alice, bob, mallory) =
+        (world.register("alice").await, world.register("bob").await, world.register("mallory").await);
+    let (to_bob, to_alice) = between(&alice, &bob);
+    to_bob.send("hello").await.unwrap();
+    until("the message", async || said(&to_alice).await == ["hello"]).await;
+    let (account, device) = (mallory.account().account_id, mallory.device_id());
+    bob.know(account).await.unwrap();
+    mallory.direct(bob.account().account_id).send("I am mallory").await.unwrap();
+    let with_mallory = bob.direct(account);
+    until("mallory's own", async || said(&with_mallory).await.len() == 1).await;
+
+    // A session's message of alice's, as if it were mallory's: sealed anew, with another name on it.
+    let to = Member { account: bob.account().account_id, device: bob.device_id() };
+    let content = crate::message::Content {
+        id: alice.engine().message_id().unwrap(),
+        sent_at_ms: 1,
+        list_version: 1,
+        body: crate::message::Body::Text { text: "stolen".into() },
+    };
+    let from = Member { account: alice.account().account_id, device: alice.device_id() };
+    let message = alice.engine().store.with_tx(move |tx| {
+        let olm_key = tx.listed(to.account)?.unwrap().device(to.device).unwrap().olm_key;
+        let mut row = tx.sessions(to, olm_key)?.remove(0);
+        let note = crate::crypto::direct::Note {
+            from,
+            to,
+            to_list_version: 1,
+            with: to.account,
+            generation: 0,
+            content: content.encode(),
+        };
+        Ok::<_, Error>(row.session.encrypt(&note.encode())?)
+    });
+    let letter = Letter::Session { from: Member { account, device }, message: message.await.unwrap() };
+    let key = world.relay.sealing_key(&to.device).unwrap().key;
+    let ciphertext = envelope::seal(Entropy::system(), key.as_slice(), to.device, &letter, 0).unwrap();
+    world.relay.deliver_again(&to.device, &Envelope::DirectMessage { ciphertext });
+    until("it to be taken", async || world.relay.queue_len(&to.device) == 0).await;
+    assert_eq!(said(&with_mallory).await, ["I am mallory"]);
+    assert_eq!(said(&to_alice).await, ["hello"]);
+    to_bob.send("and nothing is lost").await.unwrap();
+    until("the next message", async || said(&to_alice).await.len() == 2).await;
+}
+
+#[tokio::test]
+async fn what_is_said_of_a_device_says_nothing_of_another_accounts_of_the_same_name() {
+    let world = World::new();
+    let (alice, bob, mallory) =
+        (world.register("alice").await, world.register("bob").await, world.register("mallory").await);
+    let (to_bob, to_alice) = between(&alice, &bob);
+    to_bob.send("hello").await.unwrap();
+    until("the message", async || said(&to_alice).await == ["hello"]).await;
+    let before = sessions(&alice, &bob).await;
+    // As if mallory had listed a device by the name of bob's, with keys of her own.
+    let (device, account) = (bob.device_id(), mallory.account().account_id);
+    let key = world.relay.sealing_key(&mallory.device_id()).unwrap();
+    let of_mallory = Member { account, device };
+    let done = alice.engine().store.with_tx(move |tx| {
+        tx.save_seal(of_mallory, &key, 1)?;
+        tx.settle_on(of_mallory, "")?;
+        let other = Member { account, device: DeviceId::from_random([7; 16]) };
+        Ok::<_, Error>(tx.forget_sessions_but(&[other])?)
+    });
+    done.await.unwrap();
+    assert_eq!(sessions(&alice, &bob).await, before);
+    to_bob.send("nothing has changed").await.unwrap();
+    until("the next", async || said(&to_alice).await.len() == 2).await;
+}
+
+#[tokio::test]
+async fn what_the_devices_of_a_message_get_does_not_tell_which_has_sent_it() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let (to_bob, _) = between(&alice, &bob);
+    world.relay.hold_deliveries();
+    for text in ["short".to_owned(), "long".repeat(500)] {
+        to_bob.send(text).await.unwrap();
+        has_sent_all(&alice).await;
+    }
+    let sizes = |device| -> Vec<usize> {
+        let all = direct_in_queue(&world, device).into_iter();
+        let size = |envelope| if let Envelope::DirectMessage { ciphertext } = envelope { ciphertext.len() } else { 0 };
+        all.map(size).collect()
+    };
+    let of_alice = sizes(alice.device_id());
+    assert_eq!(of_alice, sizes(bob.device_id()));
+    assert!(of_alice.len() == 2 && of_alice[0] < of_alice[1]);
+}
