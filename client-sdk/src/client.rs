@@ -1,35 +1,27 @@
-//! The client: registering, opening, finding people and groups, and shutting down.
+//! The client: finding people, groups and conversations, what happens, and shutting down.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::sync::Mutex;
-use undertone_api::{HttpApi, RelayApi};
-use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, Username};
+use undertone_api::RelayApi as _;
+use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, Username};
 
 use crate::{
-    Error,
-    api::{Address, Addresses},
-    clock::{Clock, SystemClock},
+    ClientBuilder, Error,
+    api::Addresses,
+    clock::Clock,
     conversation::{self, Conversation, DirectSummary, Group, GroupSummary},
     conversation_id::ConversationId,
     crypto::Entropy,
     event::{Connection, Contact},
     events::{Events, Place},
     message::Message,
-    registration,
-    store::{self, MessageStatus, Profile, Standing, Store, StoreKey},
+    store::{MessageStatus, Profile, Standing, Store, StoreKey},
     sync::{Engine, Tasks, unknown_account},
 };
 
 /// How long catching up waits for the names of those who are new.
 const LOOK_UP_MAX: Duration = Duration::from_secs(2);
-
-/// How many addresses a relay may have.
-const RELAY_URLS_MAX: usize = 16;
 
 /// This device's account at a relay; cheap to clone. It stops at once when the last clone is dropped, and every
 /// [`Group`] and [`Events`] made from it; [`Client::shutdown`] stops it in order.
@@ -43,21 +35,6 @@ struct Inner {
     profile: Profile,
     events: Mutex<Place>,
     tasks: Mutex<Tasks>,
-}
-
-/// Makes a [`Client`]. See [`Client::builder`].
-pub struct ClientBuilder<S = ()> {
-    relay_urls: Vec<String>,
-    store: S,
-    apis: Vec<Arc<dyn RelayApi>>,
-    invite: Option<InviteCode>,
-    clock: Arc<dyn Clock>,
-}
-
-/// Where the store is, and its key.
-pub struct StoreAt {
-    path: PathBuf,
-    key: StoreKey,
 }
 
 impl Client {
@@ -346,156 +323,8 @@ impl std::fmt::Debug for Client {
     }
 }
 
-impl ClientBuilder {
-    fn at(relays: Vec<String>) -> Self {
-        let builder = Self { relay_urls: vec![], store: (), apis: vec![], invite: None, clock: Arc::new(SystemClock) };
-        relays.into_iter().fold(builder, Self::also_at)
-    }
-
-    /// Where the device keeps everything: a folder, made if it is not there, encrypted with `key`.
-    pub fn store(self, path: impl AsRef<Path>, key: StoreKey) -> ClientBuilder<StoreAt> {
-        let store = StoreAt { path: path.as_ref().to_owned(), key };
-        let Self { relay_urls, apis, invite, clock, .. } = self;
-        ClientBuilder { relay_urls, store, apis, invite, clock }
-    }
-}
-
-impl<S> ClientBuilder<S> {
-    /// Another address of the same relay: another of its nodes, say. Up to 16 are kept in the store with the account.
-    ///
-    /// The client stays with the address that works and moves on when it does not, beginning with the one given to
-    /// [`Client::builder`]. One that answers as another relay is passed over, with an [`Event::OtherRelay`], and looked
-    /// at again when its turn comes.
-    ///
-    /// [`Event::OtherRelay`]: crate::Event::OtherRelay
-    #[must_use]
-    pub fn also_at(mut self, relay: impl Into<String>) -> Self {
-        // What is none is refused when it is used.
-        let given = relay.into();
-        let place = undertone_api::Place::parse(&given).ok();
-        self.invite = self.invite.or(place.as_ref().and_then(undertone_api::Place::invite));
-        self.relay_urls.push(place.map_or(given, |place| place.text().to_owned()));
-        self
-    }
-
-    /// An invite to register with, which some relays ask for.
-    #[must_use]
-    pub fn invite(mut self, invite: InviteCode) -> Self {
-        self.invite = Some(invite);
-        self
-    }
-
-    /// Tells the time instead of the system's clock.
-    #[must_use]
-    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
-        self
-    }
-
-    /// Speaks to this relay instead of the one at the URL; called once for each URL, in their order.
-    #[cfg(any(test, feature = "testing"))]
-    #[must_use]
-    pub fn api(mut self, api: Arc<dyn RelayApi>) -> Self {
-        self.apis.push(api);
-        self
-    }
-}
-
-impl ClientBuilder<StoreAt> {
-    /// Registers a new account, with this device as its first, and opens it. A registration whose answer was lost is
-    /// finished by calling this again.
-    ///
-    /// # Errors
-    /// [`Error::UsernameTaken`], [`Error::InviteRequired`], [`Error::RegistrationClosed`], [`Error::AlreadyRegistered`]
-    /// if the store holds an account, [`Error::Invalid`] if the addresses are of different relays, [`Error::Offline`].
-    pub async fn register(self, username: impl Into<Option<&str>>) -> Result<Client, Error> {
-        let username = username.into().map(str::parse::<Username>).transpose();
-        let username = username.map_err(|error| Error::Invalid(error.to_string()))?;
-        let addresses = self.addresses(&self.relay_urls)?;
-        let store = Store::open(&self.store.path, self.store.key.clone()).await?;
-        let registered = registration::register(addresses, &store, username, self.invite, Entropy::system()).await;
-        let (profile, api) = match registered {
-            Ok(registered) => registered,
-            Err(error) => {
-                store.close().await;
-                return Err(error);
-            }
-        };
-        let client = Client::start(api, store, profile, self.clock, Entropy::system(), Engine::start);
-        // Others can add this device from now on. Without an answer, that comes when the relay can be reached again.
-        if let Err(error) = client.engine().publish_keys().await {
-            tracing::debug!(%error, "no key packages are published yet");
-        }
-        Ok(client)
-    }
-
-    /// Opens the account in the store, at the addresses given here, which replace those in the store.
-    ///
-    /// # Errors
-    /// [`Error::NotRegistered`] if the store holds no account, [`Error::WrongKey`], [`Error::StoreInUse`].
-    pub async fn open(self) -> Result<Client, Error> {
-        self.open_with(Engine::start).await
-    }
-
-    async fn open_with(self, tasks: impl FnOnce(&Arc<Engine>) -> Tasks) -> Result<Client, Error> {
-        if !store::exists(&self.store.path) {
-            return Err(Error::NotRegistered);
-        }
-        let store = Store::open(&self.store.path, self.store.key.clone()).await?;
-        let profile = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
-        let Some(profile) = profile.filter(|profile| profile.registered) else {
-            store.close().await;
-            return Err(Error::NotRegistered);
-        };
-        let api = match self.reach(&store, &profile).await {
-            Ok(api) => api,
-            Err(error) => {
-                store.close().await;
-                return Err(error);
-            }
-        };
-        Ok(Client::start(api, store, profile, self.clock, Entropy::system(), tasks))
-    }
-
-    /// The relay of an account, at the addresses given or, if none are, at those in the store.
-    async fn reach(&self, store: &Store, profile: &Profile) -> Result<Addresses, Error> {
-        if self.relay_urls.is_empty() {
-            return Ok(Addresses::new(self.addresses(&profile.relay_urls)?, profile.relay_id));
-        }
-        let addresses = self.addresses(&self.relay_urls)?;
-        let urls = registration::urls(&addresses);
-        store.with_tx(move |tx| tx.set_relay_urls(&urls).map_err(Error::from)).await?;
-        Ok(Addresses::new(addresses, profile.relay_id))
-    }
-
-    /// Each address once, with the way to it.
-    fn addresses(&self, urls: &[String]) -> Result<Vec<Address>, Error> {
-        let once: Vec<_> = (0..).zip(urls).filter(|(at, url)| !urls.iter().take(*at).any(|one| one == *url)).collect();
-        if once.len() > RELAY_URLS_MAX {
-            return Err(Error::Invalid(format!("a relay may have {RELAY_URLS_MAX} addresses at most")));
-        }
-        let many = once.len() > 1;
-        let address = |(at, url): (usize, &String)| {
-            let api = match self.apis.get(at) {
-                Some(api) => Arc::clone(api),
-                None => self.transport(url, many)?,
-            };
-            Ok(Address { url: url.clone(), api })
-        };
-        once.into_iter().map(address).collect()
-    }
-
-    fn transport(&self, relay: &str, one_of_many: bool) -> Result<Arc<dyn RelayApi>, Error> {
-        let place = undertone_api::Place::parse(relay).map_err(|error| Error::Invalid(error.to_string()))?;
-        let clock = Arc::clone(&self.clock);
-        let now_ms = Arc::new(move || clock.now_ms());
-        let api = if one_of_many { HttpApi::among_many(&place, now_ms) } else { HttpApi::new(&place, now_ms) };
-        Ok(Arc::new(api.map_err(Error::from)?))
-    }
-}
-
 impl Client {
-    fn start(
+    pub(crate) fn start(
         api: Addresses,
         store: Store,
         profile: Profile,

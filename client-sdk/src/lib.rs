@@ -42,6 +42,7 @@
 //! is for, when devices are online, and padded sizes.
 
 pub mod api;
+mod builder;
 mod client;
 mod clock;
 mod conversation;
@@ -55,7 +56,8 @@ mod registration;
 mod store;
 mod sync;
 
-pub use client::{Client, ClientBuilder, StoreAt};
+pub use builder::{ClientBuilder, StoreAt};
+pub use client::Client;
 pub use clock::{Clock, SystemClock};
 pub use conversation::{Conversation, DirectSummary, Group, GroupSummary};
 pub use conversation_id::ConversationId;

@@ -79,6 +79,12 @@ impl Identity {
         Self::create(Entropy::system(), X25519Key::from([9; 32])).unwrap()
     }
 
+    /// The account's list, as this device signed it.
+    #[cfg(test)]
+    pub(crate) fn device_list(&self) -> &SignedDeviceList {
+        &self.list
+    }
+
     /// The account.
     pub(crate) fn account(&self) -> AccountId {
         self.account

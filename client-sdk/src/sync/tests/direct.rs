@@ -1,15 +1,17 @@
 //! Sessions between devices: how they begin, which one stays, and what cannot begin one.
 
-use undertone_wire::{DeviceId, Envelope};
+use undertone_wire::{Account, DeviceId, Envelope};
 
-use super::{until, world::World};
+use super::{inbox, until, world::World};
 use crate::{
     Client, Conversation, Error,
     crypto::{
-        Entropy, Member,
+        Entropy, Identity, Member,
+        direct::Note,
         envelope::{self, Letter},
     },
-    store::{SessionRow, StoreError},
+    message::{Body, Content},
+    store::{SessionRow, Standing, StoreError},
 };
 
 async fn said(conversation: &Conversation) -> Vec<String> {
@@ -23,7 +25,7 @@ fn between(one: &Client, other: &Client) -> (Conversation, Conversation) {
 
 /// The sessions that a device has with another, by their ids.
 async fn sessions(of: &Client, with: &Client) -> Vec<String> {
-    let with = Member { account: with.account().account_id, device: with.device_id() };
+    let with = member(with);
     let rows = of.engine().store.with_tx(move |tx| {
         let olm_key = tx.listed(with.account)?.unwrap().device(with.device).unwrap().olm_key;
         Ok::<_, Error>(tx.sessions(with, olm_key)?)
@@ -116,61 +118,75 @@ async fn a_message_that_begins_a_session_by_a_fallback_prekey_is_taken_once() {
     assert_eq!(again(&bob).await, ["hello"]);
 }
 
-#[tokio::test]
-async fn what_is_sealed_anew_as_somebody_elses_is_not_taken() {
-    let world = World::new();
+/// alice, bob and mallory, and the conversation of the first two, in which alice has said hello.
+async fn three(world: &World) -> (Client, Client, Client, Conversation, Conversation) {
     let (alice, bob, mallory) =
         (world.register("alice").await, world.register("bob").await, world.register("mallory").await);
     let (to_bob, to_alice) = between(&alice, &bob);
     to_bob.send("hello").await.unwrap();
     until("the message", async || said(&to_alice).await == ["hello"]).await;
-    let (account, device) = (mallory.account().account_id, mallory.device_id());
-    bob.know(account).await.unwrap();
-    mallory.direct(bob.account().account_id).send("I am mallory").await.unwrap();
-    let with_mallory = bob.direct(account);
-    until("mallory's own", async || said(&with_mallory).await.len() == 1).await;
+    (alice, bob, mallory, to_bob, to_alice)
+}
 
-    // A session's message of alice's, as if it were mallory's: sealed anew, with another name on it.
-    let to = Member { account: bob.account().account_id, device: bob.device_id() };
-    let content = crate::message::Content {
+fn member(client: &Client) -> Member {
+    Member { account: client.account().account_id, device: client.device_id() }
+}
+
+#[tokio::test]
+async fn who_certifies_the_key_of_another_cannot_pass_on_what_that_one_has_written() {
+    let world = World::new();
+    let (alice, bob, _, _, to_alice) = three(&world).await;
+    let (from, to) = (member(&alice), member(&bob));
+    let olm_key = async |client: &Client, of: Member| {
+        let listed = client.engine().store.with_tx(move |tx| Ok::<_, Error>(tx.listed(of.account)?.unwrap()));
+        listed.await.unwrap().device(of.device).unwrap().olm_key
+    };
+    // An account whose device bears alice's key, as bob knows it.
+    let thief = Identity::create(Entropy::system(), olm_key(&bob, from).await).unwrap();
+    let account = Account { account_id: thief.account(), username: None, device_list: thief.device_list().clone() };
+    let as_thief = Member { account: thief.account(), device: thief.device() };
+    let known = bob.engine().store.with_tx(move |tx| {
+        let list = account.device_list.verify(&account.account_id)?;
+        tx.set_standing(account.account_id, Standing::Known)?;
+        inbox::remember(tx, &account, &list)
+    });
+    known.await.unwrap();
+
+    // What alice writes begins a session, so that its message could begin one with whoever has her key.
+    let prekey = world.relay.hand_out_prekeys(to.account, 1).remove(0);
+    let content = Content {
         id: alice.engine().message_id().unwrap(),
         sent_at_ms: 1,
         list_version: 1,
-        body: crate::message::Body::Text { text: "stolen".into() },
+        body: Body::Text { text: "for bob alone".into() },
     };
-    let from = Member { account: alice.account().account_id, device: alice.device_id() };
+    let (with, content) = (to.account, content.encode());
+    let note = Note { from, to, to_list_version: 1, with, generation: 0, content };
+    let of_bob = olm_key(&alice, to).await;
     let message = alice.engine().store.with_tx(move |tx| {
-        let olm_key = tx.listed(to.account)?.unwrap().device(to.device).unwrap().olm_key;
-        let mut row = tx.sessions(to, olm_key)?.remove(0);
-        let note = crate::crypto::direct::Note {
-            from,
-            to,
-            to_list_version: 1,
-            with: to.account,
-            generation: 0,
-            content: content.encode(),
-        };
-        Ok::<_, Error>(row.session.encrypt(&note.encode())?)
+        let mut session = tx.olm_account()?.begin(of_bob, prekey.key)?;
+        Ok::<_, Error>(session.encrypt(&note.encode())?)
     });
-    let letter = Letter::Session { from: Member { account, device }, message: message.await.unwrap() };
+    let message = message.await.unwrap();
     let key = world.relay.sealing_key(&to.device).unwrap().key;
-    let ciphertext = envelope::seal(Entropy::system(), key.as_slice(), to.device, &letter, 0).unwrap();
-    world.relay.deliver_again(&to.device, &Envelope::DirectMessage { ciphertext });
-    until("it to be taken", async || world.relay.queue_len(&to.device) == 0).await;
-    assert_eq!(said(&with_mallory).await, ["I am mallory"]);
+    let delivered = async |from: Member| {
+        let letter = Letter::Session { from, message: message.clone() };
+        let ciphertext = envelope::seal(Entropy::system(), key.as_slice(), to.device, &letter, 0).unwrap();
+        world.relay.deliver_again(&to.device, &Envelope::DirectMessage { ciphertext });
+        until("it to be taken", async || world.relay.queue_len(&to.device) == 0).await;
+    };
+    delivered(as_thief).await;
+    assert!(said(&bob.direct(as_thief.account)).await.is_empty());
     assert_eq!(said(&to_alice).await, ["hello"]);
-    to_bob.send("and nothing is lost").await.unwrap();
-    until("the next message", async || said(&to_alice).await.len() == 2).await;
+    // Nothing is lost by it, not even the prekey.
+    delivered(from).await;
+    assert_eq!(said(&to_alice).await, ["hello", "for bob alone"]);
 }
 
 #[tokio::test]
 async fn what_is_said_of_a_device_says_nothing_of_another_accounts_of_the_same_name() {
     let world = World::new();
-    let (alice, bob, mallory) =
-        (world.register("alice").await, world.register("bob").await, world.register("mallory").await);
-    let (to_bob, to_alice) = between(&alice, &bob);
-    to_bob.send("hello").await.unwrap();
-    until("the message", async || said(&to_alice).await == ["hello"]).await;
+    let (alice, bob, mallory, to_bob, to_alice) = three(&world).await;
     let before = sessions(&alice, &bob).await;
     // As if mallory had listed a device by the name of bob's, with keys of her own.
     let (device, account) = (bob.device_id(), mallory.account().account_id);

@@ -4,7 +4,7 @@ mod scene;
 
 use futures_util::FutureExt as _;
 use openmls::prelude::Lifetime;
-use undertone_wire::{ByeReason, Envelope, ErrorCode, PublicKey, Span, UnackedCommit, suite};
+use undertone_wire::{ByeReason, Envelope, ErrorCode, GroupPosition, PublicKey, Span, UnackedCommit, suite};
 
 use self::scene::*;
 use super::*;

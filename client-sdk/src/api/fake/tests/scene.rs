@@ -10,8 +10,8 @@ use openmls::prelude::{
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use openmls_traits::signatures::{Signer, SignerError};
 use undertone_wire::{
-    AuthenticatedData, Certificate, DeviceEntry, DeviceList, Domain, Encoding, Envelope, ErrorCode, Hash, KeySet,
-    LeafCredential, MessageId, Nonce, Problem, SignedCertificate, SignedDeviceList, StaleGroup, WelcomeParts,
+    AuthenticatedData, Certificate, Delivery, DeviceEntry, DeviceList, Domain, Encoding, Envelope, ErrorCode, Hash,
+    KeySet, LeafCredential, MessageId, Nonce, Problem, SignedCertificate, SignedDeviceList, StaleGroup, WelcomeParts,
     WelcomeSecrets, X25519Key, public_key, sign,
 };
 
