@@ -12,8 +12,8 @@ async fn two_people_write_to_each_other_and_the_relay_keeps_nothing(backend: Bac
     let bob = Person::register(folder.path(), "bob", &relay.url()).await;
 
     alice.ok(&["send", "@bob", "hello"]).await;
-    // alice has taken hers.
-    assert_eq!(store.number("SELECT COUNT(*) FROM queue").await, 1);
+    alice.ok(&["sync"]).await;
+    assert_eq!(store.number("SELECT COUNT(*) FROM queue").await, 1, "alice has taken hers");
     let events = bob.ok(&["listen", "--count", "1", "--for", "60"]).await;
     assert!(events.iter().any(|event| event["event"] == "requested" && event["username"] == "alice"), "{events:?}");
     let message = events.iter().find(|event| event["event"] == "message").unwrap();
