@@ -42,4 +42,5 @@ async fn two_people_write_to_each_other_and_the_relay_keeps_nothing(backend: Bac
     take_all(&store, &[&alice, &bob]).await;
     assert_eq!(store.number("SELECT COUNT(*) FROM envelopes").await, 0, "what was delivered is gone");
     relay.stop().await;
+    assert_eq!(texts(&bob, "@alice").await.len(), 22, "the history asks nobody");
 }

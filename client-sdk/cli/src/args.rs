@@ -9,8 +9,8 @@ use undertone::{InviteCode, MessageId, Username};
 
 /// Encrypted messaging through an Undertone relay.
 ///
-/// GROUP is a group's name or id, USER a username or an account id, and CONVERSATION a GROUP or @USER. Exit status: 0 done; 1 refused, with the reason on
-/// stderr; 2 wrong usage; 3 the relay cannot be reached and the command needs it.
+/// GROUP is a group's name or id, USER a username or an account id, and CONVERSATION a GROUP or @USER. Exit status: 0 done;
+/// 1 refused, with the reason on stderr; 2 wrong usage; 3 the relay cannot be reached and the command needs it.
 #[derive(Debug, Parser)]
 #[command(name = "undertone", version, max_term_width = 100)]
 pub(crate) struct Arguments {

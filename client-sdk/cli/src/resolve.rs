@@ -65,6 +65,20 @@ pub(crate) async fn conversation(client: &Client, wanted: &str) -> Result<(Conve
     }
 }
 
+/// The same, among the groups and accounts that are known here: nobody is asked.
+pub(crate) async fn known_conversation(client: &Client, wanted: &str) -> Result<Conversation, Failure> {
+    let Some(who) = wanted.strip_prefix('@') else {
+        return Ok(client.conversation(group(client, wanted).await?.group_id.into()));
+    };
+    let contacts = client.contacts().await?;
+    let known = contacts.iter().map(Contact::name).collect();
+    match find(contacts, who, who.parse::<AccountId>().is_ok()) {
+        Found::One(contact) => Ok(client.direct(contact.account_id)),
+        Found::Several(ids) => Err(ambiguous("accounts", who, &ids)),
+        Found::None => Err(Failure::Refused(format!("no account {who:?} is known here; {}", known_are(known)))),
+    }
+}
+
 /// The account at the relay that is called `wanted` or has that id.
 pub(crate) async fn account(client: &Client, wanted: &str) -> Result<Contact, Failure> {
     match client.find(wanted).await {

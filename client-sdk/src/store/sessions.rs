@@ -127,11 +127,14 @@ impl Tx<'_> {
         Ok(self.query_row(SELECT, [session], |row| row.get(0))?)
     }
 
-    /// To which key messages for a device are sealed.
-    pub(crate) fn seal(&self, of: Member) -> Result<Option<Seal>, StoreError> {
-        const SELECT: &str = "SELECT sealing_key, fetched_ms FROM seals WHERE account = ?1 AND device = ?2";
+    /// To which key messages for a device are sealed, if its life does not end before that time of the relay's.
+    pub(crate) fn seal(&self, of: Member, relay_now_ms: u64) -> Result<Option<Seal>, StoreError> {
+        const SELECT: &str = "SELECT sealing_key, fetched_ms FROM seals
+            WHERE account = ?1 AND device = ?2 AND not_after_ms > ?3";
         let seal = |row: &Row<'_>| Ok(Seal { sealing_key: cbor(row, 0)?, fetched_ms: row.get(1)? });
-        Ok(self.query_row(SELECT, [of.account.as_bytes(), of.device.as_bytes()], seal).optional()?)
+        Ok(self
+            .query_row(SELECT, params![of.account.as_bytes(), of.device.as_bytes(), relay_now_ms], seal)
+            .optional()?)
     }
 
     /// Remembers a device's sealing key, which was verified. `false` if one was seen before that is newer.

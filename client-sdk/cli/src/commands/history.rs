@@ -15,7 +15,7 @@ const PAGE: usize = 1_000;
 
 pub(super) async fn run(place: &Place, history: &History, output: Output) -> Result<(), Failure> {
     let client: Client = place.open_offline().await?;
-    let (conversation, _) = resolve::conversation(&client, &history.of).await?;
+    let conversation = resolve::known_conversation(&client, &history.of).await?;
     let limit = usize::try_from(history.limit).unwrap_or(usize::MAX);
     let messages = newest(&conversation, limit, history.before).await?;
     if messages.is_empty() {

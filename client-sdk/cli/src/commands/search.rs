@@ -14,7 +14,7 @@ pub(super) async fn run(place: &Place, search: &Search, output: Output) -> Resul
     let client = place.open_offline().await?;
     let (words, limit) = (search.words.join(" "), usize::try_from(search.limit).unwrap_or(usize::MAX));
     let found = match &search.within {
-        Some(within) => resolve::conversation(&client, within).await?.0.search(&words, limit).await?,
+        Some(within) => resolve::known_conversation(&client, within).await?.search(&words, limit).await?,
         None => client.search(&words, limit).await?,
     };
     if found.is_empty() {

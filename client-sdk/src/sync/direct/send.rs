@@ -90,8 +90,7 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
             let mut reachable = false;
             for to in &both.other.devices {
                 let begins = tx.has_session(to.member, to.olm_key)? || prekeys.contains_key(&to.member);
-                let seal = tx.seal(to.member)?.filter(|seal| seal.sealing_key.not_after_ms > relay_now_ms);
-                reachable |= begins && seal.is_some();
+                reachable |= begins && tx.seal(to.member, relay_now_ms)?.is_some();
             }
             if !reachable {
                 tracing::debug!("no device of the receiver has keys at the relay now");
@@ -112,10 +111,7 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
                 // To this device itself it is sealed as to the others; nobody else can tell.
                 let key = match *to == own {
                     true => tx.sealing_secrets()?.first().map(|secret| secret.public()).transpose()?,
-                    false => tx
-                        .seal(*to)?
-                        .filter(|seal| seal.sealing_key.not_after_ms > relay_now_ms)
-                        .map(|seal| seal.sealing_key.key),
+                    false => tx.seal(*to, relay_now_ms)?.map(|seal| seal.sealing_key.key),
                 };
                 let sealed = match key {
                     Some(key) => envelope::seal(entropy, key.as_slice(), to.device, letter, bytes_min)?,
@@ -163,7 +159,7 @@ async fn lacking(engine: &Engine, both: &Arc<Both>) -> Result<Lacking, Error> {
             for listed in [&both.own, &both.other] {
                 let mut seals = false;
                 for one in listed.devices.iter().filter(|one| one.member.device != own) {
-                    let seal = tx.seal(one.member)?.filter(|seal| seal.sealing_key.not_after_ms > relay_now_ms);
+                    let seal = tx.seal(one.member, relay_now_ms)?;
                     let is_fresh = |fetched_ms| now_ms.abs_diff(fetched_ms) < ASK_AGAIN_MS;
                     seals |= !seal.is_some_and(|seal| is_fresh(seal.fetched_ms));
                     if !tx.has_session(one.member, one.olm_key)? {
