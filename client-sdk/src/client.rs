@@ -175,12 +175,14 @@ impl Client {
 
     /// The direct conversations in the store, by the names of the accounts.
     pub async fn directs(&self) -> Result<Vec<DirectSummary>, Error> {
+        let own = self.engine().identity.account();
         self.engine()
             .store
-            .with_tx(|tx| {
+            .with_tx(move |tx| {
                 let summary =
                     |(account, requested)| Ok(DirectSummary { with: conversation::contact(tx, account)?, requested });
-                tx.directs()?.into_iter().map(summary).collect()
+                // Among themselves the devices of this account are nothing to show.
+                tx.directs()?.into_iter().filter(|(account, _)| *account != own).map(summary).collect()
             })
             .await
     }

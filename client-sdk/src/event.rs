@@ -69,6 +69,12 @@ pub enum Event {
         /// Who.
         by: Contact,
     },
+    /// A message that a device of this account, or of a known one, is said to have written cannot be read. The session with that
+    /// device is replaced by another, by which the message is asked for; if there was one, it comes.
+    SessionReplaced {
+        /// Whose device it is.
+        with: Contact,
+    },
     /// Accounts joined or left a group.
     MembersChanged {
         /// The group.
@@ -241,6 +247,9 @@ pub(crate) enum StoredEvent {
     Requested {
         by: AccountId,
     },
+    SessionReplaced {
+        with: AccountId,
+    },
     Members {
         group_id: GroupId,
         by: Option<AccountId>,
@@ -310,6 +319,7 @@ impl StoredEvent {
             Self::Message { sender: account, .. }
             | Self::Joined { by: account, .. }
             | Self::Requested { by: account }
+            | Self::SessionReplaced { with: account }
             | Self::Identity { account }
             | Self::StaleList { account }
             | Self::Unlisted { account, .. } => vec![*account],

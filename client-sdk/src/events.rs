@@ -165,6 +165,7 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
             Event::Joined { group_id, name, by: contact(tx, by)?, requested }
         }
         StoredEvent::Requested { by } => Event::Requested { by: contact(tx, by)? },
+        StoredEvent::SessionReplaced { with } => Event::SessionReplaced { with: contact(tx, with)? },
         StoredEvent::Members { group_id, by, added, removed } => {
             let by = by.map(|account| contact(tx, account)).transpose()?;
             Event::MembersChanged { group_id, by, added: all(added)?, removed: all(removed)? }

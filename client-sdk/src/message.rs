@@ -4,7 +4,7 @@
 //! does not know survives.
 
 use serde::{Deserialize, Serialize};
-use undertone_wire::{AccountId, Bytes, Encoding, MessageId};
+use undertone_wire::{AccountId, Bytes, Encoding, Hash, MessageId};
 
 use crate::{conversation_id::ConversationId, event::Contact, store::MessageStatus};
 
@@ -84,6 +84,11 @@ pub(crate) enum Body {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         read: Vec<Mark>,
     },
+    /// The author's device could not read these ciphertexts of the device that gets this, which sends again what was in them.
+    Unreadable {
+        /// Their SHA-256.
+        hashes: Vec<Hash>,
+    },
     /// A kind that a later version has made.
     #[serde(other)]
     Unknown,
@@ -113,7 +118,7 @@ impl From<Body> for MessageBody {
     fn from(body: Body) -> Self {
         match body {
             Body::Text { text } => Self::Text(text),
-            Body::Leave {} | Body::Receipt { .. } | Body::Unknown => Self::Unsupported,
+            Body::Leave {} | Body::Receipt { .. } | Body::Unreadable { .. } | Body::Unknown => Self::Unsupported,
         }
     }
 }

@@ -11,6 +11,7 @@ mod contacts;
 mod conversations;
 mod events;
 mod groups;
+mod healings;
 mod held;
 mod loaded;
 mod messages;
@@ -49,6 +50,7 @@ use crate::{Error, crypto::CryptoError};
 pub(crate) use aside::Aside;
 pub(crate) use contacts::Listed;
 pub(crate) use groups::{GroupRow, GroupState};
+pub(crate) use healings::Healing;
 use loaded::Loaded;
 pub(crate) use messages::{HistoryPage, MessageRow};
 pub use messages::{MessageStatus, SendFailure};
@@ -83,6 +85,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0011_prekeys.sql"),
     include_str!("schema/0012_conversations.sql"),
     include_str!("schema/0013_sessions.sql"),
+    include_str!("schema/0014_healings.sql"),
 ];
 
 /// The one after which the history is to be found by its words.

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use undertone_wire::{AccountId, Bytes, DeviceId, Encoding, GroupId, Hash, MessageId};
 
 use super::{StoreError, Tx, bytes, cbor, not_expected};
-use crate::{Error, conversation_id::ConversationId};
+use crate::{Error, conversation_id::ConversationId, crypto::Member};
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,20 @@ pub(crate) enum Task {
     },
     /// Tell the others what has come of theirs, and what was read, as of when it is encrypted.
     Receipt,
+    /// Tell a device that these ciphertexts of it could not be read, so that it sends again what was in them.
+    AskAgain {
+        /// Which.
+        of: Member,
+        /// Their SHA-256.
+        hashes: Vec<Hash>,
+    },
+    /// Send a device again what it could not read.
+    SendAgain {
+        /// Which.
+        to: Member,
+        /// Encoded.
+        content: Bytes,
+    },
     /// Leave, telling the others by this content.
     Leave {
         /// Encoded.
@@ -71,7 +85,20 @@ pub(crate) enum Task {
 impl Task {
     /// Whether it is done by a commit.
     pub(crate) fn commits(&self) -> bool {
-        !matches!(self, Self::Create { .. } | Self::Send { .. } | Self::Receipt | Self::Leave { .. })
+        self.is_awaited() && !matches!(self, Self::Create { .. } | Self::Leave { .. })
+    }
+
+    /// Whether later ones wait until it is done, not only accepted.
+    fn is_awaited(&self) -> bool {
+        !matches!(self, Self::Send { .. } | Self::Receipt | Self::AskAgain { .. } | Self::SendAgain { .. })
+    }
+
+    /// The device for which alone it is, of all to which it goes.
+    pub(crate) fn only_for(&self) -> Option<Member> {
+        match self {
+            Self::AskAgain { of: only, .. } | Self::SendAgain { to: only, .. } => Some(*only),
+            _ => None,
+        }
     }
 }
 
@@ -150,7 +177,7 @@ impl Tx<'_> {
         const INSERT: &str = "INSERT INTO outbox (conversation, task, content_id, state, blocks, not_before_ms)
             VALUES (?1, ?2, ?3, 'waiting', ?4, ?5)";
         let content_id = content_id.as_ref().map(|id| id.as_bytes().as_slice());
-        let (task, blocks) = (Encoding::Cbor.encode(task), !matches!(task, Task::Send { .. } | Task::Receipt));
+        let (task, blocks) = (Encoding::Cbor.encode(task), task.is_awaited());
         self.execute(INSERT, params![conversation.into().as_bytes(), task, content_id, blocks, not_before_ms])?;
         self.changes.work.set(true);
         Ok(self.last_insert_rowid())

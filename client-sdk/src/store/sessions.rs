@@ -91,8 +91,9 @@ impl Tx<'_> {
             select.query_map([account.as_bytes()], |row| bytes(row, 0))?.collect::<Result<_, _>>()?;
         for device in devices.iter().filter(|device| !of.iter().any(|one| one.device == **device)) {
             let key = [account.as_bytes(), device.as_bytes()];
-            self.execute("DELETE FROM sessions WHERE account = ?1 AND device = ?2", key)?;
-            self.execute("DELETE FROM seals WHERE account = ?1 AND device = ?2", key)?;
+            for table in ["sessions", "seals", "written", "healings"] {
+                self.execute(&format!("DELETE FROM {table} WHERE account = ?1 AND device = ?2"), key)?;
+            }
         }
         Ok(())
     }
@@ -109,9 +110,18 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The least generation of sessions that begin now.
-    pub(crate) fn generation_floor(&self) -> Result<u64, StoreError> {
-        Ok(self.query_row("SELECT generation_floor FROM profile", [], |row| row.get(0))?)
+    /// The sessions with a device are broken: the next message to it begins another.
+    pub(crate) fn only_read_sessions_with(&self, with: Member) -> Result<(), StoreError> {
+        let key = [with.account.as_bytes(), with.device.as_bytes()];
+        self.execute("UPDATE sessions SET read_only = 1 WHERE account = ?1 AND device = ?2", key)?;
+        Ok(())
+    }
+
+    /// The least generation of a session that begins now: above those of sessions that are broken or were forgotten, of which
+    /// the other end may still know.
+    pub(crate) fn generation_floor(&self, with: Member) -> Result<u64, StoreError> {
+        let floor: u64 = self.query_row("SELECT generation_floor FROM profile", [], |row| row.get(0))?;
+        Ok(self.healing(with)?.map_or(floor, |last| floor.max(last.began_ms / HOUR_MS)))
     }
 
     /// A session began with the fallback prekey.

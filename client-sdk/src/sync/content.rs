@@ -5,6 +5,7 @@
 use undertone_wire::GroupId;
 
 use super::{
+    direct::heal,
     inbox::{self, Context, Effect},
     receipts,
 };
@@ -36,6 +37,9 @@ pub(super) fn receive(
     match (&content.body, conversation) {
         (Body::Leave {}, ConversationId::Group(group)) => leave(tx, context, group, from)?,
         (Body::Receipt { delivered, read }, _) => receipts::apply(tx, context, conversation, from, delivered, read)?,
+        (Body::Unreadable { hashes }, ConversationId::Direct(_)) => {
+            heal::answer(tx, context.identity.account(), from, hashes)?;
+        }
         // Receipts must not say that it is here.
         _ if tx.standing(from.account)? == Standing::Blocked => tx.note_gap(conversation)?,
         _ => return add(tx, context, conversation, from, &content, bytes),

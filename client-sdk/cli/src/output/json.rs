@@ -57,6 +57,10 @@ pub(crate) enum EventObject {
         account_id: Text<AccountId>,
         username: Option<String>,
     },
+    SessionReplaced {
+        account_id: Text<AccountId>,
+        username: Option<String>,
+    },
     Members {
         group_id: Text<GroupId>,
         by: Option<String>,
@@ -252,6 +256,9 @@ impl Object {
             }
             Event::Requested { by } => {
                 EventObject::Requested { account_id: Text(by.account_id), username: username(by) }
+            }
+            Event::SessionReplaced { with } => {
+                EventObject::SessionReplaced { account_id: Text(with.account_id), username: username(with) }
             }
             Event::MembersChanged { group_id, by, added, removed } => EventObject::Members {
                 group_id: Text(*group_id),

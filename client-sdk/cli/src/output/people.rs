@@ -88,6 +88,9 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
         Event::Requested { by } => {
             format!("{} writes to you and is new to you; they are told nothing until you answer", by.name())
         }
+        Event::SessionReplaced { with } => {
+            format!("a session with a device of {} was replaced; what could not be read is asked for", with.name())
+        }
         Event::MembersChanged { by, added, removed, .. } => members_changed(by.as_ref(), added, removed),
         Event::GroupRenamed { name, by: Some(by), .. } => format!("{} calls the group {}", by.name(), clean_line(name)),
         Event::GroupRenamed { name, by: None, .. } => format!("the group is called {}", clean_line(name)),

@@ -19,6 +19,7 @@ use crate::{
     store::{OutboxRow, SessionRow, Standing, StoreError, Tx},
     sync::{
         content,
+        direct::heal,
         inbox::{self, Context, Effect, Outcome},
     },
 };
@@ -52,9 +53,16 @@ pub(in crate::sync) fn apply(tx: &Tx<'_>, context: &Context<'_>, ciphertext: &By
             false => Ok(Outcome::Unknown { account }),
         };
     };
-    let read = tx.attempt(|| read(tx, own, author, &message))?;
-    let Some(Taken { note, conversation, used_prekey }) = read else {
-        return undecryptable(tx, own, from).map(Outcome::Applied);
+    let Taken { note, conversation, used_prekey } = match tx.attempt(|| read(tx, own, author, &message))? {
+        Some(Opened::Taken(taken)) => taken,
+        Some(Opened::Refused(error)) => {
+            tracing::debug!(%error, "a direct message is refused");
+            return undecryptable(tx, own, from).map(Outcome::Applied);
+        }
+        None => {
+            heal::begin(tx, context, from, Hash::of(ciphertext.as_slice()))?;
+            return undecryptable(tx, own, from).map(Outcome::Applied);
+        }
     };
     let effect = receive(tx, context, conversation, from, note)?;
     Ok(Outcome::Applied(Effect { joined: effect.joined || used_prekey, ..effect }))
@@ -69,6 +77,13 @@ fn apply_own(tx: &Tx<'_>, context: &Context<'_>, row: &OutboxRow) -> Result<Effe
     Ok(Effect::default())
 }
 
+/// What came of decrypting a message.
+enum Opened {
+    Taken(Taken),
+    /// The device at the other end of the session has made it, but it is none that may be taken.
+    Refused(CryptoError),
+}
+
 /// A message that was read.
 struct Taken {
     note: Note,
@@ -79,38 +94,47 @@ struct Taken {
 }
 
 /// Decrypts a message with the session that it belongs to, or begins one.
-fn read(tx: &Tx<'_>, own: Member, author: &Correspondent, message: &SessionMessage) -> Result<Taken, CryptoError> {
+///
+/// # Errors
+/// [`CryptoError::Invalid`] if there is no session by which it can be decrypted.
+fn read(tx: &Tx<'_>, own: Member, author: &Correspondent, message: &SessionMessage) -> Result<Opened, CryptoError> {
     let storage = |error: StoreError| CryptoError::Storage(error.to_string());
     let read = message.read()?;
     let known = tx.sessions(author.member, author.olm_key).map_err(storage)?;
     let begins = read.begins();
     let candidates = known.into_iter().filter(|row| begins.as_ref().is_none_or(|(id, _)| *id == row.session.id()));
     let decrypted = candidates.map(|row| decrypt(row, &read)).find_map(Result::ok);
-    let (mut row, plaintext, used_prekey) = match (decrypted, begins) {
-        (Some((row, plaintext)), _) => (row, plaintext, false),
+    let (mut row, plaintext, begun) = match (decrypted, begins) {
+        (Some((row, plaintext)), _) => (row, plaintext, None),
         (None, Some((id, prekey))) => {
             if tx.has_begun_by_fallback(&id).map_err(storage)? {
-                return Err(CryptoError::Invalid("a message that has begun a session comes again".into()));
+                let again = CryptoError::Invalid("a message that has begun a session comes again".into());
+                return Ok(Opened::Refused(again));
             }
             let mut account = tx.olm_account().map_err(storage)?;
             let (session, plaintext) = account.accept(author.olm_key, &read)?;
-            tx.save_olm_account(&account).map_err(storage)?;
-            if !tx.spend_prekey(prekey).map_err(storage)? {
-                tx.note_begun_by_fallback(&id, prekey).map_err(storage)?;
-            }
             let (with, olm_key) = (author.member, author.olm_key);
-            (SessionRow { with, olm_key, generation: 0, read_only: false, session }, plaintext, true)
+            let row = SessionRow { with, olm_key, generation: 0, read_only: false, session };
+            (row, plaintext, Some((account, prekey)))
         }
         (None, None) => return Err(CryptoError::Invalid("no session is known that this message belongs to".into())),
     };
-    let note = Note::decode(&plaintext, author.member, own)?;
-    let conversation = note.conversation()?;
-    if used_prekey {
+    let decoded = Note::decode(&plaintext, author.member, own).and_then(|note| Ok((note.conversation()?, note)));
+    let (conversation, note) = match decoded {
+        Ok(decoded) => decoded,
+        Err(error) => return Ok(Opened::Refused(error)),
+    };
+    let used_prekey = begun.is_some();
+    if let Some((account, prekey)) = begun {
         row.generation = note.generation;
+        tx.save_olm_account(&account).map_err(storage)?;
+        if !tx.spend_prekey(prekey).map_err(storage)? {
+            tx.note_begun_by_fallback(&row.session.id(), prekey).map_err(storage)?;
+        }
     }
     tx.save_session(&row).map_err(storage)?;
     tx.settle_on(author.member, &row.session.id()).map_err(storage)?;
-    Ok(Taken { note, conversation, used_prekey })
+    Ok(Opened::Taken(Taken { note, conversation, used_prekey }))
 }
 
 type Plaintext = zeroize::Zeroizing<Vec<u8>>;

@@ -10,8 +10,8 @@ use std::{
 
 use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{
-    AccountId, Bytes, ClaimPrekeysRequest, DeviceId, DirectCiphertext, DirectRecipient, Encoding, ErrorCode, Limits,
-    Prekey, Problem, SendDirectRequest,
+    AccountId, Bytes, ClaimPrekeysRequest, DeviceId, DirectCiphertext, DirectRecipient, Encoding, ErrorCode, Hash,
+    Limits, Prekey, Problem, SendDirectRequest,
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         direct::{Correspondent, Note},
         envelope::{self, Letter},
     },
-    message::Content,
+    message::{Body, Content},
     store::{Listed, OutboxRow, OutboxState, SessionRow, Standing, Task, Tx},
     sync::{Engine, inbox, receipts, unknown_account},
 };
@@ -42,6 +42,13 @@ struct Both {
 }
 
 impl Both {
+    /// Each once, in the order in which they are written to.
+    fn each(&self) -> impl Iterator<Item = &Listed> {
+        // The devices of an account write to each other too.
+        let own = (self.own.account != self.other.account).then_some(&self.own);
+        own.into_iter().chain([&self.other])
+    }
+
     fn of(&self, account: AccountId) -> &Listed {
         if account == self.other.account { &self.other } else { &self.own }
     }
@@ -59,7 +66,7 @@ struct Lacking {
 /// Encrypts a message for all devices of both accounts, once, and leaves it to be posted.
 pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: AccountId) -> Result<(), Error> {
     let both = Arc::new(both(engine, other).await?);
-    let lacking = lacking(engine, &both).await?;
+    let lacking = lacking(engine, &both, row.task.only_for()).await?;
     for account in lacking.seals {
         ask_for_seals(engine, both.of(account)).await?;
     }
@@ -69,26 +76,32 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
     }
     let message_id = engine.message_id()?;
     let (id, list_version) = (engine.message_id()?, both.own.version);
-    let (identity, entropy, row) = (engine.identity.clone(), engine.entropy, row.clone());
+    let (identity, entropy, row_id) = (engine.identity.clone(), engine.entropy, row.id);
     let (now_ms, relay_now_ms) = (engine.clock.now_ms(), engine.relay_now_ms());
     engine
         .store
         .with_tx(move |tx| {
-            if tx.task(row.id)?.is_none_or(|now| now.state != OutboxState::Waiting) {
-                return Ok(());
-            }
+            // As it is now: more may be asked for meanwhile.
+            let Some(row) = tx.task(row_id)?.filter(|row| row.state == OutboxState::Waiting) else { return Ok(()) };
             // Who is blocked is told nothing.
-            if row.task == Task::Receipt && tx.standing(other)? == Standing::Blocked {
+            if row.content_id.is_none() && tx.standing(other)? == Standing::Blocked {
                 return inbox::finish(tx, &row, Ok(())).map_err(Error::from);
             }
-            for listed in [&both.own, &both.other] {
+            for listed in both.each() {
                 // Somebody was listed or removed meanwhile: the row's turn comes again.
                 if tx.listed(listed.account)?.is_none_or(|now| now.version != listed.version) {
                     return Ok(());
                 }
             }
+            let only = row.task.only_for();
+            if only.is_some_and(|one| both.each().all(|listed| listed.device(one.device).is_none())) {
+                return inbox::finish(tx, &row, Ok(())).map_err(Error::from);
+            }
             let mut reachable = false;
-            for to in &both.other.devices {
+            for to in both.each().flat_map(|listed| &listed.devices).filter(|to| match only {
+                Some(only) => to.member == only,
+                None => to.member.account == other,
+            }) {
                 let begins = tx.has_session(to.member, to.olm_key)? || prekeys.contains_key(&to.member);
                 reachable |= begins && tx.seal(to.member, relay_now_ms)?.is_some();
             }
@@ -96,15 +109,18 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
                 tracing::debug!("no device of the receiver has keys at the relay now");
                 return Ok(tx.defer_task(row.id, now_ms.saturating_add(ASK_AGAIN_UNREACHABLE_MS))?);
             }
-            let content = match &row.task {
-                Task::Send { content } => content.clone(),
-                _ => match receipts::body(tx, row.conversation)? {
-                    Some(body) => Content { id, sent_at_ms: now_ms, list_version, body }.encode(),
-                    None => return inbox::finish(tx, &row, Ok(())).map_err(Error::from),
-                },
+            let body = match &row.task {
+                Task::AskAgain { hashes, .. } => Some(Body::Unreadable { hashes: hashes.clone() }),
+                Task::Receipt => receipts::body(tx, row.conversation)?,
+                _ => None,
+            };
+            let content = match (&row.task, body) {
+                (Task::Send { content } | Task::SendAgain { content, .. }, _) => content.clone(),
+                (_, Some(body)) => Content { id, sent_at_ms: now_ms, list_version, body }.encode(),
+                (_, None) => return inbox::finish(tx, &row, Ok(())).map_err(Error::from),
             };
             let own = Member { account: identity.account(), device: identity.device() };
-            let letters = letters(tx, own, &both, &prekeys, &content)?;
+            let letters = letters(tx, own, &both, &prekeys, &content, only)?;
             let bytes_min = letters.values().map(envelope::padded_bytes).max().unwrap_or(0);
             let mut ciphertexts = BTreeMap::new();
             for (to, letter) in &letters {
@@ -118,6 +134,10 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
                     // Nobody can write to it: it has been away for so long that its keys are over.
                     None => envelope::of_nothing(entropy, bytes_min)?,
                 };
+                if let (Letter::Session { .. }, Some(content_id)) = (letter, row.content_id) {
+                    let ciphertext = Hash::of(sealed.as_slice());
+                    tx.note_written(*to, &ciphertext, (row.conversation, content_id), now_ms)?;
+                }
                 ciphertexts.insert(*to, sealed);
             }
             let own_ciphertext = ciphertexts.get(&own).cloned();
@@ -149,20 +169,21 @@ async fn listed(engine: &Engine, account: AccountId) -> Result<Listed, Error> {
     look().await?.ok_or_else(|| Error::Untrusted("the relay withholds an account's newest device list".into()))
 }
 
-async fn lacking(engine: &Engine, both: &Arc<Both>) -> Result<Lacking, Error> {
+async fn lacking(engine: &Engine, both: &Arc<Both>, only: Option<Member>) -> Result<Lacking, Error> {
     let (both, own, now_ms) = (Arc::clone(both), engine.identity.device(), engine.clock.now_ms());
     let relay_now_ms = engine.relay_now_ms();
     engine
         .store
         .with_tx(move |tx| {
             let mut lacking = Lacking::default();
-            for listed in [&both.own, &both.other] {
+            for listed in both.each() {
                 let mut seals = false;
                 for one in listed.devices.iter().filter(|one| one.member.device != own) {
                     let seal = tx.seal(one.member, relay_now_ms)?;
                     let is_fresh = |fetched_ms| now_ms.abs_diff(fetched_ms) < ASK_AGAIN_MS;
                     seals |= !seal.is_some_and(|seal| is_fresh(seal.fetched_ms));
-                    if !tx.has_session(one.member, one.olm_key)? {
+                    let is_for = only.is_none_or(|only| one.member == only);
+                    if is_for && !tx.has_session(one.member, one.olm_key)? {
                         lacking.sessions.entry(listed.account).or_default().push(one.member.device);
                     }
                 }
@@ -243,11 +264,12 @@ fn letters(
     both: &Both,
     prekeys: &HashMap<Member, Prekey>,
     content: &Bytes,
+    only: Option<Member>,
 ) -> Result<BTreeMap<Member, Letter>, Error> {
     let mut letters = BTreeMap::new();
-    for listed in [&both.own, &both.other] {
+    for listed in both.each() {
         for to in &listed.devices {
-            let letter = match to.member == own {
+            let letter = match to.member == own || only.is_some_and(|only| to.member != only) {
                 true => Letter::Nothing {},
                 false => letter(tx, own, to, listed.version, both.other.account, prekeys, content)?,
             };
@@ -273,7 +295,7 @@ fn letter(
         (None, Some(prekey)) => SessionRow {
             with: to.member,
             olm_key: to.olm_key,
-            generation: newest.map_or(0, |newest| newest.saturating_add(1)).max(tx.generation_floor()?),
+            generation: newest.map_or(0, |newest| newest.saturating_add(1)).max(tx.generation_floor(to.member)?),
             read_only: false,
             session: tx.olm_account()?.begin(to.olm_key, prekey.key)?,
         },

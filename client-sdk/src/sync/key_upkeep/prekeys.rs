@@ -51,6 +51,7 @@ pub(super) async fn forget_expired(engine: &Engine) -> Result<(), Error> {
         .store
         .with_tx(move |tx| {
             tx.forget_sealing_keys(now_ms.saturating_sub(KEEP_REPLACED_MS))?;
+            tx.forget_written(now_ms.saturating_sub(KEEP_REPLACED_MS))?;
             let expired = tx.take_expired_prekeys(now_ms)?;
             if !expired.is_empty() {
                 let mut account = tx.olm_account()?;

@@ -4,11 +4,12 @@ use undertone_wire::{Account, DeviceId, Envelope};
 
 use super::{inbox, until, world::World};
 use crate::{
-    Client, Conversation, Error,
+    Client, Conversation, Error, Event, MessageStatus,
     crypto::{
         Entropy, Identity, Member,
         direct::Note,
         envelope::{self, Letter},
+        session::{OlmAccount, SessionMessage},
     },
     message::{Body, Content},
     store::{SessionRow, Standing, StoreError},
@@ -222,4 +223,108 @@ async fn what_the_devices_of_a_message_get_does_not_tell_which_has_sent_it() {
     let of_alice = sizes(alice.device_id());
     assert_eq!(of_alice, sizes(bob.device_id()));
     assert!(of_alice.len() == 2 && of_alice[0] < of_alice[1]);
+}
+
+/// A letter in the name of a device, sealed to another, that no session can read.
+async fn garbage(world: &World, from: Member, to: &Client) {
+    let key = world.relay.sealing_key(&to.device_id()).unwrap().key;
+    let letter = Letter::Session { from, message: unreadable() };
+    let ciphertext = envelope::seal(Entropy::system(), key.as_slice(), to.device_id(), &letter, 0).unwrap();
+    world.relay.deliver_again(&to.device_id(), &Envelope::DirectMessage { ciphertext });
+}
+
+/// A message of a session that nobody has.
+fn unreadable() -> SessionMessage {
+    let (one, mut other) = (OlmAccount::new(), OlmAccount::new());
+    let mut session = one.begin(other.olm_key(), other.make_prekeys(1)[0]).unwrap();
+    let first = session.encrypt(b"first").unwrap();
+    let (mut session, _) = other.accept(one.olm_key(), &first.read().unwrap()).unwrap();
+    session.encrypt(b"second").unwrap()
+}
+
+/// How often a device has replaced the sessions with others, and for how many messages it asks or has asked.
+async fn healings(client: &Client) -> (u64, u64) {
+    const SELECT: &str = "SELECT count(*), coalesce(sum(asked), 0) FROM healings";
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let found = client
+        .engine()
+        .store
+        .with_tx(move |tx| Ok::<_, Error>(tx.query_row(SELECT, [], row).map_err(StoreError::from)?));
+    found.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_broken_session_is_replaced_and_what_was_lost_is_sent_again() {
+    let world = World::new();
+    let (alice, bob, _, to_bob, to_alice) = three(&world).await;
+    bob.know(alice.account().account_id).await.unwrap();
+    to_alice.send("who is it?").await.unwrap();
+    until("the answer", async || said(&to_bob).await.len() == 2).await;
+    // Nothing more is on its way, not even a receipt, which would begin another session.
+    for conversation in [&to_bob, &to_alice] {
+        until("the receipts", async || {
+            let history = conversation.history(100, None).await.unwrap();
+            history.iter().all(|one| matches!(one.status, MessageStatus::Received | MessageStatus::Delivered { .. }))
+        })
+        .await;
+    }
+    has_sent_all(&alice).await;
+    has_sent_all(&bob).await;
+    let before = sessions(&alice, &bob).await;
+    execute(&bob, "DELETE FROM sessions").await;
+    for text in ["one", "two", "three"] {
+        to_bob.send(text).await.unwrap();
+    }
+    let all = ["hello", "who is it?", "one", "two", "three"];
+    until("what was lost", async || {
+        let mut now = said(&to_alice).await;
+        now.sort_by_key(|text| all.iter().position(|one| one == text));
+        now == all
+    })
+    .await;
+    assert_eq!(said(&to_bob).await, all, "with the author each is there once");
+    to_alice.send("again").await.unwrap();
+    until("what comes after", async || said(&to_bob).await.len() == 6).await;
+    let after = sessions(&alice, &bob).await;
+    assert_eq!((after.len(), &after), (1, &sessions(&bob, &alice).await));
+    assert_ne!(after, before);
+    let (replaced, asked) = healings(&bob).await;
+    assert!(replaced == 1 && asked > 0);
+    assert_eq!(healings(&alice).await, (0, 0));
+    let events = bob.events();
+    loop {
+        match events.next().await {
+            Some(Event::SessionReplaced { with }) => break assert_eq!(with, alice.account()),
+            Some(_) => {}
+            None => panic!("bob was not told"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_cannot_be_read_is_not_asked_without_end_and_no_stranger_is_asked_at_all() {
+    let world = World::new();
+    let (alice, bob, mallory, to_bob, to_alice) = three(&world).await;
+    // The relay, or anybody else, may say that it is alice who writes. To bob she is new.
+    let taken = async || until("it to be taken", async || world.relay.queue_len(&bob.device_id()) == 0).await;
+    let before = sessions(&bob, &alice).await;
+    garbage(&world, member(&alice), &bob).await;
+    garbage(&world, member(&mallory), &bob).await;
+    taken().await;
+    assert_eq!(healings(&bob).await, (0, 0));
+    bob.know(alice.account().account_id).await.unwrap();
+    for _ in 0..120 {
+        garbage(&world, member(&alice), &bob).await;
+    }
+    taken().await;
+    assert_eq!(healings(&bob).await, (1, 100));
+    // alice knows of no such messages. She is heard by the session of before, and answers by the new one.
+    to_bob.send("what do you mean?").await.unwrap();
+    until("the message", async || said(&to_alice).await == ["hello", "what do you mean?"]).await;
+    to_alice.send("nothing").await.unwrap();
+    until("the answer", async || said(&to_bob).await.len() == 3).await;
+    to_bob.send("well").await.unwrap();
+    until("the last word", async || said(&to_alice).await.len() == 4).await;
+    let after = sessions(&bob, &alice).await;
+    assert!(after == sessions(&alice, &bob).await && after != before);
 }
