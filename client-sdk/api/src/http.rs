@@ -26,9 +26,10 @@ use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
     ClaimResponse, CommitRequest, CommitResponse, CreateGroupRequest, Encoding, ErrorCode, FetchResponse, Group,
     GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse,
-    KeyCounts, LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, Problem, PublishPrekeysRequest, PublishRequest,
-    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest,
-    SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER, Username, path, path::fill,
+    KeyCounts, LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, PipeId, PipePart, Problem, PublishPrekeysRequest,
+    PublishRequest, ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys,
+    SendDirectRequest, SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER,
+    UpdateDeviceListRequest, Username, path, path::fill,
 };
 
 use crate::{
@@ -127,7 +128,15 @@ impl HttpApi {
     }
 
     fn post<T: Serialize>(&self, path: &str, body: &T) -> RequestBuilder {
-        let request = self.request(Method::POST, path).header(CONTENT_TYPE, Encoding::Cbor.media_type());
+        self.with_body(Method::POST, path, body)
+    }
+
+    fn put<T: Serialize>(&self, path: &str, body: &T) -> RequestBuilder {
+        self.with_body(Method::PUT, path, body)
+    }
+
+    fn with_body<T: Serialize>(&self, method: Method, path: &str, body: &T) -> RequestBuilder {
+        let request = self.request(method, path).header(CONTENT_TYPE, Encoding::Cbor.media_type());
         request.body(Encoding::Cbor.encode(body))
     }
 
@@ -187,11 +196,33 @@ impl RelayApi for HttpApi {
         self.ask(self.post(path::LOGIN, request))
     }
 
+    fn pipe_request(&self, pipe: PipeId, number: u64) -> Answer<'_, PipePart> {
+        self.ask(self.get(&part(path::PIPE_REQUESTS, pipe, number)))
+    }
+    fn put_pipe_request<'a>(&'a self, pipe: PipeId, number: u64, content: &'a PipePart) -> Answer<'a, ()> {
+        self.tell(self.post(&part(path::PIPE_REQUESTS, pipe, number), content))
+    }
+    fn pipe_answer(&self, pipe: PipeId, number: u64) -> Answer<'_, PipePart> {
+        self.ask(self.get(&part(path::PIPE_ANSWERS, pipe, number)))
+    }
+
+    fn put_pipe_answer<'a>(
+        &'a self,
+        token: &'a Bytes,
+        pipe: PipeId,
+        number: u64,
+        content: &'a PipePart,
+    ) -> Answer<'a, ()> {
+        self.tell(self.post(&part(path::PIPE_ANSWERS, pipe, number), content).bearer_auth(text(token)))
+    }
     fn logout<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()> {
         self.tell(self.request(Method::POST, path::LOGOUT).bearer_auth(text(token)))
     }
     fn delete_account<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()> {
         self.tell(self.request(Method::DELETE, path::OWN_ACCOUNT).bearer_auth(text(token)))
+    }
+    fn update_devices<'a>(&'a self, token: &'a Bytes, request: &'a UpdateDeviceListRequest) -> Answer<'a, Account> {
+        self.ask(self.put(path::OWN_DEVICES, request).bearer_auth(text(token)))
     }
     fn account<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, Account> {
         self.ask(self.get(&fill(path::ACCOUNT, account)).bearer_auth(text(token)))
@@ -323,6 +354,11 @@ fn may_be_blocked(error: &ApiError) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The path of a part of a pipe.
+fn part(path: &str, pipe: PipeId, number: u64) -> String {
+    format!("{}?number={number}", fill(path, pipe))
 }
 
 /// A token as it stands in `Authorization`: the text form that bytes have in JSON, without its quotes.

@@ -28,9 +28,9 @@ use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
     ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
     GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
-    LeaveRequest, LoginRequest, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse,
-    RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest, SendResponse, ServerFrame,
-    Session, Succession, SuccessorRequest, Username,
+    LeaveRequest, LoginRequest, PipeId, PipePart, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
+    ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest,
+    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
 };
 
 pub use http::{HttpApi, NowMs};
@@ -105,10 +105,22 @@ pub trait RelayApi: Send + Sync + 'static {
     /// `POST /v1/auth/login`
     fn login<'a>(&'a self, request: &'a LoginRequest) -> Answer<'a, Session>;
 
+    /// `GET /v1/pipes/{pipe}/requests?number=`
+    fn pipe_request(&self, pipe: PipeId, number: u64) -> Answer<'_, PipePart>;
+    /// `POST /v1/pipes/{pipe}/requests?number=`
+    fn put_pipe_request<'a>(&'a self, pipe: PipeId, number: u64, part: &'a PipePart) -> Answer<'a, ()>;
+    /// `GET /v1/pipes/{pipe}/answers?number=`
+    fn pipe_answer(&self, pipe: PipeId, number: u64) -> Answer<'_, PipePart>;
+
+    /// `POST /v1/pipes/{pipe}/answers?number=`
+    fn put_pipe_answer<'a>(&'a self, token: &'a Bytes, pipe: PipeId, number: u64, part: &'a PipePart)
+    -> Answer<'a, ()>;
     /// `POST /v1/auth/logout`
     fn logout<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()>;
     /// `DELETE /v1/account`
     fn delete_account<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()>;
+    /// `PUT /v1/account/devices`
+    fn update_devices<'a>(&'a self, token: &'a Bytes, request: &'a UpdateDeviceListRequest) -> Answer<'a, Account>;
     /// `GET /v1/accounts/{account}`
     fn account<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, Account>;
     /// `GET /v1/usernames/{username}`

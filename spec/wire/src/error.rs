@@ -145,6 +145,8 @@ codes! {
     UnknownDevice = "unknown_device", 409;
     /// A newer stream of the device has replaced this one.
     Replaced = "replaced", 409;
+    /// That part of the pipe is there already, with other content.
+    PartTaken = "part_taken", 409;
     /// Another copy of the device's store has taken from its queue since this one did.
     OtherInstance = "other_instance", 409;
     /// The message id is older than the window: whether it was accepted is no longer known.
@@ -198,6 +200,7 @@ impl ErrorCode {
             Self::MessageIdReused => "The message id was used for another body",
             Self::UnknownDevice => "A device is not registered here",
             Self::Replaced => "A newer stream has replaced this one",
+            Self::PartTaken => "The part of the pipe is there already",
             Self::OtherInstance => "Another copy of the device's store has taken from its queue",
             Self::OutcomeUnknown => "Whether the message was accepted is no longer known",
             Self::TooLarge => "Too large",

@@ -132,11 +132,15 @@ id!(
     InstanceId, version 4
 );
 id!(
+    /// A pipe between a device that is to be linked and one that links it, known to both and to nobody else: UUID version 4.
+    PipeId, version 4
+);
+id!(
     /// A message: UUID version 7 (RFC 9562, section 5.7), whose time is the relay's time as the device knows it.
     MessageId, version 7
 );
 
-random_id!(DeviceId, GroupId, RelayId, Incarnation, InstanceId);
+random_id!(DeviceId, GroupId, RelayId, Incarnation, InstanceId, PipeId);
 
 impl AccountId {
     /// The id of the account whose first identity key is `key`.

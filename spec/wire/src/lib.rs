@@ -34,6 +34,7 @@ mod ids;
 mod keys;
 mod limits;
 pub mod path;
+mod pipe;
 mod prekeys;
 mod queue;
 mod recovery;
@@ -60,12 +61,13 @@ pub use group::{
     GroupMember, GroupMembers, GroupPosition, GroupSummary, LeaveRequest, SendRequest, SendResponse, StaleGroup,
     UnackedCommit, WelcomeParts, WelcomeSecrets,
 };
-pub use ids::{AccountId, DeviceId, GroupId, IdError, Incarnation, InstanceId, MessageId, RelayId};
+pub use ids::{AccountId, DeviceId, GroupId, IdError, Incarnation, InstanceId, MessageId, PipeId, RelayId};
 pub use keys::{
     ClaimRequest, ClaimResponse, ClaimedKeyPackage, KeyCounts, KeyPackageCount, PublishRequest, ReconcileRequest,
     ReconcileResponse, suite,
 };
 pub use limits::Limits;
+pub use pipe::{PIPE_PARTS_MAX, PipePart};
 pub use prekeys::{
     ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimedPrekey, DeviceSealingKey, Prekey, PrekeyCount,
     PublishPrekeysRequest, SealingKey, SealingKeys,

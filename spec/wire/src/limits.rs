@@ -107,6 +107,14 @@ limits! {
     direct_accounts_max = 16;
     /// A ciphertext of ephemeral content.
     ephemeral_bytes_max = 4 * KIB;
+    /// What a new device puts into a pipe at a time.
+    pipe_request_bytes_max = 16 * KIB;
+    /// What a listed device answers in a pipe at a time.
+    pipe_answer_bytes_max = 512 * KIB;
+    /// Pipes at a time. More are refused with `unavailable`.
+    pipes_max = 1_000;
+    /// How long a pipe lives.
+    pipe_ttl_s = 600;
     /// Entries in one answer to a fetch.
     fetch_entries_max = 256;
     /// Bytes of ciphertext in one answer to a fetch; one entry always fits.

@@ -62,6 +62,10 @@ pub const ACK: &str = "/v1/queue/ack";
 pub const INSTANCE: &str = "/v1/queue/instance";
 /// `GET`, as a WebSocket: the stream.
 pub const STREAM: &str = "/v1/stream";
+/// `GET`: what a new device has put into a pipe; `POST`: put it there. `?number=`
+pub const PIPE_REQUESTS: &str = "/v1/pipes/{pipe}/requests";
+/// `GET`: what a listed device has answered; `POST`: answer. `?number=`
+pub const PIPE_ANSWERS: &str = "/v1/pipes/{pipe}/answers";
 /// `GET`: whether the relay is alive.
 pub const HEALTH: &str = "/healthz";
 /// `GET`: whether the relay can take requests: it reaches its store and is not stopping.
