@@ -15,6 +15,7 @@ use crate::{
     api::{Address, Addresses},
     clock::{Clock, SystemClock},
     crypto::Entropy,
+    linking::{Linking, new_device},
     registration,
     store::{self, Profile, Store, StoreKey},
     sync::{Engine, Tasks},
@@ -121,6 +122,38 @@ impl ClientBuilder<StoreAt> {
         Ok(client)
     }
 
+    /// Makes this a new device of an account that has others: shows a code that one of those approves
+    /// ([`Client::approve_link`]). What the user calls the device is told to the account's others alone.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyRegistered`] if the store holds an account, also when an earlier attempt turns out to have been
+    /// finished; [`Error::Invalid`] if the name has more than 64 bytes; [`Error::Offline`].
+    pub async fn link(self, name: &str) -> Result<Linking, Error> {
+        let addresses = self.addresses(&self.relay_urls)?;
+        let store = Store::open(&self.store.path, self.store.key.clone()).await?;
+        let begun = async {
+            let profile = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
+            let (urls, relay_id) = (registration::urls(&addresses), registration::agreed(&addresses).await?);
+            let api = Addresses::new(addresses, relay_id);
+            if let Some(profile) = profile {
+                if profile.registered || profile.identity.is_first() {
+                    return Err(Error::AlreadyRegistered);
+                }
+                if new_device::finish(&api, &store, profile).await?.is_some() {
+                    return Err(Error::AlreadyRegistered);
+                }
+            }
+            Linking::begin(api, urls, store.clone(), Arc::clone(&self.clock), Entropy::system(), name).await
+        };
+        match begun.await {
+            Ok(linking) => Ok(linking),
+            Err(error) => {
+                store.close().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Opens the account in the store, at the addresses given here, which replace those in the store.
     ///
     /// # Errors
@@ -135,12 +168,19 @@ impl ClientBuilder<StoreAt> {
         }
         let store = Store::open(&self.store.path, self.store.key.clone()).await?;
         let profile = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
-        let Some(profile) = profile.filter(|profile| profile.registered) else {
-            store.close().await;
-            return Err(Error::NotRegistered);
+        let opened = async {
+            // One that was about to be linked when it was closed may have been.
+            let profile = profile.filter(|profile| profile.registered || !profile.identity.is_first());
+            let profile = profile.ok_or(Error::NotRegistered)?;
+            let api = self.reach(&store, &profile).await?;
+            if profile.registered {
+                return Ok((api, profile));
+            }
+            let finished = new_device::finish(&api, &store, profile).await?;
+            finished.map(|profile| (api, profile)).ok_or(Error::NotRegistered)
         };
-        let api = match self.reach(&store, &profile).await {
-            Ok(api) => api,
+        let (api, profile) = match opened.await {
+            Ok(opened) => opened,
             Err(error) => {
                 store.close().await;
                 return Err(error);

@@ -12,10 +12,12 @@ use crate::{
     clock::Clock,
     conversation::{self, Conversation, DirectSummary, Group, GroupSummary},
     conversation_id::ConversationId,
-    crypto::Entropy,
+    crypto::{Entropy, link::LinkCode},
     event::{Connection, Contact},
     events::{Events, Place},
+    linking::{Device, listed_device},
     message::Message,
+    safety::{self, Fingerprint, SafetyNumber},
     store::{MessageStatus, Profile, Standing, Store, StoreKey},
     sync::{Engine, Tasks, unknown_account},
 };
@@ -136,6 +138,69 @@ impl Client {
 
     async fn set_standing(&self, account: AccountId, standing: Standing) -> Result<(), Error> {
         self.engine().store.with_tx(move |tx| tx.set_standing(account, standing).map_err(Error::from)).await
+    }
+
+    /// Links a new device, which shows this code, to this account, and returns when it is listed. It gets the account's
+    /// identity key and what this device knows of others, but no history.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the code is none, [`Error::NotLinked`], [`Error::Offline`] if the relay is away when this is called.
+    pub async fn approve_link(&self, code: &str) -> Result<Device, Error> {
+        let code = code.parse::<LinkCode>().map_err(|error| Error::Invalid(error.to_string()))?;
+        listed_device::approve(self.engine(), &code).await
+    }
+
+    /// The devices of this account, as the relay lists them; offline, as they were last seen.
+    pub async fn devices(&self) -> Result<Vec<Device>, Error> {
+        let (own, this) = (self.engine().identity.account(), self.device_id());
+        match self.engine().learn(own).await {
+            Ok(_) | Err(Error::Offline(_) | Error::OtherRelay) => {}
+            Err(error) => return Err(error),
+        }
+        self.engine()
+            .store
+            .with_tx(move |tx| {
+                let listed = tx.listed(own)?.map(|listed| listed.devices).unwrap_or_default();
+                let device = |device_id| {
+                    let name = tx.device_name(device_id)?.unwrap_or_default();
+                    Ok(Device { device_id, name, this: device_id == this })
+                };
+                listed.into_iter().map(|one| device(one.member.device)).collect()
+            })
+            .await
+    }
+
+    /// Takes another device off this account: from then on the relay refuses it everything, and it is removed from the
+    /// groups. What it has already, it has; and since it holds the account's identity key, one that was stolen can be put
+    /// back by whoever can read its store.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is this device, or none of this account's; [`Error::Offline`].
+    pub async fn remove_device(&self, device: DeviceId) -> Result<(), Error> {
+        listed_device::remove(self.engine(), device).await
+    }
+
+    /// What this account is known by, to be compared with what a new device of it shows.
+    ///
+    /// # Errors
+    /// Those of the local store.
+    pub async fn fingerprint(&self) -> Result<Fingerprint, Error> {
+        self.fingerprint_of(self.engine().identity.account()).await
+    }
+
+    /// What this account and another are known by to each other: compare it with what they see, by a way on which you know
+    /// them. It changes only with an identity key.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAccount`] if the account was never seen here.
+    pub async fn safety_number(&self, account: AccountId) -> Result<SafetyNumber, Error> {
+        Ok(SafetyNumber::of(&self.fingerprint().await?, &self.fingerprint_of(account).await?))
+    }
+
+    async fn fingerprint_of(&self, account: AccountId) -> Result<Fingerprint, Error> {
+        let list = self.engine().store.with_tx(move |tx| tx.device_list(account).map_err(Error::from)).await?;
+        let list = list.ok_or(Error::UnknownAccount)?.verify(&account)?;
+        Ok(safety::fingerprint(account, &list.identity_key()))
     }
 
     /// Creates a group with this account as its only member. Works offline.

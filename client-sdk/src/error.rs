@@ -5,7 +5,7 @@
 use undertone_api::ApiError;
 use undertone_wire::{DeviceListError, ErrorCode};
 
-use crate::{crypto::CryptoError, store::StoreError};
+use crate::{crypto::CryptoError, linking::NotLinked, store::StoreError};
 
 /// Why an operation did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,9 @@ pub enum Error {
     /// The store holds no account yet.
     #[error("the store holds no account yet: register first")]
     NotRegistered,
+    /// The new device was not linked.
+    #[error("{0}")]
+    NotLinked(NotLinked),
     /// An argument is not allowed.
     #[error("{0}")]
     Invalid(String),
@@ -114,6 +117,8 @@ impl Error {
             }
             Self::NotMember | Self::GroupStuck => ErrorKind::NotMember,
             Self::Untrusted(_) | Self::OtherRelay => ErrorKind::Untrusted,
+            Self::NotLinked(NotLinked::Changed) => ErrorKind::Untrusted,
+            Self::NotLinked(_) => ErrorKind::Refused,
             Self::AlreadyRegistered | Self::NotRegistered | Self::Invalid(_) => ErrorKind::Invalid,
             Self::StoreInUse | Self::WrongKey => ErrorKind::StoreUnavailable,
             Self::Store(_) | Self::Closed => ErrorKind::Store,
@@ -133,6 +138,12 @@ impl From<ApiError> for Error {
                 _ => Self::Refused(error),
             },
         }
+    }
+}
+
+impl From<NotLinked> for Error {
+    fn from(why: NotLinked) -> Self {
+        Self::NotLinked(why)
     }
 }
 

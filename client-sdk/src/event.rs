@@ -4,7 +4,7 @@
 //! taken them, over restarts. [`Event::Connection`] and [`Event::Typing`] are about this moment only and are not kept.
 
 use serde::{Deserialize, Serialize};
-use undertone_wire::{AccountId, GroupId, MessageId, Username};
+use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, Username};
 
 use crate::{conversation_id::ConversationId, message::Message, store::MessageStatus};
 
@@ -161,6 +161,21 @@ pub enum Event {
         /// The account.
         account: Contact,
     },
+    /// This account has other devices than before, by its own device list. Tell the user of one that is new: who has linked it
+    /// without them knowing reads what they read.
+    DevicesChanged {
+        /// Devices that are listed now.
+        added: Vec<DeviceId>,
+        /// Devices that are no longer.
+        removed: Vec<DeviceId>,
+    },
+    /// Everything up to a message was read on another device of this account.
+    ReadElsewhere {
+        /// Where.
+        conversation: ConversationId,
+        /// The last message that was read.
+        up_to: MessageId,
+    },
     /// A group has a member device that its account's newest device list does not name: tell the user. It is removed.
     UnlistedDevice {
         /// The group.
@@ -299,6 +314,14 @@ pub(crate) enum StoredEvent {
         group_id: GroupId,
         account: AccountId,
     },
+    Devices {
+        added: Vec<DeviceId>,
+        removed: Vec<DeviceId>,
+    },
+    ReadElsewhere {
+        conversation: ConversationId,
+        up_to: MessageId,
+    },
     OtherRelay {
         url: String,
     },
@@ -337,6 +360,8 @@ impl StoredEvent {
             | Self::Missed { .. }
             | Self::Dropped { .. }
             | Self::Copied
+            | Self::Devices { .. }
+            | Self::ReadElsewhere { .. }
             | Self::OtherRelay { .. } => vec![],
         }
     }

@@ -186,6 +186,8 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
         StoredEvent::Copied => Event::StoreCopied,
         StoredEvent::Dropped { events } => Event::Dropped { events },
         StoredEvent::OtherRelay { url } => Event::OtherRelay { url },
+        StoredEvent::Devices { added, removed } => Event::DevicesChanged { added, removed },
+        StoredEvent::ReadElsewhere { conversation, up_to } => Event::ReadElsewhere { conversation, up_to },
         StoredEvent::Identity { account } => Event::IdentityChanged { account: contact(tx, account)? },
         StoredEvent::StaleList { account } => Event::StaleDeviceList { account: contact(tx, account)? },
         StoredEvent::Unlisted { group_id, account } => {

@@ -51,8 +51,10 @@ mod crypto;
 mod error;
 mod event;
 mod events;
+mod linking;
 mod message;
 mod registration;
+mod safety;
 mod store;
 mod sync;
 
@@ -64,7 +66,9 @@ pub use conversation_id::ConversationId;
 pub use error::{Error, ErrorKind};
 pub use event::{Connection, Contact, Event, Recovered};
 pub use events::Events;
+pub use linking::{Approval, Device, Linking, NotLinked};
 pub use message::{Message, MessageBody};
+pub use safety::{Fingerprint, SafetyNumber};
 pub use store::{MessageStatus, SendFailure, StoreKey};
 pub use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, Username};
 

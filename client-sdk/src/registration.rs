@@ -25,7 +25,7 @@ pub(crate) async fn register(
 ) -> Result<(Profile, Addresses), Error> {
     let begun = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
     let (identity, olm) = match begun {
-        Some(profile) if profile.registered => return Err(Error::AlreadyRegistered),
+        Some(profile) if profile.registered || !profile.identity.is_first() => return Err(Error::AlreadyRegistered),
         Some(profile) => (profile.identity, None),
         None => {
             let olm = OlmAccount::new();
@@ -51,7 +51,7 @@ pub(crate) async fn register(
 }
 
 /// The relay that answers, as all addresses that answer at all agree.
-async fn agreed(addresses: &[Address]) -> Result<RelayId, Error> {
+pub(crate) async fn agreed(addresses: &[Address]) -> Result<RelayId, Error> {
     let answers = join_all(addresses.iter().map(|one| one.api.relay())).await;
     let (mut relay_id, mut failure) = (None, None);
     for answer in answers {

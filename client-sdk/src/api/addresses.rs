@@ -17,9 +17,9 @@ use undertone_wire::{
     Account, AccountId, AckRequest, ByeReason, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse,
     ClaimRequest, ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits,
     GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
-    LeaveRequest, LoginRequest, PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse,
-    RegisterRequest, RejoinRequest, Relay, RelayId, SealingKeys, SendDirectRequest, SendRequest, SendResponse,
-    ServerFrame, Session, Succession, SuccessorRequest, Username,
+    LeaveRequest, LoginRequest, PipeId, PipePart, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
+    ReconcileResponse, RegisterRequest, RejoinRequest, Relay, RelayId, SealingKeys, SendDirectRequest, SendRequest,
+    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
 };
 
 use super::route::Route;
@@ -61,6 +61,11 @@ pub(crate) enum Whose {
 }
 
 impl Addresses {
+    /// Which relay it is.
+    pub(crate) fn relay_id(&self) -> RelayId {
+        self.relay_id
+    }
+
     /// The relay `relay_id` at `all` of its addresses, in the order in which they are tried first.
     pub(crate) fn new(all: Vec<Address>, relay_id: RelayId) -> Self {
         let state = State { route: Route::new(all.len()), found: vec![], greeted: BTreeSet::new() };
@@ -202,8 +207,13 @@ impl RelayApi for Addresses {
         challenge() -> Challenge;
         register(request: &'a RegisterRequest) -> Account;
         login(request: &'a LoginRequest) -> Session;
+        pipe_request(pipe: PipeId, number: u64) -> PipePart;
+        put_pipe_request(pipe: PipeId, number: u64, part: &'a PipePart) -> ();
+        pipe_answer(pipe: PipeId, number: u64) -> PipePart;
+        put_pipe_answer(token: &'a Bytes, pipe: PipeId, number: u64, part: &'a PipePart) -> ();
         logout(token: &'a Bytes) -> ();
         delete_account(token: &'a Bytes) -> ();
+        update_devices(token: &'a Bytes, request: &'a UpdateDeviceListRequest) -> Account;
         account(token: &'a Bytes, account: AccountId) -> Account;
         account_by_username(token: &'a Bytes, username: &'a Username) -> Account;
         key_counts(token: &'a Bytes) -> KeyCounts;

@@ -52,6 +52,9 @@ impl Group {
                 tx.save_members(id, &[own], &[])?;
                 let sealed_group_info = created.sealed_group_info;
                 tx.add_task(id, &Task::Create { sealed_group_info }, None, 0)?;
+                if tx.listed(own.account)?.is_some_and(|listed| listed.devices.len() > 1) {
+                    tx.add_task(id, &Task::Add { account: own.account }, None, 0)?;
+                }
                 Ok::<_, Error>(())
             })
             .await?;
@@ -111,7 +114,9 @@ impl Group {
     /// # Errors
     /// As for [`Group::add`].
     pub async fn leave(&self) -> Result<(), Error> {
-        let content = self.content(Body::Leave {})?.encode();
+        let draft = self.draft()?;
+        let content =
+            self.engine().store.with_tx(move |tx| Ok::<_, Error>(draft.content(tx, Body::Leave {})?.encode())).await?;
         self.change_with(Task::Leave { content }, |tx, id| decline(tx, id.into())).await
     }
 

@@ -77,14 +77,15 @@ impl Conversation {
         if self.id == self.engine().identity.account().into() {
             return Err(Error::Invalid("a direct message is to another account".into()));
         }
-        let content = self.content(Body::Text { text })?;
-        let (id, sender, message_id) = (self.id, self.engine().identity.account(), content.id);
+        let draft = self.draft()?;
+        let (id, sender, message_id) = (self.id, draft.author, draft.id);
         self.engine()
             .store
             .with_tx(move |tx| {
                 usable(tx, id)?;
                 begin(tx, id)?;
                 accept(tx, id)?;
+                let content = draft.content(tx, Body::Text { text })?;
                 let encoded = content.encode();
                 let row = MessageRow {
                     conversation: id,
@@ -215,16 +216,30 @@ impl Conversation {
             .await
     }
 
-    fn content(&self, body: Body) -> Result<Content, Error> {
+    fn draft(&self) -> Result<Draft, Error> {
         let engine = self.engine();
-        let list_version = engine.identity.list_version()?;
-        Ok(Content { id: engine.message_id()?, sent_at_ms: engine.clock.now_ms(), list_version, body })
+        let author = engine.identity.account();
+        Ok(Draft { id: engine.message_id()?, author, sent_at_ms: engine.clock.now_ms() })
     }
 }
 
 impl std::fmt::Debug for Conversation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Conversation").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What this device is about to write.
+struct Draft {
+    id: MessageId,
+    author: AccountId,
+    sent_at_ms: u64,
+}
+
+impl Draft {
+    fn content(&self, tx: &Tx<'_>, body: Body) -> Result<Content, StoreError> {
+        let list_version = tx.list_version(self.author)?;
+        Ok(Content { id: self.id, sent_at_ms: self.sent_at_ms, list_version, body })
     }
 }
 

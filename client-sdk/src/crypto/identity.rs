@@ -1,4 +1,4 @@
-//! Who this device is: its account's identity key, its own keys, the first device list, and what they sign.
+//! Who this device is: its account's identity key, its own keys, and what they sign.
 //!
 //! The identity key signs device lists, the device key signs log-ins, prekeys and sealing keys, and the MLS key signs in
 //! groups; none does another's work.
@@ -42,7 +42,7 @@ impl fmt::Debug for Entropy {
 
 /// An Ed25519 private key.
 #[derive(Clone, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
-struct Seed([u8; 32]);
+pub(crate) struct Seed([u8; 32]);
 
 /// The secret keys of this device and what they stand for. Stored only in the encrypted local database.
 #[derive(Clone, Serialize, Deserialize)]
@@ -52,6 +52,7 @@ pub(crate) struct Identity {
     identity_seed: Seed,
     device_seed: Seed,
     mls_seed: Seed,
+    /// The first list of the account, or of a device that was linked to it: the one before it was listed.
     list: SignedDeviceList,
     credential: LeafCredential,
 }
@@ -66,11 +67,62 @@ impl Identity {
         let first_identity_key = public_key(&identity_seed.0);
         let account = AccountId::from_identity_key(&first_identity_key);
         let key_set = KeySet { device_key: public_key(&device_seed.0), olm_key };
-        let entry = DeviceEntry::issue(&identity_seed.0, device, &key_set, &mls_seed.0);
+        let entry = DeviceEntry::issue(account, &identity_seed.0, device, &key_set, &mls_seed.0);
         let certificate = entry.certificate.clone();
         let list = SignedDeviceList::sign(&DeviceList::first(first_identity_key, vec![entry]), &identity_seed.0);
         let credential = LeafCredential { first_identity_key, rotations: vec![], certificate };
         Ok(Self { account, device, identity_seed, device_seed, mls_seed, list, credential })
+    }
+
+    /// A new device of the account that has this list, by the seed of its identity key. It is not listed yet.
+    pub(crate) fn join(
+        entropy: Entropy,
+        olm_key: X25519Key,
+        identity_seed: Seed,
+        signed: &SignedDeviceList,
+        list: &DeviceList,
+    ) -> Result<(Self, DeviceEntry), CryptoError> {
+        if public_key(&identity_seed.0) != list.identity_key() {
+            return Err(CryptoError::Invalid("the identity key is not the account's".into()));
+        }
+        let (device_seed, mls_seed) = (Seed(entropy.bytes()?), Seed(entropy.bytes()?));
+        let (account, device) = (list.account, DeviceId::from_random(entropy.bytes()?));
+        let key_set = KeySet { device_key: public_key(&device_seed.0), olm_key };
+        let entry = DeviceEntry::issue(account, &identity_seed.0, device, &key_set, &mls_seed.0);
+        let (first_identity_key, rotations) = (list.first_identity_key, list.rotations.clone());
+        let credential = LeafCredential { first_identity_key, rotations, certificate: entry.certificate.clone() };
+        let list = signed.clone();
+        Ok((Self { account, device, identity_seed, device_seed, mls_seed, list, credential }, entry))
+    }
+
+    /// Whether the account began with this device.
+    pub(crate) fn is_first(&self) -> bool {
+        let list = Encoding::Cbor.decode::<DeviceList>(self.list.list.as_slice());
+        list.is_ok_and(|list| list.devices.iter().any(|entry| entry.certificate == self.credential.certificate))
+    }
+
+    /// The seed of the identity key, for another device of the account.
+    pub(crate) fn seed(&self) -> Seed {
+        self.identity_seed.clone()
+    }
+
+    /// The list that follows this one, with other devices.
+    pub(crate) fn next_list(
+        &self,
+        signed: &SignedDeviceList,
+        change: impl FnOnce(&mut Vec<DeviceEntry>),
+    ) -> Result<SignedDeviceList, CryptoError> {
+        let before = signed.verify(&self.account).map_err(CryptoError::invalid)?;
+        if before.identity_key() != public_key(&self.identity_seed.0) {
+            return Err(CryptoError::Invalid("the account has another identity key than this device".into()));
+        }
+        let mut next = DeviceList { version: before.version + 1, previous: Some(signed.hash()), ..before };
+        change(&mut next.devices);
+        let device = |entry: &DeviceEntry| entry.certificate.unverified().map(|certificate| certificate.device).ok();
+        next.devices.sort_by_key(device);
+        let next = SignedDeviceList::sign(&next, &self.identity_seed.0);
+        next.verify(&self.account).map_err(CryptoError::invalid)?;
+        Ok(next)
     }
 
     /// Somebody.
@@ -93,12 +145,6 @@ impl Identity {
     /// This device.
     pub(crate) fn device(&self) -> DeviceId {
         self.device
-    }
-
-    /// The version of the account's device list, as this device last signed or saw it.
-    pub(crate) fn list_version(&self) -> Result<u64, CryptoError> {
-        let list: DeviceList = Encoding::Cbor.decode(self.list.list.as_slice()).map_err(CryptoError::invalid)?;
-        Ok(list.version)
     }
 
     /// The request that registers the account at a relay.
@@ -167,7 +213,7 @@ mod tests {
         let identity = Identity::random();
         let list = identity.list.verify(&identity.account()).unwrap();
         assert_eq!((list.version, list.devices.len()), (1, 1));
-        assert_eq!(identity.list_version().unwrap(), 1);
+        assert!(identity.is_first());
         let certificate = identity.credential.verify(identity.mls_key().as_bytes()).unwrap();
         assert_eq!((certificate.account, certificate.device), (identity.account(), identity.device()));
     }

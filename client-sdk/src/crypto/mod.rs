@@ -14,12 +14,14 @@ pub(crate) mod ephemeral;
 pub(crate) mod group;
 pub(crate) mod identity;
 pub(crate) mod key_package;
+pub(crate) mod link;
 mod member;
 mod padding;
 pub(crate) mod rejoin;
 mod seal;
 pub(crate) mod session;
 mod welcome;
+pub(crate) mod xwing;
 
 use openmls::prelude::{
     Capabilities, CredentialType, ExtensionType, Extensions, GroupContext, GroupId as MlsGroupId,

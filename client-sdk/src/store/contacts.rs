@@ -6,7 +6,10 @@ use rusqlite::{OptionalExtension as _, params};
 use undertone_wire::{Account, AccountId, DeviceId, DeviceList, Encoding, SignedDeviceList, Username};
 
 use super::{StoreError, Tx, bytes, cbor};
-use crate::{crypto::direct::Correspondent, event::Contact};
+use crate::{
+    crypto::{Member, direct::Correspondent},
+    event::Contact,
+};
 
 /// The devices of an account.
 pub(crate) struct Listed {
@@ -45,6 +48,35 @@ impl Tx<'_> {
         Ok(self.query_row(SELECT, [account.as_bytes()], |row| cbor(row, 0)).optional()?)
     }
 
+    /// Whether any list of its account that was seen here has named a device.
+    pub(crate) fn was_listed(&self, one: Member) -> Result<bool, StoreError> {
+        const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM once_listed WHERE account = ?1 AND device = ?2)";
+        Ok(self.query_row(SELECT, params![one.account.as_bytes(), one.device.as_bytes()], |row| row.get(0))?)
+    }
+
+    /// The version of that list; 0 if the account was never seen.
+    pub(crate) fn list_version(&self, account: AccountId) -> Result<u64, StoreError> {
+        const SELECT: &str = "SELECT list_version FROM contacts WHERE account = ?1";
+        Ok(self.query_row(SELECT, [account.as_bytes()], |row| row.get(0)).optional()?.unwrap_or(0))
+    }
+
+    /// What was seen of an account, as the relay told it.
+    pub(crate) fn account(&self, account: AccountId) -> Result<Option<Account>, StoreError> {
+        let select = format!("{ACCOUNT} WHERE account = ?1");
+        Ok(self.query_row(&select, [account.as_bytes()], account_from).optional()?)
+    }
+
+    /// All that was seen of accounts: first those that the user knows, or that are in groups.
+    pub(crate) fn accounts(&self) -> Result<Vec<Account>, StoreError> {
+        let select = format!(
+            "{ACCOUNT} ORDER BY account NOT IN (SELECT account FROM standings),
+             account NOT IN (SELECT account FROM members), account"
+        );
+        let mut select = self.prepare_cached(&select)?;
+        let accounts = select.query_map([], account_from)?.collect::<Result<_, _>>()?;
+        Ok(accounts)
+    }
+
     /// The devices of an account, as the newest list that was seen names them.
     pub(crate) fn listed(&self, account: AccountId) -> Result<Option<Listed>, StoreError> {
         let Some(list) = self.device_list(account)? else { return Ok(None) };
@@ -77,8 +109,19 @@ impl Tx<'_> {
         let username = account.username.as_ref().map(Username::as_str);
         let bytes = Encoding::Cbor.encode(&account.device_list);
         self.execute(UPSERT, params![account.account_id.as_bytes(), username, list.version, bytes])?;
+        const LISTED: &str = "INSERT INTO once_listed (account, device) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+        for certificate in list.certificates().flatten() {
+            self.execute(LISTED, params![account.account_id.as_bytes(), certificate.device.as_bytes()])?;
+        }
         Ok(())
     }
+}
+
+const ACCOUNT: &str = "SELECT account, username, list FROM contacts";
+
+fn account_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Account> {
+    let Contact { account_id, username } = contact_from(row)?;
+    Ok(Account { account_id, username, device_list: cbor(row, 2)? })
 }
 
 fn contact_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Contact> {

@@ -219,6 +219,12 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Nobody is marked gone any more.
+    pub(crate) fn forget_gone(&self, group: GroupId) -> Result<(), StoreError> {
+        self.execute("UPDATE members SET gone = 0 WHERE group_id = ?1", [group.as_bytes()])?;
+        Ok(())
+    }
+
     /// There is a reason to look at the device lists: of one member of a group, or of all.
     pub(crate) fn look_at(&self, group: GroupId, account: Option<AccountId>) -> Result<(), StoreError> {
         const UPDATE: &str = "UPDATE members SET looks = looks + 1

@@ -9,6 +9,7 @@
 mod aside;
 mod contacts;
 mod conversations;
+mod devices;
 mod events;
 mod groups;
 mod healings;
@@ -86,6 +87,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0012_conversations.sql"),
     include_str!("schema/0013_sessions.sql"),
     include_str!("schema/0014_healings.sql"),
+    include_str!("schema/0015_devices.sql"),
 ];
 
 /// The one after which the history is to be found by its words.

@@ -200,6 +200,20 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Leaves that are gone are removed before anything else is done in the group.
+    pub(crate) fn tidy_first(&self, group: GroupId) -> Result<(), StoreError> {
+        const FIRST: &str = "UPDATE outbox SET first = 1, not_before_ms = 0 WHERE id = ?1";
+        let planned = self.tasks(group)?.into_iter().find(|row| row.task == Task::Tidy);
+        match planned {
+            Some(row) => {
+                self.execute(FIRST, [row.id])?;
+                self.changes.work.set(true);
+                Ok(())
+            }
+            None => self.add_first_task(group, &Task::Tidy),
+        }
+    }
+
     /// The oldest row that can go on now: the first of its conversation whose time has come, not waiting for the queue. While
     /// one of a conversation's rows is posted, or an accepted one blocks, none of the others can; one that was put off keeps
     /// its place, one planned for a later time has none yet. While a group is being recovered, or requested, all wait.

@@ -7,7 +7,7 @@ use undertone_wire::{Hash, Prekey, X25519Key};
 use zeroize::Zeroizing;
 
 use super::{StoreError, Tx, bytes};
-use crate::crypto::{envelope::SealingSecret, session::OlmAccount};
+use crate::crypto::{session::OlmAccount, xwing::SealingSecret};
 
 /// When the newest of what is replaced every so often was made; `None` if there is none.
 pub(crate) struct PrekeyAges {

@@ -140,6 +140,28 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Another device of this account has said that everything of an account up to a message was read. `false` if that was
+    /// known, or there is no such message.
+    pub(crate) fn note_read_elsewhere(&self, conversation: ConversationId, mark: &Mark) -> Result<bool, StoreError> {
+        const SELECT: &str =
+            "SELECT position FROM messages WHERE conversation = ?1 AND sender = ?2 AND content_id = ?3";
+        let key = params![conversation.as_bytes(), mark.account.as_bytes(), mark.to.as_bytes()];
+        let position: Option<i64> = self.query_row(SELECT, key, |row| row.get(0)).optional()?;
+        let Some(position) = position else { return Ok(false) };
+        // Its author was told by that device.
+        const UPDATE: &str = "UPDATE conversations SET read_to = ?2, told_read = max(told_read, ?2)
+            WHERE id = ?1 AND read_to < ?2";
+        Ok(self.execute(UPDATE, params![conversation.as_bytes(), position])? > 0)
+    }
+
+    /// The last message of others up to which all was read.
+    pub(crate) fn read_up_to(&self, conversation: ConversationId) -> Result<Option<MessageId>, StoreError> {
+        const SELECT: &str = "SELECT content_id FROM messages
+            WHERE conversation = ?1 AND status = 'received'
+              AND position <= (SELECT read_to FROM conversations WHERE id = ?1) ORDER BY position DESC LIMIT 1";
+        Ok(self.query_row(SELECT, [conversation.as_bytes()], |row| bytes(row, 0)).optional()?)
+    }
+
     /// Everything up to a message was read. `None` if there is no such message, `false` if that was known.
     pub(crate) fn note_read(
         &self,

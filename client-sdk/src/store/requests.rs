@@ -42,6 +42,13 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// What the user has said of accounts: that they are known (`false`), or blocked (`true`).
+    pub(crate) fn standings(&self) -> Result<Vec<(AccountId, bool)>, StoreError> {
+        let mut select = self.prepare_cached("SELECT account, blocked FROM standings ORDER BY account")?;
+        let said = select.query_map([], |row| Ok((bytes(row, 0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+        Ok(said)
+    }
+
     /// The accounts that are blocked, in ascending order.
     pub(crate) fn blocked(&self) -> Result<Vec<AccountId>, StoreError> {
         let mut select = self.prepare_cached("SELECT account FROM standings WHERE blocked = 1 ORDER BY account")?;

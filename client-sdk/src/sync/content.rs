@@ -14,7 +14,7 @@ use crate::{
     crypto::Member,
     event::StoredEvent,
     message::{Body, Content},
-    store::{MessageRow, MessageStatus, Standing, StoreError, Tx},
+    store::{GroupState, MessageRow, MessageStatus, Standing, StoreError, Tx},
 };
 
 /// Takes in what a device has written in a conversation.
@@ -28,13 +28,17 @@ pub(super) fn receive(
     let Some(content) = Content::decode(&bytes) else {
         return inbox::undecryptable(tx, conversation);
     };
+    let own = from.account == context.identity.account();
     // The author's own word on its list, so that a relay which serves an older one is noticed.
-    if tx.note_claim(from.account, content.list_version)? {
+    let claims_newer = tx.note_claim(from.account, content.list_version)?;
+    if claims_newer {
         for group in tx.groups_with(from.account)? {
             tx.look_at(group, Some(from.account))?;
         }
     }
+    let mut received = false;
     match (&content.body, conversation) {
+        (Body::Leave {}, ConversationId::Group(group)) if own => leave_too(tx, group)?,
         (Body::Leave {}, ConversationId::Group(group)) => leave(tx, context, group, from)?,
         (Body::Receipt { delivered, read }, _) => receipts::apply(tx, context, conversation, from, delivered, read)?,
         (Body::Unreadable { hashes }, ConversationId::Direct(_)) => {
@@ -42,9 +46,17 @@ pub(super) fn receive(
         }
         // Receipts must not say that it is here.
         _ if tx.standing(from.account)? == Standing::Blocked => tx.note_gap(conversation)?,
-        _ => return add(tx, context, conversation, from, &content, bytes),
+        _ => received = add(tx, context, conversation, from, &content, bytes)?,
     }
-    Ok(Effect::default())
+    Ok(Effect { received, own_list_wanted: own && claims_newer, ..Effect::default() })
+}
+
+/// Another device of this account leaves a group, for all of them.
+fn leave_too(tx: &Tx<'_>, group_id: GroupId) -> Result<(), StoreError> {
+    match tx.group(group_id)?.filter(|group| !group.state.is_over()) {
+        Some(group) => inbox::end_group(tx, &group, GroupState::Left, &StoredEvent::Left { group_id }),
+        None => Ok(()),
+    }
 }
 
 /// An account leaves a group.
@@ -63,7 +75,7 @@ fn add(
     from: Member,
     content: &Content,
     bytes: Vec<u8>,
-) -> Result<Effect, StoreError> {
+) -> Result<bool, StoreError> {
     // What another device of this account has sent, or somebody else.
     let own = from.account == context.identity.account();
     let row = MessageRow {
@@ -84,5 +96,5 @@ fn add(
         }
         tx.add_event(&StoredEvent::Message { conversation, sender: from.account, message_id: content.id })?;
     }
-    Ok(Effect { received, ..Effect::default() })
+    Ok(received)
 }

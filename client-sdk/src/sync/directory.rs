@@ -1,5 +1,6 @@
 //! Looking at the device lists of those in our groups, whenever one of them is new, is said to be gone, or names a later
-//! list than the one seen.
+//! list than the one seen; and at that of this account, with each connection. Its other devices belong in its groups: who
+//! does not come by itself is added.
 //!
 //! What a member's leaf says holds by itself; this finds what its account says since. A leaf that the list does not name
 //! never keeps a commit from being applied: the app is told, and a commit removes it.
@@ -14,8 +15,11 @@ use super::{Engine, backoff::Backoff, inbox};
 use crate::{
     Error,
     event::{Connection, StoredEvent},
-    store::Tx,
+    store::{Listed, StoreError, Task, Tx},
 };
+
+/// So much time a device of this account has to join its groups by itself.
+const JOINS_ITSELF_MS: u64 = 60_000;
 
 /// What the relay said of an account.
 enum Said {
@@ -31,20 +35,23 @@ enum Said {
 pub(super) async fn run(engine: Arc<Engine>) {
     let mut changed = engine.store.work_changed();
     let mut connection = engine.connection();
+    let mut own_wanted = engine.own_list_wanted.subscribe();
     let mut backoff = Backoff::new(engine.entropy);
+    let mut own = true;
     loop {
         changed.mark_unchanged();
         let online = *connection.borrow_and_update() == Connection::Online;
         let failed = online
             && tokio::select! {
-                looked = look_at_all(&engine) => looked.is_err(),
+                looked = look_at_all(&engine, &mut own) => looked.is_err(),
                 () = engine.stopped() => return,
             };
         if !failed {
             backoff.reset();
         }
         tokio::select! {
-            Ok(()) = connection.changed() => {}
+            Ok(()) = connection.changed() => own = true,
+            Ok(()) = own_wanted.changed() => own = true,
             Ok(()) = changed.changed(), if !failed => {}
             () = engine.clock.pass(backoff.wait()), if failed => {}
             () = engine.stopped() => return,
@@ -52,15 +59,23 @@ pub(super) async fn run(engine: Arc<Engine>) {
     }
 }
 
-async fn look_at_all(engine: &Engine) -> Result<(), Error> {
+async fn look_at_all(engine: &Engine, own_wanted: &mut bool) -> Result<(), Error> {
     let own = engine.identity.account();
+    if *own_wanted {
+        let said = look(engine, own).await?;
+        let (identity, entropy, now_ms) = (engine.identity.clone(), engine.entropy, engine.clock.now_ms());
+        engine
+            .store
+            .with_tx(move |tx| {
+                let context = &inbox::Context { identity: &identity, entropy, now_ms, looked_up: false };
+                settle(tx, context, own, &said)?;
+                Ok::<_, Error>(gather_own(tx, context)?)
+            })
+            .await?;
+        *own_wanted = false;
+    }
     while let Some((account, looks)) = engine.store.with_tx(move |tx| tx.next_look(own).map_err(Error::from)).await? {
-        let said = match engine.learn(account).await {
-            Ok((_, list)) => Said::Listed(list.certificates().flatten().map(|one| one.device).collect()),
-            Err(Error::UnknownAccount) => Said::Gone,
-            Err(Error::Untrusted(_)) => Said::Contradicts,
-            Err(error) => return Err(error),
-        };
+        let said = look(engine, account).await?;
         let (identity, entropy, now_ms) = (engine.identity.clone(), engine.entropy, engine.clock.now_ms());
         engine
             .store
@@ -71,6 +86,45 @@ async fn look_at_all(engine: &Engine) -> Result<(), Error> {
             .await?;
     }
     Ok(())
+}
+
+/// Asks the relay for an account's devices.
+async fn look(engine: &Engine, account: AccountId) -> Result<Said, Error> {
+    match engine.learn(account).await {
+        Ok((_, list)) => Ok(Said::Listed(list.certificates().flatten().map(|one| one.device).collect())),
+        Err(Error::UnknownAccount) => Ok(Said::Gone),
+        Err(Error::Untrusted(_)) => Ok(Said::Contradicts),
+        Err(error) => Err(error),
+    }
+}
+
+/// This account's other devices belong in its groups. Who is not there after a while is added.
+pub(crate) fn gather_own(tx: &Tx<'_>, context: &inbox::Context<'_>) -> Result<(), StoreError> {
+    let account = context.identity.account();
+    let Some(listed) = tx.listed(account)? else { return Ok(()) };
+    for group in tx.groups_with(account)? {
+        let members = tx.members(group)?;
+        let missing = listed.devices.iter().any(|one| !members.contains(&one.member));
+        let planned = tx.tasks(group)?.iter().any(|row| row.task == Task::Add { account });
+        if missing && !planned && tx.requested_by(group)?.is_none() {
+            tx.add_task(group, &Task::Add { account }, None, context.now_ms.saturating_add(JOINS_ITSELF_MS))?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells the app which devices this account has that it did not have before, and the other way round.
+pub(super) fn tell_devices(tx: &Tx<'_>, before: &Listed, own: AccountId) -> Result<(), StoreError> {
+    let Some(now) = tx.listed(own)? else { return Ok(()) };
+    let not_in = |these: &Listed, those: &Listed| -> Vec<_> {
+        let these = these.devices.iter().map(|one| one.member.device);
+        these.filter(|device| those.device(*device).is_none()).collect()
+    };
+    let (added, removed) = (not_in(&now, before), not_in(before, &now));
+    if added.is_empty() && removed.is_empty() {
+        return Ok(());
+    }
+    tx.add_event(&StoredEvent::Devices { added, removed })
 }
 
 fn settle(tx: &Tx<'_>, context: &inbox::Context<'_>, account: AccountId, said: &Said) -> Result<(), Error> {
@@ -88,7 +142,12 @@ fn settle(tx: &Tx<'_>, context: &inbox::Context<'_>, account: AccountId, said: &
         if unlisted.is_empty() {
             continue;
         }
-        if matches!(said, Said::Listed(_)) {
+        // Who was listed once has been removed by the account.
+        let mut never_listed = false;
+        for one in &unlisted {
+            never_listed |= !tx.was_listed(*one)?;
+        }
+        if never_listed && matches!(said, Said::Listed(_)) {
             tx.add_event(&StoredEvent::Unlisted { group_id, account })?;
         }
         inbox::plan_tidying(tx, context, group_id, &unlisted)?;

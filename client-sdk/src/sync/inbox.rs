@@ -60,6 +60,8 @@ pub(super) struct Effect {
     pub(super) received: bool,
     /// The relay has told that key packages should be published.
     pub(super) keys_wanted: bool,
+    /// This account has other devices than this one knows of.
+    pub(super) own_list_wanted: bool,
 }
 
 /// Who applies, and when.
@@ -96,7 +98,8 @@ pub(super) fn apply_envelope(tx: &Tx<'_>, context: &Context<'_>, envelope: &Enve
             if let Some(group) = tx.group_by_live(*group_id)? {
                 tx.look_at(group.id, None)?;
             }
-            Outcome::default()
+            // They may be this account's.
+            Outcome::Applied(Effect { own_list_wanted: true, ..Effect::default() })
         }
         Envelope::RejoinWanted { group_id, account_id, device_id } => {
             if let Some(group) = tx.group_by_live(*group_id)? {

@@ -74,6 +74,8 @@ pub(crate) struct Engine {
     connection: watch::Sender<Connection>,
     /// Raised when key packages may have been used up.
     keys_wanted: watch::Sender<()>,
+    /// Raised when this account may have other devices than this one knows of.
+    own_list_wanted: watch::Sender<()>,
     /// Raised when the network has changed.
     network: watch::Sender<()>,
     /// Whether this store is the newest of this device.
@@ -110,6 +112,7 @@ impl Engine {
             relay_id,
             connection: watch::Sender::new(Connection::Connecting),
             keys_wanted: watch::Sender::new(()),
+            own_list_wanted: watch::Sender::new(()),
             network: watch::Sender::new(()),
             newest: watch::Sender::new(Newest::Untold),
             incarnation: watch::Sender::new(None),
@@ -230,8 +233,14 @@ impl Engine {
         }
         let list = said.device_list.verify(&asked)?;
         let contact = Contact { account_id: asked, username: said.username.clone() };
-        let verified = list.clone();
-        self.store.with_tx(move |tx| inbox::remember(tx, &said, &verified)).await?;
+        let (verified, own) = (list.clone(), self.identity.account());
+        self.store
+            .with_tx(move |tx| {
+                let before = if asked == own { tx.listed(own)? } else { None };
+                inbox::remember(tx, &said, &verified)?;
+                before.map_or(Ok(()), |before| directory::tell_devices(tx, &before, own).map_err(Error::from))
+            })
+            .await?;
         Ok((contact, list))
     }
 

@@ -168,6 +168,10 @@ async fn fail(engine: &Engine, row: &OutboxRow, error: Error) -> Result<(), Erro
                 (task, Some(group)) if task.commits() => group::drop_pending(&tx.mls(), group.live)?,
                 _ => {}
             }
+            if row.task == Task::Tidy {
+                // What cannot be removed must not keep others from writing.
+                tx.forget_gone(row.group()?)?;
+            }
             if let Task::Gather { accounts } = &row.task {
                 // One of them is the matter. The others are added without that one.
                 if let (one, other @ [_, ..]) = accounts.split_at(accounts.len() / 2)
@@ -210,17 +214,24 @@ async fn create(engine: &Engine, row: &OutboxRow, sealed_group_info: &Bytes) -> 
 /// Encrypts a message for the group's present epoch, once, and leaves it to be posted.
 async fn encrypt(engine: &Engine, row: &OutboxRow) -> Result<(), Error> {
     let message_id = engine.message_id()?;
-    let (id, list_version) = (engine.message_id()?, engine.identity.list_version()?);
+    let id = engine.message_id()?;
     let (identity, row) = (engine.identity.clone(), row.clone());
     let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
     engine
         .store
         .with_tx(move |tx| {
             let Some(group) = group_to_use(tx, &row, entropy, now_ms)? else { return Ok(()) };
+            // Nothing more is encrypted for who is gone.
+            if !matches!(row.task, Task::Leave { .. }) && !tx.gone(group.id)?.is_empty() {
+                return Ok(tx.tidy_first(group.id)?);
+            }
             let content = match &row.task {
                 Task::Send { content } | Task::Leave { content } => content.clone(),
                 _ => match receipts::body(tx, row.conversation)? {
-                    Some(body) => Content { id, sent_at_ms: now_ms, list_version, body }.encode(),
+                    Some(body) => {
+                        let list_version = tx.list_version(identity.account())?;
+                        Content { id, sent_at_ms: now_ms, list_version, body }.encode()
+                    }
                     None => return inbox::finish(tx, &row, Ok(())).map_err(Error::from),
                 },
             };

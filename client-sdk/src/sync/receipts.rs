@@ -4,6 +4,8 @@
 //! Invariant: a receipt covers all there is since the first message after the last gap, so that one which is lost is made up
 //! for by the next; and there is at most one in a while, whatever comes.
 
+use undertone_wire::AccountId;
+
 use super::inbox::Context;
 use crate::{
     conversation_id::ConversationId,
@@ -38,6 +40,18 @@ pub(super) fn body(tx: &Tx<'_>, conversation: ConversationId) -> Result<Option<B
     Ok((!nothing).then_some(Body::Receipt { delivered, read }))
 }
 
+/// Another device of this account has told that these were read: so they are here, and nobody is told again.
+fn read_elsewhere(tx: &Tx<'_>, conversation: ConversationId, own: AccountId, read: &[Mark]) -> Result<(), StoreError> {
+    let mut news = false;
+    for mark in read.iter().take(MARKS_MAX).filter(|mark| mark.account != own) {
+        news |= tx.note_read_elsewhere(conversation, mark)?;
+    }
+    match tx.read_up_to(conversation)? {
+        Some(up_to) if news => tx.add_event(&StoredEvent::ReadElsewhere { conversation, up_to }),
+        _ => Ok(()),
+    }
+}
+
 /// Takes note of what another member's device has told.
 pub(super) fn apply(
     tx: &Tx<'_>,
@@ -49,7 +63,7 @@ pub(super) fn apply(
 ) -> Result<(), StoreError> {
     let own = context.identity.account();
     if from.account == own {
-        return Ok(());
+        return read_elsewhere(tx, conversation, own, read);
     }
     let mut changed = Vec::new();
     for (said, marks) in [(Said::Delivered, delivered), (Said::Read, read)] {

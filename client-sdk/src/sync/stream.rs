@@ -218,6 +218,9 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
     if effect.received {
         engine.received.fetch_add(1, Ordering::Relaxed);
     }
+    if effect.own_list_wanted {
+        engine.own_list_wanted.send_replace(());
+    }
     if effect.joined || effect.keys_wanted {
         engine.keys_wanted.send_replace(());
     }

@@ -14,9 +14,9 @@ use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
     ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
     GroupEphemeralRequest, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest,
-    LoginRequest, MessageId, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse,
-    RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest, SendResponse, ServerFrame,
-    Session, Succession, SuccessorRequest,
+    LoginRequest, MessageId, PipeId, PipePart, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
+    ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest,
+    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest,
 };
 
 use crate::world::{World, key, registered};
@@ -169,6 +169,11 @@ impl RelayApi for Liar {
         relay() -> Relay;
         challenge() -> Challenge;
         register(request: &'a RegisterRequest) -> Account;
+        pipe_request(pipe: PipeId, number: u64) -> PipePart;
+        put_pipe_request(pipe: PipeId, number: u64, part: &'a PipePart) -> ();
+        pipe_answer(pipe: PipeId, number: u64) -> PipePart;
+        put_pipe_answer(token: &'a Bytes, pipe: PipeId, number: u64, part: &'a PipePart) -> ();
+        update_devices(token: &'a Bytes, request: &'a UpdateDeviceListRequest) -> Account;
         logout(token: &'a Bytes) -> ();
         delete_account(token: &'a Bytes) -> ();
         account_by_username(token: &'a Bytes, username: &'a Username) -> Account;

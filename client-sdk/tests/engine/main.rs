@@ -9,6 +9,7 @@ mod direct;
 mod faults;
 mod keys;
 mod liar;
+mod linking;
 mod messages;
 mod nodes;
 mod other_relay;

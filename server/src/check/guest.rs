@@ -30,9 +30,10 @@ impl Guest {
         // Nobody writes to it by Olm.
         let olm_key = X25519Key::from(random_bytes::<32>(random)?);
         let key_set = KeySet { device_key: public_key(&device_key), olm_key };
-        let entry = DeviceEntry::issue(&identity_key, device, &key_set, &mls_key);
+        let account = AccountId::from_identity_key(&public_key(&identity_key));
+        let entry = DeviceEntry::issue(account, &identity_key, device, &key_set, &mls_key);
         let list = DeviceList::first(public_key(&identity_key), vec![entry]);
-        let (account, list) = (list.account, SignedDeviceList::sign(&list, &identity_key));
+        let list = SignedDeviceList::sign(&list, &identity_key);
         Ok(Self { relay, account, device, identity_key, device_key, list, may_be_there: false })
     }
 

@@ -248,16 +248,18 @@ impl DeviceList {
 }
 
 impl DeviceEntry {
-    /// The entry of a device of the account whose first identity key has the seed `identity`. The device's MLS signing key
+    /// The entry of a device of an account whose present identity key has the seed `identity`. The device's MLS signing key
     /// has the seed `mls_key`.
-    pub fn issue(identity: &[u8; 32], device: DeviceId, key_set: &KeySet, mls_key: &[u8; 32]) -> Self {
+    pub fn issue(
+        account: AccountId,
+        identity: &[u8; 32],
+        device: DeviceId,
+        key_set: &KeySet,
+        mls_key: &[u8; 32],
+    ) -> Self {
         let key_set = Encoding::Cbor.encode(key_set);
-        let certificate = Certificate {
-            account: AccountId::from_identity_key(&crate::public_key(identity)),
-            device,
-            mls_key: crate::public_key(mls_key),
-            key_set: Hash::of(&key_set),
-        };
+        let certificate =
+            Certificate { account, device, mls_key: crate::public_key(mls_key), key_set: Hash::of(&key_set) };
         Self { certificate: SignedCertificate::issue(&certificate, identity, mls_key), key_set: key_set.into() }
     }
 
@@ -377,9 +379,9 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_issued_for_the_account_of_its_identity_key() {
+    fn an_entry_is_issued_by_its_accounts_identity_key() {
         let device = DeviceId::from_random([1; 16]);
-        assert_eq!(DeviceEntry::issue(&IDENTITY, device, &key_set(), &MLS), entry(1, &IDENTITY, &MLS));
+        assert_eq!(DeviceEntry::issue(account(), &IDENTITY, device, &key_set(), &MLS), entry(1, &IDENTITY, &MLS));
     }
 
     #[test]

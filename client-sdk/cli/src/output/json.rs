@@ -57,6 +57,15 @@ pub(crate) enum EventObject {
         account_id: Text<AccountId>,
         username: Option<String>,
     },
+    DevicesChanged {
+        added: Vec<Text<DeviceId>>,
+        removed: Vec<Text<DeviceId>>,
+    },
+    ReadElsewhere {
+        #[serde(flatten)]
+        place: Place,
+        up_to: Text<MessageId>,
+    },
     SessionReplaced {
         account_id: Text<AccountId>,
         username: Option<String>,
@@ -285,6 +294,13 @@ impl Object {
             Event::Dropped { events } => EventObject::Dropped { events: *events },
             Event::StoreCopied => EventObject::StoreCopied,
             Event::Typing { conversation, by } => EventObject::Typing { place: (*conversation).into(), by: by.name() },
+            Event::DevicesChanged { added, removed } => {
+                let text = |these: &[DeviceId]| these.iter().copied().map(Text).collect();
+                EventObject::DevicesChanged { added: text(added), removed: text(removed) }
+            }
+            Event::ReadElsewhere { conversation, up_to } => {
+                EventObject::ReadElsewhere { place: (*conversation).into(), up_to: Text(*up_to) }
+            }
             Event::IdentityChanged { account } => {
                 EventObject::IdentityChanged { account_id: Text(account.account_id), username: username(account) }
             }

@@ -117,6 +117,11 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
             "this store is a copy of an earlier state: it comes back into its groups with new keys".to_owned()
         }
         Event::OtherRelay { url } => format!("{} is another relay's address now; it is passed over", clean_line(url)),
+        Event::DevicesChanged { added, .. } if !added.is_empty() => {
+            "this account has a new device; if that was not you, take it off: undertone devices list".to_owned()
+        }
+        Event::DevicesChanged { .. } => "this account has one device less".to_owned(),
+        Event::ReadElsewhere { .. } => return None,
         Event::IdentityChanged { account } => {
             format!("{} has a new identity key: ask them whether that is right", account.name())
         }

@@ -3,13 +3,13 @@
 //! Invariant: every device belongs to one account, whose newest list names it.
 
 use undertone_wire::{
-    Account, AccountId, Bytes, Challenge, DeviceList, DeviceListError, Domain, ErrorCode, LoginRequest, Nonce, Problem,
-    RegisterRequest, Session, SignedDeviceList, Username, verify,
+    Account, AccountId, Bytes, Challenge, DeviceId, DeviceList, DeviceListError, Domain, ErrorCode, LoginRequest,
+    Nonce, Problem, RegisterRequest, Session, SignedDeviceList, UpdateDeviceListRequest, Username, suite, verify,
 };
 
 use super::{
     FakeRelay,
-    state::{Device, OpenSession, Outcome, State, check_bytes, check_count, not_found, refused},
+    state::{Caller, Device, OpenSession, Outcome, State, check_bytes, check_count, not_found, refused},
 };
 
 impl FakeRelay {
@@ -21,7 +21,7 @@ impl FakeRelay {
 
 impl State {
     pub(super) fn register(&mut self, request: &RegisterRequest) -> Outcome<Account> {
-        let list = self.verified_list(request)?;
+        let list = self.first_list(request)?;
         let account = Account {
             account_id: request.account_id,
             username: request.username.clone(),
@@ -38,20 +38,14 @@ impl State {
             let uses = request.invite.and_then(|code| invites.get_mut(&code)).filter(|uses| **uses > 0);
             *uses.ok_or_else(|| refused(ErrorCode::InviteRequired, "ask for an invite"))? -= 1;
         }
-        self.add_devices(&list)?;
+        self.put_devices(&list)?;
         self.accounts.insert(account.account_id, account.clone());
         Ok(account)
     }
 
-    fn verified_list(&self, request: &RegisterRequest) -> Outcome<DeviceList> {
+    fn first_list(&self, request: &RegisterRequest) -> Outcome<DeviceList> {
         let signed = &request.device_list;
-        check_bytes("device_list_bytes_max", self.limits.device_list_bytes_max, &signed.list)?;
-        let list = signed.verify(&request.account_id).map_err(|error| match error {
-            DeviceListError::BadSignature => refused(ErrorCode::BadSignature, &error.to_string()),
-            error => bad_list(error),
-        })?;
-        check_count("account_devices_max", self.limits.account_devices_max, list.devices.len())?;
-        check_count("rotations_max", self.limits.rotations_max, list.rotations.len())?;
+        let list = self.verified_list(&request.account_id, signed)?;
         if list.version != 1 || list.previous.is_some() {
             return Err(refused(ErrorCode::BadDeviceList, "an account begins with version 1 and nothing before it"));
         }
@@ -65,15 +59,63 @@ impl State {
         Ok(list)
     }
 
-    fn add_devices(&mut self, list: &DeviceList) -> Outcome<()> {
+    /// Replaces an account's list by the next one. Whoever is no longer listed loses everything.
+    pub(super) fn update_devices(&mut self, caller: &Caller, request: &UpdateDeviceListRequest) -> Outcome<Account> {
+        let signed = &request.device_list;
+        let list = self.verified_list(&caller.account, signed)?;
+        let known = self.account(&caller.account)?;
+        if known.device_list == *signed {
+            return Ok(known);
+        }
+        let before = known.device_list.verify(&caller.account).map_err(bad_list)?;
+        let hash = known.device_list.hash();
+        if list.version != before.version + 1 || list.previous != Some(hash) {
+            return Err(refused(ErrorCode::StaleDeviceList, "fetch the account, and sign a list that continues it"));
+        }
+        list.continues(&before, &hash).map_err(bad_list)?;
+        let listed: Vec<_> = list.certificates().collect::<Result<_, _>>().map_err(bad_list)?;
+        let of_account = self.devices.iter().filter(|(_, device)| device.account == caller.account);
+        let unlisted = of_account.map(|(id, _)| *id).filter(|id| listed.iter().all(|one| one.device != *id));
+        for device in unlisted.collect::<Vec<_>>() {
+            self.unlist(&device);
+        }
+        self.put_devices(&list)?;
+        let account = Account { device_list: signed.clone(), ..known };
+        self.accounts.insert(caller.account, account.clone());
+        Ok(account)
+    }
+
+    fn verified_list(&self, account: &AccountId, signed: &SignedDeviceList) -> Outcome<DeviceList> {
+        check_bytes("device_list_bytes_max", self.limits.device_list_bytes_max, &signed.list)?;
+        let list = signed.verify(account).map_err(|error| match error {
+            DeviceListError::BadSignature => refused(ErrorCode::BadSignature, &error.to_string()),
+            error => bad_list(error),
+        })?;
+        check_count("account_devices_max", self.limits.account_devices_max, list.devices.len())?;
+        check_count("rotations_max", self.limits.rotations_max, list.rotations.len())?;
+        Ok(list)
+    }
+
+    /// Makes the devices those of a list. Key packages on a certificate that was replaced go.
+    fn put_devices(&mut self, list: &DeviceList) -> Outcome<()> {
         let certificates: Vec<_> = list.certificates().collect::<Result<_, _>>().map_err(bad_list)?;
-        if certificates.iter().any(|certificate| self.devices.contains_key(&certificate.device)) {
+        let of_another = |device: &DeviceId| self.devices.get(device).is_some_and(|one| one.account != list.account);
+        if certificates.iter().any(|certificate| of_another(&certificate.device)) {
             return Err(refused(ErrorCode::BadDeviceList, "a device in the list belongs to another account"));
         }
         for (certificate, entry) in certificates.iter().zip(&list.devices) {
             let device_key = entry.key_set().map_err(bad_list)?.device_key;
-            let device = Device::new(list.account, device_key, entry.certificate.clone());
-            self.devices.insert(certificate.device, device);
+            match self.devices.get_mut(&certificate.device) {
+                Some(known) if known.certificate == entry.certificate => {}
+                Some(known) => {
+                    known.certificate = entry.certificate.clone();
+                    known.keys.forget_suite(suite::DEFAULT);
+                }
+                None => {
+                    let device = Device::new(list.account, device_key, entry.certificate.clone());
+                    self.devices.insert(certificate.device, device);
+                }
+            }
         }
         Ok(())
     }
@@ -131,11 +173,15 @@ impl State {
     pub(super) fn delete_account(&mut self, account: &AccountId) {
         let of_account = self.devices.iter().filter(|(_, device)| device.account == *account);
         for id in of_account.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.remove_from_groups(&id);
-            self.devices.remove(&id);
-            self.sessions.retain(|session| session.device != id);
+            self.unlist(&id);
         }
         self.accounts.remove(account);
+    }
+
+    fn unlist(&mut self, device: &DeviceId) {
+        self.remove_from_groups(device);
+        self.devices.remove(device);
+        self.sessions.retain(|session| session.device != *device);
     }
 }
 

@@ -42,6 +42,13 @@ pub(super) struct Claimed {
     last_resort: bool,
 }
 
+impl Keys {
+    /// Forgets the keys of a suite.
+    pub(super) fn forget_suite(&mut self, suite: u16) {
+        self.0.remove(&suite);
+    }
+}
+
 impl State {
     pub(super) fn publish(&mut self, caller: &Caller, request: &PublishRequest) -> Outcome<KeyCounts> {
         let once = self.once("publish", None, request.message_id, request)?;

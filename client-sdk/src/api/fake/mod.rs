@@ -25,6 +25,7 @@ mod direct;
 mod groups;
 mod keys;
 mod look;
+mod pipes;
 mod prekeys;
 mod recovery;
 mod state;
@@ -47,14 +48,16 @@ use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
     ClaimResponse, ClaimedKeyPackage, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, DeviceId, Group,
     GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse,
-    InviteCode, KeyCounts, LeaveRequest, LoginRequest, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
-    ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest,
-    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, Username, suite,
+    InviteCode, KeyCounts, LeaveRequest, LoginRequest, PipeId, PipePart, PublishPrekeysRequest, PublishRequest,
+    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest,
+    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
+    suite,
 };
 
 pub use self::{clock::FastClock, swap::Backup};
 use self::{
     groups::Post,
+    pipes::Side,
     state::{Outcome, State},
     stream::Stream,
 };
@@ -345,11 +348,36 @@ impl RelayApi for Connection {
         self.request(|state| state.login(request))
     }
 
+    fn pipe_request(&self, pipe: PipeId, number: u64) -> Answer<'_, PipePart> {
+        self.request(move |state| state.pipe_part(pipe, Side::New, number))
+    }
+    fn put_pipe_request<'a>(&'a self, pipe: PipeId, number: u64, part: &'a PipePart) -> Answer<'a, ()> {
+        self.request(move |state| state.put_pipe_part(pipe, Side::New, number, part))
+    }
+    fn pipe_answer(&self, pipe: PipeId, number: u64) -> Answer<'_, PipePart> {
+        self.request(move |state| state.pipe_part(pipe, Side::Listed, number))
+    }
+
+    fn put_pipe_answer<'a>(
+        &'a self,
+        token: &'a Bytes,
+        pipe: PipeId,
+        number: u64,
+        part: &'a PipePart,
+    ) -> Answer<'a, ()> {
+        self.request(move |state| {
+            state.caller(token)?;
+            state.put_pipe_part(pipe, Side::Listed, number, part)
+        })
+    }
     fn logout<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()> {
         self.request(|state| state.logout(token))
     }
     fn delete_account<'a>(&'a self, token: &'a Bytes) -> Answer<'a, ()> {
         self.request(|state| state.caller(token).map(|caller| state.delete_account(&caller.account)))
+    }
+    fn update_devices<'a>(&'a self, token: &'a Bytes, request: &'a UpdateDeviceListRequest) -> Answer<'a, Account> {
+        self.request(|state| state.caller(token).and_then(|caller| state.update_devices(&caller, request)))
     }
     fn account<'a>(&'a self, token: &'a Bytes, account: AccountId) -> Answer<'a, Account> {
         self.request(move |state| state.caller(token).and_then(|_| state.account(&account)))

@@ -13,11 +13,11 @@ use std::{
 use serde::Serialize;
 use undertone_wire::{
     Account, AccountId, Bytes, Delivery, DeviceId, Encoding, Envelope, ErrorCode, GroupId, Hash, Incarnation,
-    InstanceId, InstanceRequest, InstanceResponse, InviteCode, LimitReached, Limits, MessageId, Nonce, Problem,
+    InstanceId, InstanceRequest, InstanceResponse, InviteCode, LimitReached, Limits, MessageId, Nonce, PipeId, Problem,
     PublicKey, Registration, Relay, RelayId, SignedCertificate, suite,
 };
 
-use super::{Faults, groups::GroupState, keys::Keys};
+use super::{Faults, groups::GroupState, keys::Keys, pipes::Pipe};
 
 /// An answer, or the refusal of it.
 pub(super) type Outcome<T> = Result<T, Box<Problem>>;
@@ -44,6 +44,7 @@ pub(super) struct State {
     /// Oldest first.
     pub(super) sessions: Vec<OpenSession>,
     pub(super) groups: BTreeMap<GroupId, GroupState>,
+    pub(super) pipes: BTreeMap<PipeId, Pipe>,
     /// What was said in groups in passing: where, in which epoch, what.
     pub(super) said: Vec<(GroupId, u64, Bytes)>,
     answered: BTreeMap<MessageId, Answered>,
@@ -115,6 +116,7 @@ impl State {
             challenges: BTreeMap::new(),
             sessions: Vec::new(),
             groups: BTreeMap::new(),
+            pipes: BTreeMap::new(),
             said: vec![],
             answered: BTreeMap::new(),
             relay_number,

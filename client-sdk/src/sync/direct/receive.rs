@@ -11,7 +11,7 @@ use crate::{
     crypto::{
         CryptoError, Member,
         direct::{Correspondent, Note},
-        envelope::Letter,
+        envelope::{self, Letter},
         session::{Read, SessionMessage},
     },
     event::StoredEvent,
@@ -32,7 +32,8 @@ pub(in crate::sync) fn apply(tx: &Tx<'_>, context: &Context<'_>, ciphertext: &By
         return apply_own(tx, context, &row).map(Outcome::Applied);
     }
     let own = Member { account: context.identity.account(), device: context.identity.device() };
-    let opened = tx.sealing_secrets()?.iter().find_map(|secret| secret.open(own.device, ciphertext.as_slice()).ok());
+    let opened =
+        tx.sealing_secrets()?.iter().find_map(|secret| envelope::open(secret, own.device, ciphertext.as_slice()).ok());
     let Some(Letter::Session { from, message }) = opened else {
         // It is from nobody, as far as anybody can tell.
         return Ok(Outcome::default());

@@ -10,7 +10,7 @@ use undertone_wire::{KeyCounts, PublishPrekeysRequest};
 use super::missing;
 use crate::{
     Error,
-    crypto::{envelope::SealingSecret, key_package::LIFETIME_S},
+    crypto::{key_package::LIFETIME_S, xwing::SealingSecret},
     store::Publication,
     sync::Engine,
 };

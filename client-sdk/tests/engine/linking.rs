@@ -1,0 +1,261 @@
+//! Linking and removing devices: a new one has everything but the history, at once; a removed one has nothing more.
+
+use std::sync::{Arc, atomic::Ordering::SeqCst};
+
+use undertone::{
+    Approval, Client, ClientBuilder, Clock as _, Connection, Conversation, Error, Event, Group, NotLinked, StoreAt,
+    StoreKey, SystemClock, api::fake::FastClock,
+};
+
+use crate::world::{World, event, has_texts, joined, online, wait_until};
+
+/// Linking waits by the clock.
+const SPEED: u32 = 20;
+
+fn builder(world: &World, name: &str) -> ClientBuilder<StoreAt> {
+    builder_by(world, name, SPEED)
+}
+
+fn builder_by(world: &World, name: &str, speed: u32) -> ClientBuilder<StoreAt> {
+    let clock = FastClock::from(SystemClock.now_ms(), speed);
+    let now = Arc::clone(&clock);
+    let way = world.relay.connect_with_clock(Arc::new(move || now.now_ms()));
+    let builder = Client::builder("http://localhost").api(way).clock(clock);
+    builder.store(world.store(name), StoreKey::Raw32([1; 32]))
+}
+
+async fn register(world: &World, name: &str) -> Client {
+    let client = builder(world, name).register(name).await.unwrap();
+    online(&client).await;
+    client
+}
+
+/// A new device shows its code, and what comes of approving it.
+async fn approved(world: &World, name: &str, by: &Client) -> (Approval, tokio::task::JoinHandle<Result<(), Error>>) {
+    let linking = builder(world, name).link(name).await.unwrap();
+    let (code, by) = (linking.code(), by.clone());
+    let approving = tokio::spawn(async move { by.approve_link(&code).await.map(drop) });
+    (linking.approved().await.unwrap(), approving)
+}
+
+/// Links a new device to somebody's account.
+async fn link(world: &World, name: &str, to: &Client) -> Client {
+    let (approval, approving) = approved(world, name, to).await;
+    assert_eq!(approval.account(), to.account());
+    assert_eq!(approval.fingerprint(), to.fingerprint().await.unwrap());
+    let linked = approval.join().await.unwrap();
+    approving.await.unwrap().unwrap();
+    online(&linked).await;
+    linked
+}
+
+async fn said(conversation: &Conversation) -> Vec<String> {
+    let history = conversation.history(1_000, None).await.unwrap();
+    history.iter().map(|message| message.text().to_owned()).collect()
+}
+
+async fn has_said(conversation: &Conversation, texts: &[&str]) {
+    wait_until(format!("{texts:?}"), async || (said(conversation).await == texts).then_some(())).await;
+}
+
+async fn active(group: &Group) {
+    wait_until("to be in the group", async || group.summary().await.ok().filter(|group| group.active).map(drop)).await;
+}
+
+#[tokio::test]
+async fn a_linked_device_is_in_all_groups_and_conversations_and_shows_what_the_others_send_and_read() {
+    let world = World::new();
+    let (alice, bob) = (register(&world, "alice").await, register(&world, "bob").await);
+    let group = world.group(&[&alice, &bob]).await;
+    let to_bob = alice.direct(bob.account().account_id);
+    to_bob.send("before").await.unwrap();
+    has_said(&bob.direct(alice.account().account_id), &["before"]).await;
+    bob.direct(alice.account().account_id).accept().await.unwrap();
+
+    let phone = link(&world, "phone", &alice).await;
+    assert_eq!(phone.account(), alice.account());
+    let names: Vec<_> = alice.devices().await.unwrap().into_iter().map(|one| (one.name, one.this)).collect();
+    assert!(names.contains(&("phone".into(), false)) && names.len() == 2, "{names:?}");
+    assert_eq!(
+        phone.safety_number(bob.account().account_id).await.unwrap(),
+        bob.safety_number(alice.account().account_id).await.unwrap()
+    );
+    let on_phone = phone.group(group[0].id());
+    active(&on_phone).await;
+    wait_until("the phone to be a member", async || {
+        (world.relay.group_members(&group[0].id()).len() == 3).then_some(())
+    })
+    .await;
+    // What each sends, all others have.
+    on_phone.send("from the phone").await.unwrap();
+    for group in &group {
+        has_texts(group, &["from the phone"]).await;
+    }
+    let answer = group[1].send("an answer").await.unwrap();
+    has_texts(&on_phone, &["from the phone", "an answer"]).await;
+    has_texts(&group[0], &["from the phone", "an answer"]).await;
+    let (direct, to_alice) = (phone.direct(bob.account().account_id), bob.direct(alice.account().account_id));
+    direct.send("directly").await.unwrap();
+    has_said(&to_alice, &["before", "directly"]).await;
+    has_said(&to_bob, &["before", "directly"]).await;
+    to_alice.send("yes?").await.unwrap();
+    has_said(&direct, &["directly", "yes?"]).await;
+    has_said(&to_bob, &["before", "directly", "yes?"]).await;
+    // What is read on one is read on the other.
+    on_phone.mark_read(answer).await.unwrap();
+    let read = |event| match event {
+        Event::ReadElsewhere { conversation, up_to } => Some((conversation, up_to)),
+        _ => None,
+    };
+    assert_eq!(event(&alice, read).await, (group[0].id().into(), answer));
+    // A group that one of them makes has all of them.
+    let other = phone.create_group("on the phone").await.unwrap();
+    joined(&alice, other.id()).await;
+    let found = alice.group(other.id()).summary().await.unwrap();
+    assert_eq!((found.members.len(), found.requested_by), (1, None));
+}
+
+#[tokio::test]
+async fn a_code_that_is_over_used_changed_or_declined_links_nothing_and_both_sides_say_why() {
+    let world = World::new();
+    let (alice, mallory) = (register(&world, "alice").await, register(&world, "mallory").await);
+    let devices = || world.relay.device_list(&alice.account().account_id).unwrap();
+    let before = devices();
+
+    assert!(matches!(alice.approve_link("no code").await, Err(Error::Invalid(_))));
+    // Nobody shows it.
+    let over = builder_by(&world, "one", 1_000).link("one").await.unwrap();
+    let code = over.code();
+    world.relay.set_time_ms(world.relay.time_ms() + 600_000);
+    assert!(matches!(alice.approve_link(&code).await, Err(Error::NotLinked(NotLinked::Over))));
+    assert!(matches!(over.approved().await, Err(Error::NotLinked(NotLinked::Unanswered))));
+    // The relay, or somebody else, has put another key into the pipe.
+    let linking = builder(&world, "two").link("two").await.unwrap();
+    let other = builder(&world, "three").link("three").await.unwrap();
+    let code = linking.code();
+    world.relay.rewrite_pipes(|key| key.as_slice().iter().rev().copied().collect::<Vec<_>>().into());
+    assert!(matches!(alice.approve_link(&code).await, Err(Error::NotLinked(NotLinked::Changed))));
+    assert!(matches!(linking.approved().await, Err(Error::NotLinked(NotLinked::Changed))));
+    drop(other);
+    // A stranger has seen the code, and was faster: the user sees whose account it is, and does not want it.
+    let (approval, approving) = approved(&world, "four", &mallory).await;
+    assert_eq!(approval.account(), mallory.account());
+    approval.decline().await.unwrap();
+    assert!(matches!(approving.await.unwrap(), Err(Error::NotLinked(NotLinked::Declined))));
+    // A code is used once.
+    let linking = builder(&world, "five").link("five").await.unwrap();
+    let code = linking.code();
+    let (by, used) = (alice.clone(), code.clone());
+    let approving = tokio::spawn(async move { by.approve_link(&used).await });
+    let approval = linking.approved().await.unwrap();
+    assert!(matches!(alice.approve_link(&code).await, Err(Error::NotLinked(NotLinked::Used))));
+    assert_eq!(devices(), before);
+    let five = approval.join().await.unwrap();
+    approving.await.unwrap().unwrap();
+    assert!(matches!(alice.approve_link(&code).await, Err(Error::NotLinked(NotLinked::Used))));
+    online(&five).await;
+}
+
+#[tokio::test]
+async fn what_a_new_device_was_told_is_of_no_use_to_who_changes_it() {
+    let world = World::new();
+    let alice = register(&world, "alice").await;
+    let linking = builder(&world, "phone").link("phone").await.unwrap();
+    let (code, by) = (linking.code(), alice.clone());
+    let approving = tokio::spawn(async move { by.approve_link(&code).await });
+    wait_until("the answer", async || (world.relay.pipe_parts() == 2).then_some(())).await;
+    world.relay.rewrite_pipes(|part| {
+        let mut part = part.as_slice().to_vec();
+        if let Some(last) = part.last_mut() {
+            *last ^= 1;
+        }
+        part.into()
+    });
+    assert!(matches!(linking.approved().await, Err(Error::NotLinked(NotLinked::Changed))));
+    world.relay.set_time_ms(world.relay.time_ms() + 600_000);
+    approving.abort();
+    assert_eq!(alice.devices().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_device_that_dies_while_it_is_linked_is_what_it_was_to_become() {
+    let world = World::new();
+    let alice = register(&world, "alice").await;
+    let (approval, approving) = approved(&world, "phone", &alice).await;
+    let joining = tokio::spawn(approval.join());
+    // It is listed; that it is, it has not heard.
+    world
+        .relay
+        .until(|relay| {
+            let list = relay.device_list(&alice.account().account_id).unwrap();
+            list.verify(&alice.account().account_id).unwrap().devices.len() == 2
+        })
+        .await;
+    joining.abort();
+    drop(joining.await);
+    approving.await.unwrap().unwrap();
+    let phone = wait_until("the store to be free", async || builder(&world, "phone").open().await.ok()).await;
+    online(&phone).await;
+    assert_eq!(phone.account(), alice.account());
+    phone.shutdown().await;
+    assert!(matches!(builder(&world, "phone").link("again").await, Err(Error::AlreadyRegistered)));
+
+    // One that was never listed begins anew.
+    let (approval, approving) = approved(&world, "tablet", &alice).await;
+    approving.abort();
+    drop(approving.await);
+    let joining = tokio::spawn(approval.join());
+    wait_until("its keys to be stored", async || (world.relay.pipe_parts() >= 6).then_some(())).await;
+    joining.abort();
+    drop(joining.await);
+    let opened = wait_until("the store to be free", async || match builder(&world, "tablet").open().await {
+        Err(Error::StoreInUse) => None,
+        other => Some(other),
+    });
+    assert!(matches!(opened.await, Err(Error::NotRegistered)));
+    let tablet = link(&world, "tablet", &alice).await;
+    assert_eq!(alice.devices().await.unwrap().len(), 3);
+    drop(tablet);
+}
+
+#[tokio::test]
+async fn a_removed_device_is_out_at_once_and_nothing_is_written_for_it_any_more() {
+    let world = World::new();
+    let (alice, bob) = (register(&world, "alice").await, register(&world, "bob").await);
+    let group = world.group(&[&alice, &bob]).await;
+    let phone = link(&world, "phone", &alice).await;
+    let on_phone = phone.group(group[0].id());
+    active(&on_phone).await;
+    wait_until("the phone to be a member", async || {
+        (world.relay.group_members(&group[0].id()).len() == 3).then_some(())
+    })
+    .await;
+    bob.direct(alice.account().account_id).send("to both").await.unwrap();
+    has_said(&phone.direct(bob.account().account_id), &["to both"]).await;
+
+    assert!(matches!(alice.remove_device(alice.device_id()).await, Err(Error::Invalid(_))));
+    assert!(matches!(alice.remove_device(bob.device_id()).await, Err(Error::Invalid(_))));
+    let commits = world.relay.group_position(&group[0].id()).unwrap().commit_seq;
+    alice.remove_device(phone.device_id()).await.unwrap();
+    assert_eq!(world.relay.group_members(&group[0].id()).len(), 2);
+    wait_until("the phone to be signed out", async || (phone.connection() == Connection::SignedOut).then_some(()))
+        .await;
+    let removed = |event| match event {
+        Event::DevicesChanged { added, removed } if added.is_empty() => Some(removed),
+        _ => None,
+    };
+    assert_eq!(event(&alice, removed).await, [phone.device_id()]);
+    // Whoever writes next has taken it out of the tree before.
+    group[0].send("without the phone").await.unwrap();
+    has_texts(&group[1], &["without the phone"]).await;
+    assert!(world.relay.group_position(&group[0].id()).unwrap().commit_seq > commits);
+    bob.direct(alice.account().account_id).send("to one").await.unwrap();
+    has_said(&alice.direct(bob.account().account_id), &["to both", "to one"]).await;
+    assert_eq!(alice.devices().await.unwrap().len(), 1);
+    // That is nothing to worry bob about.
+    let worry = |event: &Event| matches!(event, Event::UnlistedDevice { .. } | Event::IdentityChanged { .. });
+    let seen = crate::world::count_events(&bob, worry);
+    group[1].send("no worry").await.unwrap();
+    has_texts(&group[0], &["without the phone", "no worry"]).await;
+    assert_eq!(seen.load(SeqCst), 0);
+}
