@@ -31,6 +31,7 @@ pub struct ClientBuilder<S = ()> {
     apis: Vec<Arc<dyn RelayApi>>,
     invite: Option<InviteCode>,
     clock: Arc<dyn Clock>,
+    hold_changed: bool,
 }
 
 /// Where the store is, and its key.
@@ -41,15 +42,22 @@ pub struct StoreAt {
 
 impl ClientBuilder {
     pub(crate) fn at(relays: Vec<String>) -> Self {
-        let builder = Self { relay_urls: vec![], store: (), apis: vec![], invite: None, clock: Arc::new(SystemClock) };
+        let builder = Self {
+            relay_urls: vec![],
+            store: (),
+            apis: vec![],
+            invite: None,
+            clock: Arc::new(SystemClock),
+            hold_changed: false,
+        };
         relays.into_iter().fold(builder, Self::also_at)
     }
 
     /// Where the device keeps everything: a folder, made if it is not there, encrypted with `key`.
     pub fn store(self, path: impl AsRef<Path>, key: StoreKey) -> ClientBuilder<StoreAt> {
         let store = StoreAt { path: path.as_ref().to_owned(), key };
-        let Self { relay_urls, apis, invite, clock, .. } = self;
-        ClientBuilder { relay_urls, store, apis, invite, clock }
+        let Self { relay_urls, apis, invite, clock, hold_changed, .. } = self;
+        ClientBuilder { relay_urls, store, apis, invite, clock, hold_changed }
     }
 }
 
@@ -75,6 +83,14 @@ impl<S> ClientBuilder<S> {
     #[must_use]
     pub fn invite(mut self, invite: InviteCode) -> Self {
         self.invite = Some(invite);
+        self
+    }
+
+    /// Messages to somebody whose identity key has changed wait until the user has said something to it: by
+    /// [`Client::verify`] or [`Client::accept_identity`]. Otherwise they are sent, and the app is told.
+    #[must_use]
+    pub fn hold_changed_identities(mut self) -> Self {
+        self.hold_changed = true;
         self
     }
 
@@ -114,6 +130,7 @@ impl ClientBuilder<StoreAt> {
                 return Err(error);
             }
         };
+        set_hold(&store, self.hold_changed).await?;
         let client = Client::start(api, store, profile, self.clock, Entropy::system(), Engine::start);
         // Others can add this device from now on. Without an answer, that comes when the relay can be reached again.
         if let Err(error) = client.engine().publish_keys().await {
@@ -186,6 +203,7 @@ impl ClientBuilder<StoreAt> {
                 return Err(error);
             }
         };
+        set_hold(&store, self.hold_changed).await?;
         Ok(Client::start(api, store, profile, self.clock, Entropy::system(), tasks))
     }
 
@@ -224,4 +242,8 @@ impl ClientBuilder<StoreAt> {
         let api = if one_of_many { HttpApi::among_many(&place, now_ms) } else { HttpApi::new(&place, now_ms) };
         Ok(Arc::new(api.map_err(Error::from)?))
     }
+}
+
+async fn set_hold(store: &Store, hold: bool) -> Result<(), Error> {
+    store.with_tx(move |tx| tx.hold_changed(hold).map_err(Error::from)).await
 }

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::sync::Mutex;
 use undertone_api::RelayApi as _;
-use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, Username};
+use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, PublicKey, Username};
 
 use crate::{
     ClientBuilder, Error,
@@ -18,7 +18,7 @@ use crate::{
     linking::{Device, listed_device},
     message::Message,
     safety::{self, Fingerprint, SafetyNumber},
-    store::{MessageStatus, Profile, Standing, Store, StoreKey},
+    store::{MessageStatus, Profile, Standing, Store, StoreKey, Tx},
     sync::{Engine, Tasks, unknown_account},
 };
 
@@ -197,10 +197,47 @@ impl Client {
         Ok(SafetyNumber::of(&self.fingerprint().await?, &self.fingerprint_of(account).await?))
     }
 
+    /// The user has compared the safety number with this account's owner. It holds as long as the identity key stays the same; a
+    /// change of it is taken by this too ([`Client::accept_identity`]).
+    ///
+    /// # Errors
+    /// [`Error::UnknownAccount`] if the account was never seen here.
+    pub async fn verify(&self, account: AccountId) -> Result<(), Error> {
+        self.engine()
+            .store
+            .with_tx(move |tx| {
+                let key = identity_key(tx, account)?;
+                Ok(tx.set_verified(account, &key)?)
+            })
+            .await
+    }
+
+    /// Whether that was done, and the account has the same identity key still.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAccount`] if the account was never seen here.
+    pub async fn is_verified(&self, account: AccountId) -> Result<bool, Error> {
+        let verified = self
+            .engine()
+            .store
+            .with_tx(move |tx| Ok::<_, Error>(tx.verified_key(account)? == Some(identity_key(tx, account)?)));
+        verified.await
+    }
+
+    /// The user takes an account's new identity key ([`Event::IdentityChanged`](crate::Event::IdentityChanged)) without having
+    /// compared it. What waits for that ([`ClientBuilder::hold_changed_identities`]) is sent.
+    pub async fn accept_identity(&self, account: AccountId) -> Result<(), Error> {
+        self.engine().store.with_tx(move |tx| tx.take_identity(account).map_err(Error::from)).await
+    }
+
+    /// Whether an account has a new identity key to which the user has not said anything yet.
+    pub async fn has_changed_identity(&self, account: AccountId) -> Result<bool, Error> {
+        self.engine().store.with_tx(move |tx| tx.has_changed_identity(account).map_err(Error::from)).await
+    }
+
     async fn fingerprint_of(&self, account: AccountId) -> Result<Fingerprint, Error> {
-        let list = self.engine().store.with_tx(move |tx| tx.device_list(account).map_err(Error::from)).await?;
-        let list = list.ok_or(Error::UnknownAccount)?.verify(&account)?;
-        Ok(safety::fingerprint(account, &list.identity_key()))
+        let key = self.engine().store.with_tx(move |tx| identity_key(tx, account)).await?;
+        Ok(safety::fingerprint(account, &key))
     }
 
     /// Creates a group with this account as its only member. Works offline.
@@ -404,6 +441,12 @@ impl Client {
         let events = Mutex::new(Place::new(&engine));
         Self { inner: Arc::new(Inner { engine, profile, events, tasks }) }
     }
+}
+
+/// The present identity key of an account that was seen.
+fn identity_key(tx: &Tx<'_>, account: AccountId) -> Result<PublicKey, Error> {
+    let list = tx.device_list(account)?.ok_or(Error::UnknownAccount)?;
+    Ok(list.verify(&account)?.identity_key())
 }
 
 /// Whether `who` is the contact's username or id.

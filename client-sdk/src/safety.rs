@@ -84,3 +84,39 @@ pub(crate) fn fingerprint(account: AccountId, identity_key: &PublicKey) -> Finge
     });
     Fingerprint(groups.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use undertone_wire::Encoding;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Vector {
+        account_id: AccountId,
+        identity_key: PublicKey,
+        fingerprint: String,
+    }
+
+    fn vectors() -> Vec<Vector> {
+        Encoding::Json.decode(include_bytes!("../../spec/vectors/fingerprint.json")).unwrap()
+    }
+
+    #[test]
+    fn fingerprints_are_those_of_the_vectors() {
+        assert_eq!(vectors().len(), 3);
+        for vector in vectors() {
+            assert_eq!(fingerprint(vector.account_id, &vector.identity_key).digits(), vector.fingerprint);
+        }
+    }
+
+    #[test]
+    fn a_safety_number_is_the_same_on_both_sides_and_changes_with_either_key() {
+        let of = |at: usize| fingerprint(vectors()[at].account_id, &vectors()[at].identity_key);
+        let number = SafetyNumber::of(&of(0), &of(1));
+        assert_eq!(number, SafetyNumber::of(&of(1), &of(0)));
+        assert_eq!((number.digits().len(), number.to_string().split(' ').count()), (60, 12));
+        assert_ne!(number, SafetyNumber::of(&of(2), &of(1)));
+    }
+}

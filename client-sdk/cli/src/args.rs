@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use undertone::{InviteCode, MessageId, Username};
+use undertone::{DeviceId, InviteCode, MessageId, Username};
 
 /// Encrypted messaging through an Undertone relay.
 ///
@@ -35,6 +35,24 @@ pub(crate) enum Command {
     /// The store is encrypted with the passphrase in UNDERTONE_PASSPHRASE, or with a key file made for it in your config
     /// folder if that is not set.
     Register(Register),
+    /// Make this a new device of an account that has others, or approve one
+    ///
+    /// Shows a code, also as a QR code, and waits until a device of the account has approved it (`link approve`). The new
+    /// device has the account's groups and conversations, but no history.
+    Link(Link),
+    /// Show this account's devices, and take one off
+    #[command(subcommand)]
+    Devices(DevicesCommand),
+    /// Show what you and somebody compare to know that nobody stands between you
+    SafetyNumber {
+        /// With whom
+        user: String,
+    },
+    /// Say that you have compared it; also when their identity key has changed since
+    Verify {
+        /// With whom
+        user: String,
+    },
     /// Show this account and device
     Whoami,
     /// Create groups, and change who is in them
@@ -82,6 +100,47 @@ pub(crate) struct Register {
     /// A name by which others find this account: 2 to 32 characters of a-z, 0-9, '.', '_' and '-'
     #[arg(long, value_name = "NAME")]
     pub(crate) username: Option<Username>,
+}
+
+/// `link`
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Link {
+    #[command(subcommand)]
+    pub(crate) approve: Option<LinkCommand>,
+    /// The relay's connection string or address, as it shows it; may be repeated if the relay has several
+    #[arg(long, value_name = "URL", required = true)]
+    pub(crate) relay: Vec<String>,
+    /// What to call this device; the account's other devices see it, and nobody else
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub(crate) name: String,
+    /// Join this account and no other, without asking
+    #[arg(long, value_name = "USER")]
+    pub(crate) account: Option<String>,
+}
+
+/// `link ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum LinkCommand {
+    /// Let the device that shows this code belong to this account
+    Approve {
+        /// What it shows
+        code: String,
+    },
+}
+
+/// `devices ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum DevicesCommand {
+    /// List them
+    List,
+    /// Take one off: it can neither send nor receive any more
+    ///
+    /// It keeps what it has, and the account's identity key with it.
+    Remove {
+        /// Its id
+        id: DeviceId,
+    },
 }
 
 /// `group ...`

@@ -18,10 +18,14 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use undertone::{Client, ClientBuilder, Error, StoreKey, Username};
+use undertone::{Client, ClientBuilder, Error, Linking, StoreAt, StoreKey, Username};
 use zeroize::Zeroizing;
 
-use crate::{args::Register, error::Failure, output::hint};
+use crate::{
+    args::{Link, Register},
+    error::Failure,
+    output::hint,
+};
 
 const PASSPHRASE: &str = "UNDERTONE_PASSPHRASE";
 
@@ -69,18 +73,29 @@ impl Place {
 
     /// Registers an account in the store. If a key file is made for it, stderr says so, whatever comes of the rest.
     pub(crate) async fn register(&self, register: &Register) -> Result<Client, Failure> {
+        let (builder, origin) = self.new_store(&register.relay)?;
+        let builder = register.invite.into_iter().fold(builder, ClientBuilder::invite);
+        let username = register.username.as_ref().map(Username::as_str);
+        builder.register(username).await.map_err(|error| self.explained(error, &origin))
+    }
+
+    /// What makes the account of a new store, at a relay, and how to call the store's key.
+    fn new_store(&self, relay: &[String]) -> Result<(ClientBuilder<StoreAt>, String), Failure> {
         let (key, made) = self.new_key()?;
         if let Some(line) = made {
             hint(&line);
         }
-        let Some((first, others)) = register.relay.split_first() else {
+        let Some((first, others)) = relay.split_first() else {
             return Err(Failure::Refused("say where the relay is: --relay URL".into()));
         };
         let builder = others.iter().fold(Client::builder(first), ClientBuilder::also_at);
-        let builder = register.invite.into_iter().fold(builder, ClientBuilder::invite);
-        let username = register.username.as_ref().map(Username::as_str);
-        let registered = builder.store(&self.store, key.key).register(username).await;
-        registered.map_err(|error| self.explained(error, &key.origin))
+        Ok((builder.store(&self.store, key.key), key.origin))
+    }
+
+    /// Makes the store a new device's, which is to be linked.
+    pub(crate) async fn link(&self, link: &Link) -> Result<Linking, Failure> {
+        let (builder, origin) = self.new_store(&link.relay)?;
+        builder.link(&link.name).await.map_err(|error| self.explained(error, &origin))
     }
 
     fn explained(&self, error: Error, origin: &str) -> Failure {

@@ -27,6 +27,7 @@ mod recoveries;
 mod requests;
 mod search;
 mod sessions;
+mod trust;
 
 use std::{
     cell::{Cell, RefCell},
@@ -88,6 +89,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0013_sessions.sql"),
     include_str!("schema/0014_healings.sql"),
     include_str!("schema/0015_devices.sql"),
+    include_str!("schema/0016_trust.sql"),
 ];
 
 /// The one after which the history is to be found by its words.

@@ -216,7 +216,8 @@ impl Tx<'_> {
 
     /// The oldest row that can go on now: the first of its conversation whose time has come, not waiting for the queue. While
     /// one of a conversation's rows is posted, or an accepted one blocks, none of the others can; one that was put off keeps
-    /// its place, one planned for a later time has none yet. While a group is being recovered, or requested, all wait.
+    /// its place, one planned for a later time has none yet. While a group is being recovered, or requested, all wait; messages
+    /// do as long as the user has not taken the new identity key of somebody whom they would reach, if the app wants that.
     pub(crate) fn next_task(&self, now_ms: u64) -> Result<Option<OutboxRow>, StoreError> {
         // The conversations are gone through one after the other, by an index that leads to the row of each whose turn it is.
         // However many wait behind it, they are not looked at.
@@ -235,6 +236,9 @@ impl Tx<'_> {
              WHERE id IN turns AND not_before_ms <= ?1 AND wait_for_seq <= (SELECT cursor FROM profile)
                AND NOT EXISTS (SELECT 1 FROM recoveries AS r WHERE r.group_id = o.conversation AND r.step <> 'none')
                AND NOT EXISTS (SELECT 1 FROM conversations AS c WHERE c.id = o.conversation AND c.requested_by IS NOT NULL)
+               AND (o.content_id IS NULL OR (SELECT hold_changed FROM profile) = 0 OR NOT EXISTS (
+                   SELECT 1 FROM contacts AS c WHERE c.changed = 1 AND (c.account = o.conversation
+                       OR EXISTS (SELECT 1 FROM members AS m WHERE m.group_id = o.conversation AND m.account = c.account))))
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
                    WHERE other.conversation = o.conversation AND other.state = 'accepted' AND other.blocks = 1)
              ORDER BY first DESC, id LIMIT 1"

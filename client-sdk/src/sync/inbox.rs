@@ -159,6 +159,7 @@ pub(super) fn remember(tx: &Tx<'_>, said: &Account, list: &DeviceList) -> Result
             return Err(Error::Untrusted("the device list does not go on from one seen before".into()));
         }
         if before.identity_key() != list.identity_key() {
+            tx.note_changed_identity(said.account_id)?;
             tx.add_event(&StoredEvent::Identity { account: said.account_id })?;
         }
     }

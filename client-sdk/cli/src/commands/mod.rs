@@ -5,6 +5,7 @@
 mod account;
 mod block;
 mod chat;
+mod devices;
 mod group;
 mod history;
 mod listen;
@@ -13,6 +14,7 @@ mod search;
 mod send;
 mod signals;
 mod sync;
+mod trust;
 
 use std::time::Duration;
 
@@ -37,6 +39,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let output = Output::new(arguments.json);
     match arguments.command {
         Command::Register(register) => account::register(&place, &register, output).await,
+        Command::Link(link) => devices::link(&place, link, output).await,
+        Command::Devices(command) => {
+            with_client(&place, async |client| devices::run(client, command, output).await).await
+        }
+        Command::SafetyNumber { user } => {
+            with_client(&place, async |client| trust::safety_number(client, &user, output).await).await
+        }
+        Command::Verify { user } => {
+            with_client(&place, async |client| trust::verify(client, &user, output).await).await
+        }
         Command::Whoami => account::whoami(&place, output).await,
         Command::Group(command) => with_client(&place, async |client| group::run(client, command, output).await).await,
         Command::Send(send) => send::run(&place, &send, output).await,
@@ -97,9 +109,9 @@ fn lost_for_good(state: Connection) -> Option<Failure> {
         Connection::Replaced => Some(Failure::Refused(
             "another process with a copy of this store has taken over the connection; use one copy only".into(),
         )),
-        Connection::SignedOut => {
-            Some(Failure::Refused("the relay does not know this device: its account was deleted".into()))
-        }
+        Connection::SignedOut => Some(Failure::Refused(
+            "the relay does not know this device: its account was deleted, or has taken this device off".into(),
+        )),
         _ => None,
     }
 }

@@ -4,7 +4,7 @@
 
 use serde::{Serialize, Serializer};
 use undertone::{
-    AccountId, Connection, Contact, ConversationId, DeviceId, Event, GroupId, GroupSummary, Message, MessageId,
+    AccountId, Connection, Contact, ConversationId, Device, DeviceId, Event, GroupId, GroupSummary, Message, MessageId,
     MessageStatus, Recovered,
 };
 
@@ -12,8 +12,16 @@ use undertone::{
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Object {
-    /// `register`, `whoami`
-    Account { account_id: Text<AccountId>, device_id: Text<DeviceId>, username: Option<String> },
+    /// `register`, `whoami`, `link`
+    Account { account_id: Text<AccountId>, device_id: Text<DeviceId>, username: Option<String>, fingerprint: String },
+    /// `link`, before anything else
+    Code { code: String },
+    /// `link approve`; `devices list`, one each
+    ListedDevice { device_id: Text<DeviceId>, name: String, this: bool },
+    /// `devices remove`
+    Device { device_id: Text<DeviceId> },
+    /// `safety-number`
+    SafetyNumber { safety_number: String },
     /// `group create`, `group rename`, `group accept`
     Created { group_id: Text<GroupId>, name: String },
     /// `group list`, one each
@@ -187,8 +195,21 @@ impl<T: std::fmt::Display> Serialize for Text<T> {
 }
 
 impl Object {
-    pub(crate) fn account(contact: &Contact, device: DeviceId) -> Self {
-        Self::Account { account_id: Text(contact.account_id), device_id: Text(device), username: username(contact) }
+    pub(crate) fn account(contact: &Contact, device: DeviceId, fingerprint: &str) -> Self {
+        Self::Account {
+            account_id: Text(contact.account_id),
+            device_id: Text(device),
+            username: username(contact),
+            fingerprint: fingerprint.to_owned(),
+        }
+    }
+
+    pub(crate) fn listed_device(device: &Device) -> Self {
+        Self::ListedDevice { device_id: Text(device.device_id), name: device.name.clone(), this: device.this }
+    }
+
+    pub(crate) fn device(device_id: DeviceId) -> Self {
+        Self::Device { device_id: Text(device_id) }
     }
 
     pub(crate) fn created(group_id: GroupId, name: &str) -> Self {
@@ -379,10 +400,10 @@ mod tests {
     fn accounts_and_groups() {
         let device = GROUP.parse().unwrap();
         assert_eq!(
-            line(&Object::account(&bob(), device)),
-            format!(r#"{{"account_id":"{ACCOUNT}","device_id":"{GROUP}","username":"bob"}}"#)
+            line(&Object::account(&bob(), device, "12345")),
+            format!(r#"{{"account_id":"{ACCOUNT}","device_id":"{GROUP}","username":"bob","fingerprint":"12345"}}"#)
         );
-        assert!(line(&Object::account(&nameless(), device)).ends_with(r#""username":null}"#));
+        assert!(line(&Object::account(&nameless(), device, "12345")).contains(r#""username":null"#));
         assert_eq!(line(&Object::created(group(), "a \"b\"")), format!(r#"{{"group_id":"{GROUP}","name":"a \"b\""}}"#));
         assert_eq!(
             line(&Object::changed(group(), &bob())),

@@ -4,6 +4,7 @@
 
 mod json;
 pub(crate) mod people;
+pub(crate) mod qr;
 
 use std::io::{self, Write as _};
 

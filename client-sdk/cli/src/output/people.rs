@@ -4,7 +4,7 @@
 //! direction, and no line that looks as if it were another message.
 
 use jiff::{Timestamp, Zoned, tz::TimeZone};
-use undertone::{Connection, Contact, Event, GroupSummary, Message, MessageBody, MessageStatus, Recovered};
+use undertone::{Connection, Contact, Device, Event, GroupSummary, Message, MessageBody, MessageStatus, Recovered};
 
 /// Text in which whatever could do something to a terminal is replaced. Lines after the first are indented.
 pub(crate) fn clean(text: &str) -> String {
@@ -29,6 +29,18 @@ pub(crate) fn names(contacts: &[Contact]) -> String {
         [] => "nobody".to_owned(),
         contacts => contacts.iter().map(Contact::name).collect::<Vec<_>>().join(", "),
     }
+}
+
+/// A device of this account, in a line.
+pub(crate) fn device(device: &Device) -> String {
+    let this = if device.this { "  (this one)" } else { "" };
+    format!("{}  {}{this}", device.device_id, clean_line(&device.name))
+}
+
+/// A long code, as it is read aloud.
+pub(crate) fn in_fours(code: &str) -> String {
+    let fours = code.as_bytes().chunks(4).map(String::from_utf8_lossy);
+    fours.collect::<Vec<_>>().join(" ")
 }
 
 /// A group in a list.

@@ -1,0 +1,83 @@
+//! `link`, `link approve`, `devices list` and `devices remove`.
+
+use std::io::{self, BufRead as _, IsTerminal as _};
+
+use undertone::{Approval, Client, Device, DeviceId};
+
+use super::{CLOSE, close, connect};
+use crate::{
+    args::{DevicesCommand, Link, LinkCommand},
+    error::Failure,
+    output::{Object, Output, hint, people, qr},
+    store::Place,
+};
+
+pub(super) async fn link(place: &Place, link: Link, output: Output) -> Result<(), Failure> {
+    if let Some(LinkCommand::Approve { code }) = link.approve {
+        return super::with_client(place, async |client| approve(client, &code, output).await).await;
+    }
+    let linking = place.link(&link).await?;
+    let code = linking.code();
+    output
+        .tell(&Object::Code { code: code.clone() }, || format!("{}\n{}", qr::code(&code), people::in_fours(&code)))?;
+    output.say("on a device of the account: undertone link approve CODE")?;
+    let approval = linking.approved().await?;
+    if !is_right(&approval, link.account.as_deref(), output)? {
+        approval.decline().await?;
+        return Err(Failure::Refused("this device was not linked: it is another account".into()));
+    }
+    let client = approval.join().await?;
+    let told = super::account::tell(&client, output, "this is a device now of").await;
+    close(client, CLOSE).await;
+    told
+}
+
+/// Whether it is the account that is wanted: the one that was named, or by the word of who sits before it.
+fn is_right(approval: &Approval, wanted: Option<&str>, output: Output) -> Result<bool, Failure> {
+    let (account, fingerprint) = (approval.account(), approval.fingerprint());
+    if let Some(wanted) = wanted {
+        let called = account.username.as_ref().is_some_and(|name| name.as_str().eq_ignore_ascii_case(wanted));
+        return Ok(called || account.account_id.to_string() == wanted);
+    }
+    output.say(&format!(
+        "the account of {} ({})\nfingerprint {fingerprint}: undertone whoami shows it there",
+        account.name(),
+        account.account_id
+    ))?;
+    if output.is_json() || !io::stdin().is_terminal() {
+        return Ok(true);
+    }
+    output.say("make this a device of it? [y/N]")?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+async fn approve(client: &Client, code: &str, output: Output) -> Result<(), Failure> {
+    connect(client).await?;
+    output.say(&format!("this account's fingerprint is {}", client.fingerprint().await?))?;
+    let device = client.approve_link(code).await?;
+    tell(&device, output)
+}
+
+pub(super) async fn run(client: &Client, command: DevicesCommand, output: Output) -> Result<(), Failure> {
+    match command {
+        DevicesCommand::List => {
+            connect(client).await?;
+            client.devices().await?.iter().try_for_each(|device| tell(device, output))
+        }
+        DevicesCommand::Remove { id } => remove(client, id, output).await,
+    }
+}
+
+async fn remove(client: &Client, id: DeviceId, output: Output) -> Result<(), Failure> {
+    connect(client).await?;
+    client.remove_device(id).await?;
+    output.tell(&Object::device(id), || format!("{id} is no device of this account any more"))?;
+    hint("it keeps what it had, and the account's identity key: who can read its store can put it back");
+    Ok(())
+}
+
+fn tell(device: &Device, output: Output) -> Result<(), Failure> {
+    output.tell(&Object::listed_device(device), || people::device(device))
+}

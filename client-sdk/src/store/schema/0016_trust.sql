@@ -1,0 +1,8 @@
+-- The identity key that the user has compared with its owner's, and whether another one has taken the place of the one before
+-- without the user having said anything to it.
+ALTER TABLE contacts ADD COLUMN verified BLOB;
+ALTER TABLE contacts ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX contacts_changed ON contacts (account) WHERE changed = 1;
+
+-- 1: what is to be sent to an account whose identity key has changed waits for the user.
+ALTER TABLE profile ADD COLUMN hold_changed INTEGER NOT NULL DEFAULT 0;
