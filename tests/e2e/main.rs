@@ -9,6 +9,7 @@ mod chat;
 mod convergence;
 mod copied_store;
 mod crash_table;
+mod devices;
 mod direct;
 mod encrypted;
 mod image;

@@ -55,6 +55,18 @@ impl Person {
         person
     }
 
+    /// Another device of this person, linked at the relay.
+    pub async fn link(&self, folder: &Path, name: &str, relay: &str) -> Self {
+        let device = Self::new(folder, name);
+        let mut linking = device.start(&["link", "--relay", relay, "--name", name, "--account", &self.name]);
+        let code: Value = serde_json::from_str(&linking.line(|line| line.contains("code")).await).expect("JSON");
+        let approved = self.ok(&["link", "approve", code["code"].as_str().expect("a code")]).await;
+        let (status, rest) = linking.end().await;
+        assert!(status.success(), "{name} was not linked: {rest:?}");
+        assert_eq!(approved[0]["name"], name);
+        device
+    }
+
     /// The folder with their store.
     pub fn store(&self) -> PathBuf {
         self.home.join("store")

@@ -1,0 +1,183 @@
+//! People with several devices, by the reference client, at real relays.
+
+use undertone_tests::{Backend, Build, Chance, Person, Relay, Running, Store, on_both, seed, take_all};
+
+on_both!(
+    devices_that_come_and_go_end_with_the_same_history,
+    a_device_linked_in_the_middle_is_in_everything_at_once,
+    a_code_of_somebody_else_or_used_before_links_nothing,
+    a_removed_device_is_refused_by_every_node_and_left_out_by_all,
+);
+
+/// How many messages each side writes.
+fn messages() -> usize {
+    if std::env::var_os("TEST_SOAK").is_some() { 200 } else { 30 }
+}
+
+async fn texts(person: &Person, with: &str) -> Vec<String> {
+    person.history(with).await.into_iter().map(|(_, text)| text).collect()
+}
+
+async fn devices_that_come_and_go_end_with_the_same_history(backend: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path(), backend).await;
+    let relay = Relay::start(&store, Build::Workspace).await;
+    let url = relay.url();
+    let alice = Person::register(folder.path(), "alice", &url).await;
+    let bob = Person::register(folder.path(), "bob", &url).await;
+    let phone = alice.link(folder.path(), "alices-phone", &url).await;
+    let mut of_bob = vec![bob.clone()];
+    for name in ["bobs-phone", "bobs-tablet"] {
+        of_bob.push(bob.link(folder.path(), name, &url).await);
+    }
+    alice.ok(&["send", "@bob", "first"]).await;
+    bob.ok(&["sync"]).await;
+    bob.ok(&["send", "@alice", "second"]).await;
+
+    let devices: Vec<_> = [alice, phone].into_iter().map(|one| (one, "@bob")).collect();
+    let devices: Vec<_> = devices.into_iter().chain(of_bob.into_iter().map(|one| (one, "@alice"))).collect();
+    let seed = seed();
+    println!("TEST_SEED={seed}");
+    let mut chance = Chance::new(seed);
+    // Each device is there or not; who is writes in turn, and now and then one goes without a word.
+    let mut running: Vec<Option<Running>> = devices.iter().map(|_| None).collect();
+    let mut written = vec!["first".to_owned(), "second".to_owned()];
+    for number in 0..messages() {
+        for side in [&[0, 1][..], &[2, 3, 4]] {
+            let at = side[chance.index(side.len())];
+            let (device, with) = &devices[at];
+            if chance.one_in(6) {
+                running[at] = None;
+            }
+            let text = format!("{number} by {}", device.name);
+            running[at].get_or_insert_with(|| device.start(&["chat", with])).type_line(&text).await;
+            written.push(text);
+        }
+    }
+    for (at, mut chat) in running.into_iter().enumerate().filter_map(|(at, chat)| Some((at, chat?))) {
+        // What was typed is in the store by then.
+        chat.end_input();
+        let (status, rest) = chat.end().await;
+        assert!(status.success(), "{}: {rest:?}", devices[at].0.name);
+    }
+    let people: Vec<_> = devices.iter().map(|(device, _)| device).collect();
+    take_all(&store, &people).await;
+    let of_alice = texts(&devices[0].0, "@bob").await;
+    for (device, with) in &devices[1..] {
+        let here = texts(device, with).await;
+        let skip = of_alice.iter().position(|text| Some(text) == here.first()).unwrap();
+        assert_eq!(here, of_alice[skip..], "{}", device.name);
+    }
+    // A line that was typed to one that died at that moment may not have been read.
+    assert!(of_alice.iter().all(|text| written.contains(text)));
+    assert!(of_alice.len() >= messages(), "{} of {}", of_alice.len(), written.len());
+    assert_eq!(store.number("SELECT COUNT(*) FROM envelopes").await, 0, "what was delivered is gone");
+}
+
+async fn a_device_linked_in_the_middle_is_in_everything_at_once(backend: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path(), backend).await;
+    let relay = Relay::start(&store, Build::Workspace).await;
+    let url = relay.url();
+    let alice = Person::register(folder.path(), "alice", &url).await;
+    let bob = Person::register(folder.path(), "bob", &url).await;
+    alice.ok(&["group", "create", "trip", "--add", "bob"]).await;
+    bob.ok(&["sync"]).await;
+    bob.ok(&["group", "accept", "trip"]).await;
+    alice.ok(&["send", "trip", "before"]).await;
+    alice.ok(&["send", "@bob", "before"]).await;
+    let phone = alice.link(folder.path(), "phone", &url).await;
+    let numbers = [alice.ok(&["safety-number", "bob"]).await, phone.ok(&["safety-number", "bob"]).await];
+    let of_bob = bob.ok(&["safety-number", "alice"]).await;
+    assert!(numbers.iter().all(|of_alice| *of_alice == of_bob), "{numbers:?} {of_bob:?}");
+    assert_eq!(of_bob[0]["safety_number"].as_str().unwrap().len(), 60);
+
+    phone.ok(&["sync"]).await;
+    phone.ok(&["send", "trip", "from the phone"]).await;
+    phone.ok(&["send", "@bob", "from the phone"]).await;
+    bob.ok(&["sync"]).await;
+    bob.ok(&["send", "trip", "an answer"]).await;
+    bob.ok(&["send", "@alice", "an answer"]).await;
+    take_all(&store, &[&alice, &phone, &bob]).await;
+    for (conversation, of_bob) in [("trip", "trip"), ("@bob", "@alice")] {
+        let all = ["before", "from the phone", "an answer"];
+        assert_eq!(texts(&alice, conversation).await, all, "{conversation}");
+        assert_eq!(texts(&bob, of_bob).await, all, "{conversation}");
+        assert_eq!(texts(&phone, conversation).await, all[1..], "{conversation}");
+    }
+    let devices = phone.ok(&["devices", "list"]).await;
+    let named = |name: &str| devices.iter().find(|one| one["name"] == name).unwrap();
+    assert_eq!((devices.len(), &named("phone")["this"]), (2, &true.into()));
+}
+
+async fn a_code_of_somebody_else_or_used_before_links_nothing(backend: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path(), backend).await;
+    let relay = Relay::start(&store, Build::Workspace).await;
+    let url = relay.url();
+    let alice = Person::register(folder.path(), "alice", &url).await;
+    let mallory = Person::register(folder.path(), "mallory", &url).await;
+    let code = async |linking: &mut Running| {
+        let line: serde_json::Value = serde_json::from_str(&linking.line(|line| line.contains("code")).await).unwrap();
+        line["code"].as_str().unwrap().to_owned()
+    };
+    let phone = Person::new(folder.path(), "phone");
+    // A stranger has seen the code, and approves it.
+    let mut linking = phone.start(&["link", "--relay", &url, "--account", "alice"]);
+    let shown = code(&mut linking).await;
+    let approving = mallory.run(&["link", "approve", &shown]).await;
+    assert_eq!(approving.status.code(), Some(1));
+    assert!(approving.stderr.contains("does not want to belong to this account"), "{}", approving.stderr);
+    assert_eq!(linking.end().await.0.code(), Some(1));
+    // What is no code, or is over.
+    for (code, says) in [("ABCD", "not the code"), (&shown, "already")] {
+        let approving = alice.run(&["link", "approve", code]).await;
+        assert_eq!(approving.status.code(), Some(1));
+        assert!(approving.stderr.contains(says), "{}", approving.stderr);
+    }
+    assert_eq!(alice.ok(&["devices", "list"]).await.len(), 1);
+    let phone = alice.link(folder.path(), "phone", &url).await;
+    assert_eq!(phone.ok(&["whoami"]).await[0]["account_id"], alice.ok(&["whoami"]).await[0]["account_id"]);
+}
+
+async fn a_removed_device_is_refused_by_every_node_and_left_out_by_all(backend: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path(), backend).await;
+    let relay = Relay::start(&store, Build::Workspace).await;
+    let url = relay.url();
+    let alice = Person::register(folder.path(), "alice", &url).await;
+    let bob = Person::register(folder.path(), "bob", &url).await;
+    let phone = alice.link(folder.path(), "phone", &url).await;
+    alice.ok(&["group", "create", "trip", "--add", "bob"]).await;
+    phone.ok(&["sync"]).await;
+    bob.ok(&["sync"]).await;
+    bob.ok(&["group", "accept", "trip"]).await;
+    phone.ok(&["send", "trip", "I am there"]).await;
+    take_all(&store, &[&alice, &phone, &bob]).await;
+    let commits = "SELECT MAX(commit_seq) FROM groups";
+    let before = store.number(commits).await;
+
+    let device = phone.ok(&["whoami"]).await[0]["device_id"].as_str().unwrap().to_owned();
+    let mut listening = phone.start(&["listen", "--for", "600"]);
+    listening.line(|line| line.contains("online")).await;
+    alice.ok(&["devices", "remove", &device]).await;
+    let (status, rest) = listening.end().await;
+    assert_eq!(status.code(), Some(1), "{rest:?}");
+    for args in [&["sync"][..], &["send", "@bob", "still there"], &["devices", "list"], &["safety-number", "bob"]] {
+        let done = phone.run(args).await;
+        assert_ne!(done.status.code(), Some(0), "{args:?}");
+    }
+    let hex = if store.url().is_some() { "upper(encode(device_id, 'hex'))" } else { "hex(device_id)" };
+    let of_device = format!("{hex} = '{}'", device.replace('-', "").to_uppercase());
+    for table in ["devices", "sessions", "key_packages", "queue", "cursors"] {
+        assert_eq!(store.number(&format!("SELECT COUNT(*) FROM {table} WHERE {of_device}")).await, 0, "{table}");
+    }
+    const MEMBERS: &str = "SELECT COUNT(*) FROM group_members WHERE ended_commit IS NULL AND awaits_removal = 0";
+    assert_eq!(store.number(MEMBERS).await, 2);
+    bob.ok(&["sync"]).await;
+    bob.ok(&["send", "trip", "without the phone"]).await;
+    alice.ok(&["sync"]).await;
+    assert_eq!(texts(&alice, "trip").await, ["I am there", "without the phone"]);
+    assert!(store.number(commits).await > before, "its leaf was removed before");
+    assert_eq!(texts(&phone, "trip").await, ["I am there"]);
+}
