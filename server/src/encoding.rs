@@ -39,6 +39,7 @@ impl Measured for undertone_wire::DirectEphemeralRequest {}
 impl Measured for undertone_wire::GroupEphemeralRequest {}
 impl Measured for undertone_wire::InstanceRequest {}
 impl Measured for undertone_wire::LeaveRequest {}
+impl Measured for undertone_wire::PipePart {}
 impl Measured for undertone_wire::RejoinRequest {}
 impl Measured for undertone_wire::SuccessorRequest {}
 impl Measured for undertone_wire::PublishPrekeysRequest {}

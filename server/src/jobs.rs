@@ -9,7 +9,7 @@ use crate::{
     clock::hour_of,
     keys, kill,
     node::Node,
-    store::{StoreError, groups, invites, keys as key_store, message_ids, queue, sessions},
+    store::{StoreError, groups, invites, keys as key_store, message_ids, pipes, queue, sessions},
 };
 
 /// How often. Ciphertext that was acked is out of the files by the second round after it.
@@ -57,6 +57,7 @@ async fn tidy_batch(node: &Node) -> Result<u64, StoreError> {
     let db = &node.db;
     let mut count = db.write(move |tx| Box::pin(sessions::expire(tx, now_ms, BATCH))).await?;
     count += db.write(move |tx| Box::pin(invites::expire(tx, now_ms, BATCH))).await?;
+    count += db.write(move |tx| Box::pin(pipes::expire(tx, now_ms, BATCH))).await?;
     count += db.write(move |tx| Box::pin(message_ids::expire(tx, now_ms, BATCH))).await?;
     count += db.write(move |tx| Box::pin(key_store::expire(tx, lives_until_ms, BATCH))).await?;
     let expired = db.write(move |tx| {

@@ -38,6 +38,7 @@ mod mls;
 mod node;
 mod nodes;
 mod once;
+mod pipes;
 mod proxies;
 mod queue;
 mod rates;

@@ -24,7 +24,7 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{auth, directory, ephemeral, error::Error, groups, keys, messages, node::Node, queue, stream};
+use crate::{auth, directory, ephemeral, error::Error, groups, keys, messages, node::Node, pipes, queue, stream};
 
 /// Everything the relay serves.
 pub(crate) fn router(node: Node) -> Router {
@@ -52,6 +52,8 @@ fn api() -> OpenApiRouter<Node> {
         .routes(routes!(auth::challenge))
         .routes(routes!(auth::login))
         .routes(routes!(auth::logout))
+        .routes(routes!(pipes::request, pipes::put_request))
+        .routes(routes!(pipes::answer, pipes::put_answer))
         .routes(routes!(keys::counts))
         .routes(routes!(keys::reconcile))
         .routes(routes!(keys::key_packages::publish))

@@ -7,7 +7,7 @@ use undertone_wire::{
     Bytes, ClaimRequest, ClaimResponse, ClaimedKeyPackage, ErrorCode, Hash, KeyCounts, Problem, PublishRequest, path,
 };
 
-use super::{Claimed, Notice, check_lifetime, claim_one, notice, store_all, tell_owners};
+use super::{Claimed, check_lifetime, claim_of, store_all};
 use crate::{
     auth::Caller,
     encoding::{Accept, Body},
@@ -16,7 +16,7 @@ use crate::{
     mls::{self, SUITES, bad_key_package},
     node::Node,
     once::{Once, Purpose},
-    store::{Tx, accounts, keys::NewKey},
+    store::{accounts, keys::NewKey},
 };
 
 /// A key package that was verified, but for its certificate being the listed one.
@@ -97,72 +97,12 @@ pub(crate) async fn claim(
     if !SUITES.contains(&request.suite) {
         return Err(Error::refused(ErrorCode::UnsupportedSuite, "see `suites` of the relay's description"));
     }
-    let claiming = node.clone();
-    let claimed = node.db.write(move |tx| {
-        Box::pin(async move {
-            caller.still_holds(tx, claiming.now_ms()).await?;
-            claim_for_each_device(tx, &claiming, &caller, &request).await
-        })
-    });
-    let (claimed, notices) = claimed.await?;
-    tell_owners(node, notices);
-    Ok(accept.answer(&claimed))
-}
-
-async fn claim_for_each_device(
-    tx: &mut Tx,
-    node: &Node,
-    caller: &Caller,
-    request: &ClaimRequest,
-) -> Result<(ClaimResponse, Vec<Notice>), Error> {
-    let devices = accounts::devices(tx, &request.account_id).await?;
-    if devices.is_empty() {
-        return Err(Error::not_found());
-    }
-    let one_time = node.claims.allow(caller.account, request.account_id);
-    let (mut key_packages, mut notices) = (Vec::with_capacity(devices.len()), Vec::new());
-    for device in devices {
-        let claimed = claim_one(tx, node, device, request.suite, one_time).await?;
-        notices.extend(notice(tx, node, &claimed).await?);
-        key_packages.push(claimed.into());
-    }
-    Ok((ClaimResponse { key_packages }, notices))
+    let claimed = claim_of(&node, caller, request.account_id, request.suite, |_| true).await?;
+    Ok(accept.answer(&ClaimResponse { key_packages: claimed.into_iter().map(ClaimedKeyPackage::from).collect() }))
 }
 
 impl From<Claimed> for ClaimedKeyPackage {
     fn from(Claimed { device, key, last_resort, .. }: Claimed) -> Self {
         Self { device_id: device, key_package: key.map(Into::into), last_resort }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::testing;
-    use undertone_wire::{AccountId, PublicKey};
-
-    #[tokio::test]
-    async fn claims_of_accounts_that_do_not_exist_are_not_counted() {
-        let folder = tempfile::tempdir().unwrap();
-        let node = testing::node(folder.path()).await;
-        let (alice, bob) = (testing::caller(&node, 1).await, testing::caller(&node, 2).await);
-        let claim = async |account_id: AccountId| {
-            let (claiming, request) = (node.clone(), ClaimRequest { account_id, suite: SUITES[0] });
-            let claimed = node
-                .db
-                .write(move |tx| {
-                    Box::pin(async move { claim_for_each_device(tx, &claiming, &alice, &request).await.map(drop) })
-                })
-                .await;
-            (claimed, node.claims.kept())
-        };
-        for byte in 100..200 {
-            let (claimed, kept) = claim(AccountId::from_identity_key(&PublicKey::from([byte; 32]))).await;
-            assert!(matches!(claimed, Err(Error::Refused(ErrorCode::NotFound, _))), "{claimed:?}");
-            assert_eq!(kept, (0, 0));
-        }
-        let (claimed, kept) = claim(bob.account).await;
-        assert!(claimed.is_ok(), "{claimed:?}");
-        assert_eq!(kept, (1, 1), "one that exists is");
     }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 use axum::{extract::State, response::Response};
 use undertone_wire::{
-    DeviceId, ErrorCode, KeyCounts, PrekeyCount, Problem, ReconcileRequest, ReconcileResponse, path, suite,
+    AccountId, DeviceId, ErrorCode, KeyCounts, PrekeyCount, Problem, ReconcileRequest, ReconcileResponse, path, suite,
 };
 
 use crate::{
@@ -108,6 +108,38 @@ struct Claimed {
     key: Option<Vec<u8>>,
     /// Whether it is the one that others may have been given too.
     last_resort: bool,
+}
+
+/// Takes one key of each wanted device of an account, and tells the owners what there is to tell.
+async fn claim_of(
+    node: &Node,
+    caller: Caller,
+    account: AccountId,
+    suite: u16,
+    is_wanted: impl Fn(&DeviceId) -> bool + Send + 'static,
+) -> Result<Vec<Claimed>, Error> {
+    let claiming = node.clone();
+    let claimed = node.db.write(move |tx| {
+        Box::pin(async move {
+            caller.still_holds(tx, claiming.now_ms()).await?;
+            let mut devices = accounts::devices(tx, &account).await?;
+            if devices.is_empty() {
+                return Err(Error::not_found());
+            }
+            devices.retain(is_wanted);
+            let one_time = claiming.claims.allow(caller.account, account);
+            let (mut claimed, mut notices) = (Vec::with_capacity(devices.len()), Vec::new());
+            for device in devices {
+                let key = claim_one(tx, &claiming, device, suite, one_time).await?;
+                notices.extend(notice(tx, &claiming, &key).await?);
+                claimed.push(key);
+            }
+            Ok((claimed, notices))
+        })
+    });
+    let (claimed, notices) = claimed.await?;
+    tell_owners(node.clone(), notices);
+    Ok(claimed)
 }
 
 /// Takes one key of a device: a one-time one, if that is allowed and one is left.
@@ -215,4 +247,30 @@ async fn key_counts(conn: &mut Conn, node: &Node, device: &DeviceId) -> Result<K
 /// How long a key must live to be handed out now.
 pub(crate) fn must_live_until_ms(node: &Node) -> u64 {
     node.now_ms().saturating_add(node.limits.key_package_remaining_s_min.saturating_mul(1_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{mls::SUITES, node::testing};
+    use undertone_wire::PublicKey;
+
+    #[tokio::test]
+    async fn claims_of_accounts_that_do_not_exist_are_not_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = testing::node(folder.path()).await;
+        let (alice, bob) = (testing::caller(&node, 1).await, testing::caller(&node, 2).await);
+        let claim = async |account: AccountId| {
+            let claimed = claim_of(&node, alice, account, SUITES[0], |_| true).await;
+            (claimed.map(drop), node.claims.kept())
+        };
+        for byte in 100..200 {
+            let (claimed, kept) = claim(AccountId::from_identity_key(&PublicKey::from([byte; 32]))).await;
+            assert!(matches!(claimed, Err(Error::Refused(ErrorCode::NotFound, _))), "{claimed:?}");
+            assert_eq!(kept, (0, 0));
+        }
+        let (claimed, kept) = claim(bob.account).await;
+        assert!(claimed.is_ok(), "{claimed:?}");
+        assert_eq!(kept, (1, 1), "one that exists is");
+    }
 }

@@ -9,10 +9,10 @@ use axum::{extract::State, response::Response};
 use serde::{Serialize, de::DeserializeOwned};
 use undertone_wire::{
     AccountId, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimedPrekey, DeviceId, DeviceSealingKey, Encoding,
-    ErrorCode, KeyCounts, Prekey, Problem, PublicKey, PublishPrekeysRequest, SealingKey, SealingKeys, path, suite,
+    ErrorCode, KeyCounts, Problem, PublicKey, PublishPrekeysRequest, SealingKey, SealingKeys, path, suite,
 };
 
-use super::{Notice, check_lifetime, claim_one, must_live_until_ms, notice, store_all, tell_owners};
+use super::{Claimed, check_lifetime, claim_of, must_live_until_ms, store_all};
 use crate::{
     auth::Caller,
     encoding::{Accept, Body, Named},
@@ -21,7 +21,7 @@ use crate::{
     node::Node,
     once::{Once, Purpose},
     store::{
-        Tx, accounts,
+        accounts,
         keys::{self, NewKey},
     },
 };
@@ -109,37 +109,13 @@ pub(crate) async fn claim(
     if !request.devices.is_sorted_by(|one, next| one < next) {
         return Err(Error::refused(ErrorCode::Malformed, "devices must be in ascending order, each once"));
     }
-    let claiming = node.clone();
-    let claimed = node.db.write(move |tx| {
-        Box::pin(async move {
-            caller.still_holds(tx, claiming.now_ms()).await?;
-            claim_for_devices(tx, &claiming, &caller, &request).await
-        })
-    });
-    let (claimed, notices) = claimed.await?;
-    tell_owners(node, notices);
-    Ok(accept.answer(&claimed))
-}
-
-async fn claim_for_devices(
-    tx: &mut Tx,
-    node: &Node,
-    caller: &Caller,
-    request: &ClaimPrekeysRequest,
-) -> Result<(ClaimPrekeysResponse, Vec<Notice>), Error> {
-    let listed = accounts::devices(tx, &request.account_id).await?;
-    if listed.is_empty() {
-        return Err(Error::not_found());
-    }
-    let one_time = node.claims.allow(caller.account, request.account_id);
-    let (mut prekeys, mut notices) = (Vec::with_capacity(request.devices.len()), Vec::new());
-    for device in listed.into_iter().filter(|device| request.devices.contains(device)) {
-        let claimed = claim_one(tx, node, device, suite::PREKEY, one_time).await?;
-        notices.extend(notice(tx, node, &claimed).await?);
-        let prekey: Option<Prekey> = claimed.key.as_deref().map(as_published).transpose()?;
-        prekeys.push(ClaimedPrekey { device_id: device, prekey });
-    }
-    Ok((ClaimPrekeysResponse { prekeys }, notices))
+    let is_wanted = move |device: &DeviceId| request.devices.contains(device);
+    let claimed = claim_of(&node, caller, request.account_id, suite::PREKEY, is_wanted).await?;
+    let as_answered = |Claimed { device, key, .. }: Claimed| {
+        Ok(ClaimedPrekey { device_id: device, prekey: key.as_deref().map(as_published).transpose()? })
+    };
+    let prekeys = claimed.into_iter().map(as_answered).collect::<Result<_, Error>>()?;
+    Ok(accept.answer(&ClaimPrekeysResponse { prekeys }))
 }
 
 /// The sealing keys of an account's devices.

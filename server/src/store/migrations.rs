@@ -27,6 +27,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../../migrations/sqlite/0003_instances.sql"),
         include_str!("../../../migrations/postgres/0003_instances.sql"),
     ),
+    (
+        4,
+        "pipes",
+        include_str!("../../../migrations/sqlite/0004_pipes.sql"),
+        include_str!("../../../migrations/postgres/0004_pipes.sql"),
+    ),
 ];
 
 /// What migrates a SQLite store.

@@ -7,8 +7,9 @@
 //! ([`Db::write`]), and whoever has mail by it is woken after the commit.
 //!
 //! Invariant: every transaction locks in this order, each kind ascending and all of a kind at once: message ids, device
-//! lists, groups, devices, cursors, queue rows, key packages, invites, envelopes. So none waits for one that waits for it.
-//! Envelopes come last of all, just before the commit, whatever let go of them ([`Tx::release`]).
+//! lists, groups, devices, cursors, queue rows, key packages, invites, the turn to begin a pipe, parts of pipes, envelopes.
+//! So none waits for one that waits for it. Envelopes come last of all, just before the commit, whatever let go of them
+//! ([`Tx::release`]).
 //! Who only relies on a row locks it as one who changes it does: of those who may share a lock there can always be one,
 //! and who wants it alone would wait without end.
 
@@ -21,6 +22,7 @@ pub(crate) mod keys;
 mod mark;
 pub(crate) mod message_ids;
 mod migrations;
+pub(crate) mod pipes;
 mod pool;
 mod postgres;
 pub(crate) mod queue;
@@ -47,7 +49,7 @@ use crate::{clock::Random, kill, wake::Wake};
 /// Most writes that wait or run. Beyond that a caller is better told to come again than made to wait.
 const WRITES_MAX: usize = 512;
 
-/// Most of them that are for somebody without a session: challenges, log-ins, registrations.
+/// Most of them that are for somebody without a session: challenges, log-ins, registrations, parts of pipes.
 const STRANGERS_MAX: usize = 64;
 
 /// Where the store is.

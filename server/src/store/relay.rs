@@ -43,6 +43,9 @@ const END_CHALLENGES: &str = "DELETE FROM challenges";
 /// Forgets all invites.
 const END_INVITES: &str = "DELETE FROM invites";
 
+/// Forgets all pipes.
+const END_PIPES: &str = "DELETE FROM pipe_parts";
+
 /// Which relay this is, and which incarnation of its store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Identity {
@@ -83,7 +86,7 @@ pub(super) async fn mark_only(tx: &mut Tx, mark: &str) -> Result<(), StoreError>
 }
 
 /// Begins a new incarnation: one-time keys of before are good no more, all numbers jump, all sessions end, and so do all
-/// invites, for some of them may have been used up or revoked.
+/// invites and pipes, for some of them may have been used up or revoked, or hold other parts than were read.
 pub(super) async fn begin_incarnation(tx: &mut Tx, random: &dyn Random) -> Result<(), StoreError> {
     let incarnation = Incarnation::from_random(random_bytes(random)?);
     let jump = super::stored(JUMP);
@@ -92,6 +95,7 @@ pub(super) async fn begin_incarnation(tx: &mut Tx, random: &dyn Random) -> Resul
     execute!(**tx, END_SESSIONS)?;
     execute!(**tx, END_CHALLENGES)?;
     execute!(**tx, END_INVITES)?;
+    execute!(**tx, END_PIPES)?;
     tracing::warn!("the store is not the one it was: a new incarnation begins, and devices publish new keys");
     Ok(())
 }

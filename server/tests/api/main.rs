@@ -26,6 +26,7 @@ mod missed;
 mod mls;
 mod nodes;
 mod once;
+mod pipes;
 mod prekeys;
 mod queue;
 mod recovery;

@@ -8,9 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::AssertSqlSafe;
-use undertone_wire::{CommitResponse, SendResponse};
+use undertone_wire::{CommitResponse, PipeId, SendResponse};
 
-use crate::support::{Backend, Device, Message, TestRelay, connect};
+use crate::support::{Backend, Device, Message, TestRelay, connect, random};
 
 /// Whose rows a transaction wrote or locked: accounts or devices, by `table.column`.
 type Traces = BTreeMap<String, BTreeSet<Vec<u8>>>;
@@ -20,6 +20,9 @@ const POSTED_BY: &str = "SELECT xmin::text FROM envelopes ORDER BY envelope_id D
 
 /// The transaction that spent a key package.
 const CLAIMED_BY: &str = "SELECT xmin::text FROM key_packages WHERE key_package IS NULL";
+
+/// The transaction that answered in a pipe, with answer 0.
+const ANSWERED_BY: &str = "SELECT xmin::text FROM pipe_parts WHERE is_answer = 1 AND number = 0";
 
 /// The traces of the transaction that this query names.
 async fn traces(relay: &TestRelay, transaction: &str) -> Traces {
@@ -151,4 +154,20 @@ async fn a_claim_touches_what_is_of_the_owner_only() {
     assert!(claimed.key_packages.iter().all(|claimed| claimed.key_package.is_some() && !claimed.last_resort));
     let owner = Traces::from([("key_packages.device_id".to_owned(), devices(&[&alice[0], &alice[1]]))]);
     assert_eq!(traces(&relay, CLAIMED_BY).await, owner);
+}
+
+#[tokio::test]
+async fn an_answer_in_a_pipe_touches_nothing_of_anybody() {
+    let relay = TestRelay::start(Backend::Postgres).await;
+    let (alice, pipe) = (relay.device().await, PipeId::from_random(random()));
+    relay.api().put_pipe_request(pipe, 0, b"request").await.done();
+    let planted = "BEGIN; SELECT 1 FROM sessions FOR KEY SHARE;
+                   INSERT INTO pipe_parts SELECT pipe_hash, 1, 0, content, expires_ms FROM pipe_parts; COMMIT";
+    relay.store.change(planted).await;
+    let session = Traces::from([("sessions.device_id".to_owned(), devices(&[&alice]))]);
+    assert_eq!(traces(&relay, ANSWERED_BY).await, session, "what is planted is found");
+
+    relay.store.change("DELETE FROM pipe_parts WHERE is_answer = 1").await;
+    alice.put_pipe_answer(pipe, 0, b"answer").await.done();
+    assert_eq!(traces(&relay, ANSWERED_BY).await, Traces::new());
 }

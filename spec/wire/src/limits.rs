@@ -54,8 +54,8 @@ limits! {
     client_frame_bytes_max = 4 * KIB;
     /// Connections at a time; more wait to be taken.
     connections_max = 10_000;
-    /// Requests to register and to log in, challenges included, from one IPv4 address, or from one IPv6 network of 64 bits, in
-    /// a minute. More are refused with `too_many_requests`. Each node counts for itself.
+    /// Requests to register, to log in, challenges included, and for pipes without a session, from one IPv4 address, or from
+    /// one IPv6 network of 64 bits, in a minute. More are refused with `too_many_requests`. Each node counts for itself.
     stranger_requests_minute_max = 120;
     /// Requests that a session has open at a time. More are refused with `unavailable`.
     session_requests_max = 16;
@@ -112,7 +112,7 @@ limits! {
     /// What a listed device answers in a pipe at a time.
     pipe_answer_bytes_max = 512 * KIB;
     /// Pipes at a time. More are refused with `unavailable`.
-    pipes_max = 1_000;
+    pipes_max = 5_000;
     /// How long a pipe lives.
     pipe_ttl_s = 600;
     /// Entries in one answer to a fetch.

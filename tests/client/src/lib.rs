@@ -9,6 +9,7 @@ mod account;
 mod api;
 mod direct;
 mod message;
+mod pipe;
 mod socket;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

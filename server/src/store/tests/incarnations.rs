@@ -6,6 +6,7 @@ use crate::store::{
     groups::Ending,
     invites::{self, Invite},
     keys,
+    pipes::{self, Part},
     queue::{PageRequest, cursor, page},
     relay::{self, JUMP},
     sessions,
@@ -23,6 +24,7 @@ pub(super) struct Standing {
     session: bool,
     challenge: bool,
     invite: bool,
+    pipe: bool,
     one_time: u64,
     counted: Vec<KeyPackageCount>,
     last_resort: bool,
@@ -31,6 +33,10 @@ pub(super) struct Standing {
 
 fn token() -> Hash {
     Hash::of(b"token")
+}
+
+fn pipe() -> Part {
+    Part { pipe_hash: Hash::of(b"pipe"), is_answer: false, number: 0 }
 }
 
 /// Gives a store something of everything.
@@ -46,6 +52,7 @@ pub(super) async fn furnish(db: &Db) {
             sessions::add_challenge(tx, &nonce(1), u64::MAX).await?;
             let invite = Invite { code_hash: Hash::of(b"code"), uses_left: 1, expires_ms: u64::MAX };
             invites::add(tx, &invite).await?;
+            pipes::begin(tx, &pipe().pipe_hash, b"request", u64::MAX, 1, 9).await?;
             let keys = [key_packages::key("once", false, 30), key_packages::key("last", true, 30)];
             keys::add(tx, &device_id(1), &keys).await
         })
@@ -77,6 +84,7 @@ pub(super) async fn read_standing(db: &Db) -> Result<Standing, StoreError> {
         session: page.authenticated && sessions::holder(conn, &token(), 1).await?.is_some(),
         challenge: challenges == 1,
         invite: invites::count(conn).await? == 1,
+        pipe: pipes::content(conn, &pipe(), 1).await?.is_some(),
         one_time: keys::one_time_left(conn, &device_id(1), key_packages::SUITE, 10).await?,
         counted: keys::counts(conn, &device_id(1), 10).await?,
         last_resort: keys::last_resort(conn, &device_id(1), key_packages::SUITE, 10).await?.is_some(),
@@ -94,6 +102,7 @@ impl Standing {
             session: false,
             challenge: false,
             invite: false,
+            pipe: false,
             one_time: 0,
             counted: vec![KeyPackageCount { suite, one_time: 0, last_resort: true }],
             ..self.clone()
@@ -104,8 +113,8 @@ impl Standing {
 /// The store is furnished, and its numbers, sessions and keys are those of its first incarnation.
 pub(super) fn assert_furnished(standing: &Standing) {
     assert_eq!((standing.next_seqs, &standing.held[..]), ([4, 4], &[2, 3][..]));
-    let has_all = standing.session && standing.challenge && standing.invite && standing.last_resort;
-    assert!(has_all && standing.one_time == 1, "{standing:?}");
+    let has_all = [standing.session, standing.challenge, standing.invite, standing.pipe, standing.last_resort];
+    assert!(has_all == [true; 5] && standing.one_time == 1, "{standing:?}");
 }
 
 /// Since `before`, one new incarnation has begun.

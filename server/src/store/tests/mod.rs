@@ -18,6 +18,7 @@ mod messages;
 mod migrations;
 mod model;
 mod pages;
+mod pipes;
 mod plans;
 mod postgres;
 mod queues;
@@ -177,6 +178,8 @@ suite! {
         accounts_go_with_all_they_had, holders_are_those_whose_sessions_hold, what_is_locked_is_what_is_listed,
         sessions_expire_in_batches;
     invites on 1 thread: an_invite_is_used_up_and_gone, invites_expire_in_batches, as_many_as_an_invite_is_for_use_it;
+    pipes on 4 threads: a_part_is_written_once_while_its_pipe_lives, a_pipe_that_is_over_is_as_none,
+        parts_expire_in_batches, of_many_who_write_a_part_one_does, of_many_who_begin_pipes_as_many_do_as_may;
     messages on 1 thread: an_id_is_free_once, what_is_given_back_is_free, ids_expire_in_batches,
         who_claims_second_waits_for_the_first;
     queues on 1 thread: envelopes_come_out_as_they_went_in, an_envelope_for_nobody_is_not_stored,

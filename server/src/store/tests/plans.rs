@@ -7,6 +7,7 @@ use crate::store::{
     groups::{Ending, NewCommit},
     invites, keys,
     message_ids::{self, NewStub},
+    pipes,
     queue::PageRequest,
     relay, sessions,
 };
@@ -26,6 +27,7 @@ const FILL: &str = "
     INSERT INTO cursors SELECT device, 1, 0, 0 FROM few;
     INSERT INTO sessions SELECT id, device, soon FROM many;
     INSERT INTO challenges SELECT id, soon FROM many;
+    INSERT INTO pipe_parts SELECT id, 0, 0, 'part', soon FROM many;
     INSERT INTO key_packages SELECT id, device, 3, CASE WHEN n % 10 = 0 THEN 1 ELSE 0 END, soon, incarnation, 'key' FROM many, relay;
     INSERT INTO groups SELECT DISTINCT ON (group_id) group_id, 0, 0, 0, id, 'info'::bytea FROM many;
     INSERT INTO group_members SELECT group_id, device, n, CASE WHEN n % 5 = 0 THEN n END,
@@ -75,7 +77,8 @@ async fn people(tx: &mut Tx) -> Result<(), StoreError> {
     assert!(sessions::holder(tx, &token, 0).await?.is_some());
     assert_eq!(sessions::holders(tx, &[token], 0).await?.len(), 1);
     sessions::end(tx, &token).await?;
-    invites(tx).await
+    invites(tx).await?;
+    pipes(tx).await
 }
 
 async fn invites(tx: &mut Tx) -> Result<(), StoreError> {
@@ -86,6 +89,14 @@ async fn invites(tx: &mut Tx) -> Result<(), StoreError> {
     assert_eq!(invites::holding(tx, 0).await?.len(), 1);
     assert!(invites::delete(tx, &invite.code_hash).await?);
     invites::expire(tx, 0, 500).await.map(|_| ())
+}
+
+async fn pipes(tx: &mut Tx) -> Result<(), StoreError> {
+    let part = pipes::Part { pipe_hash: Hash::of(b"pipe"), is_answer: true, number: 0 };
+    assert!(pipes::begin(tx, &part.pipe_hash, b"request", 10, 0, u64::MAX).await?);
+    assert!(pipes::add(tx, &part, b"answer", 0).await?);
+    assert!(pipes::content(tx, &part, 0).await?.is_some());
+    pipes::expire(tx, 0, 500).await.map(|_| ())
 }
 
 async fn identity(tx: &mut Tx) -> Result<(), StoreError> {

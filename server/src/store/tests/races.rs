@@ -7,7 +7,7 @@ use super::{
 use crate::store::{
     keys,
     message_ids::{self, NewStub},
-    sessions,
+    pipes, sessions,
 };
 use undertone_wire::Username;
 
@@ -203,6 +203,7 @@ pub(super) async fn sweepers_share_the_work(fresh: &Fresh) {
                 sessions::add(tx, &hash, &device_id(1), 1, EACH).await?;
                 sessions::add_challenge(tx, &hash_nonce(&hash), 1).await?;
                 message_ids::claim(tx, &[NewStub { id_hash: hash, body_hash: hash, expires_hour_ms: 0 }]).await?;
+                pipes::begin(tx, &hash, b"request", 1, 0, EACH).await?;
                 append_commit(tx, nth + 1, b"commit", 0).await?;
             }
             let keys: Vec<_> = (0..EACH).map(|nth| key_packages::key(&format!("{nth}"), false, 0)).collect();
@@ -212,7 +213,7 @@ pub(super) async fn sweepers_share_the_work(fresh: &Fresh) {
     .await;
     let swept = at_once(&nodes, 8, |db, _| {
         Box::pin(async move {
-            let mut counts = [0; 5];
+            let mut counts = [0; 6];
             loop {
                 let swept = [
                     done(&db, |tx| Box::pin(sessions::expire(tx, 1, 25))).await,
@@ -220,8 +221,9 @@ pub(super) async fn sweepers_share_the_work(fresh: &Fresh) {
                     done(&db, |tx| Box::pin(keys::expire(tx, 1, 25))).await,
                     done(&db, |tx| Box::pin(groups::expire_commits(tx, 1, 25))).await,
                     done(&db, |tx| Box::pin(queue::expire(tx, 1, 25))).await,
+                    done(&db, |tx| Box::pin(pipes::expire(tx, 1, 25))).await,
                 ];
-                if swept == [0; 5] {
+                if swept == [0; 6] {
                     return counts;
                 }
                 counts.iter_mut().zip(swept).for_each(|(count, swept)| *count += swept);
@@ -230,7 +232,7 @@ pub(super) async fn sweepers_share_the_work(fresh: &Fresh) {
     })
     .await;
     let total = |kind: usize| swept.iter().map(|counts| counts[kind]).sum::<u64>();
-    assert_eq!([0, 1, 2, 3, 4].map(total), [2 * EACH, EACH, EACH, EACH, 3 * EACH]);
+    assert_eq!([0, 1, 2, 3, 4, 5].map(total), [2 * EACH, EACH, EACH, EACH, 3 * EACH, EACH]);
     let mut conn = fresh.db.read().await.unwrap();
     assert_eq!(count(&mut conn, counts::ENVELOPES).await, 0);
     counts::check(&mut conn, "after sweeping").await;
