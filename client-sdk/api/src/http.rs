@@ -27,8 +27,8 @@ use undertone_wire::{
     ClaimResponse, CommitRequest, CommitResponse, CreateGroupRequest, Encoding, ErrorCode, FetchResponse, Group,
     GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse,
     KeyCounts, LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, PipeId, PipePart, Problem, PublishPrekeysRequest,
-    PublishRequest, ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys,
-    SendDirectRequest, SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER,
+    PublishRequest, ReconcileRequest, ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay,
+    SealingKeys, SendDirectRequest, SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER,
     UpdateDeviceListRequest, Username, path, path::fill,
 };
 
@@ -188,6 +188,9 @@ impl RelayApi for HttpApi {
     }
     fn register<'a>(&'a self, request: &'a RegisterRequest) -> Answer<'a, Account> {
         self.ask(self.post(path::ACCOUNTS, request))
+    }
+    fn recover<'a>(&'a self, account: AccountId, request: &'a RecoveryRequest) -> Answer<'a, Account> {
+        self.ask(self.post(&fill(path::RECOVERY, account), request))
     }
     fn challenge(&self) -> Answer<'_, Challenge> {
         self.ask(self.request(Method::POST, path::CHALLENGE))

@@ -29,8 +29,8 @@ use undertone_wire::{
     ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
     GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
     LeaveRequest, LoginRequest, PipeId, PipePart, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
-    ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest,
-    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
+    ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest,
+    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
 };
 
 pub use http::{HttpApi, NowMs};
@@ -100,6 +100,8 @@ pub trait RelayApi: Send + Sync + 'static {
     fn relay(&self) -> Answer<'_, Relay>;
     /// `POST /v1/accounts`
     fn register<'a>(&'a self, request: &'a RegisterRequest) -> Answer<'a, Account>;
+    /// `POST /v1/accounts/{account}/recovery`
+    fn recover<'a>(&'a self, account: AccountId, request: &'a RecoveryRequest) -> Answer<'a, Account>;
     /// `POST /v1/auth/challenge`
     fn challenge(&self) -> Answer<'_, Challenge>;
     /// `POST /v1/auth/login`

@@ -18,8 +18,8 @@ use undertone_wire::{
     ClaimRequest, ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits,
     GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
     LeaveRequest, LoginRequest, PipeId, PipePart, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
-    ReconcileResponse, RegisterRequest, RejoinRequest, Relay, RelayId, SealingKeys, SendDirectRequest, SendRequest,
-    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
+    ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, RelayId, SealingKeys, SendDirectRequest,
+    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
 };
 
 use super::route::Route;
@@ -204,6 +204,7 @@ macro_rules! at_one_address {
 impl RelayApi for Addresses {
     at_one_address! {
         relay() -> Relay;
+        recover(account: AccountId, request: &'a RecoveryRequest) -> Account;
         challenge() -> Challenge;
         register(request: &'a RegisterRequest) -> Account;
         login(request: &'a LoginRequest) -> Session;

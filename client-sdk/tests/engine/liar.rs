@@ -15,8 +15,8 @@ use undertone_wire::{
     ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
     GroupEphemeralRequest, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest,
     LoginRequest, MessageId, PipeId, PipePart, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
-    ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest,
-    SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest,
+    ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest,
+    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest,
 };
 
 use crate::world::{World, key, registered};
@@ -167,6 +167,7 @@ macro_rules! honestly {
 impl RelayApi for Liar {
     honestly! {
         relay() -> Relay;
+        recover(account: AccountId, request: &'a RecoveryRequest) -> Account;
         challenge() -> Challenge;
         register(request: &'a RegisterRequest) -> Account;
         pipe_request(pipe: PipeId, number: u64) -> PipePart;

@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
-    AccountId, Bytes, DeviceId, Incarnation, InviteCode, Limits, Nonce, RelayId, Signature, SignedDeviceList, sign,
+    AccountId, Bytes, DeviceId, Incarnation, InviteCode, Limits, Nonce, PublicKey, RelayId, Signature,
+    SignedDeviceList, sign,
 };
 
 /// `GET /v1/relay`: who the relay is and what it allows.
@@ -88,6 +89,52 @@ impl LoginRequest {
 pub struct UpdateDeviceListRequest {
     /// The next list.
     pub device_list: SignedDeviceList,
+}
+
+/// `POST /v1/accounts/{account}/recovery`: by the recovery key that the account's newest list names, without a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RecoveryRequest {
+    /// From a challenge.
+    pub nonce: Nonce,
+    /// The list that is to take the place of the newest; absent to be told that one only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_list: Option<SignedDeviceList>,
+    /// The recovery key's signature ([`Domain::Recovery`](crate::Domain::Recovery)).
+    pub signature: Signature,
+}
+
+impl RecoveryRequest {
+    /// Signs with the recovery key whose seed is `recovery`.
+    pub fn sign(
+        relay: &RelayId,
+        account: &AccountId,
+        nonce: Nonce,
+        device_list: Option<SignedDeviceList>,
+        recovery: &[u8; 32],
+    ) -> Self {
+        let hash = device_list.as_ref().map(SignedDeviceList::hash);
+        let fields = Self::fields(relay, account, &nonce, hash.as_ref());
+        let signature = sign(recovery, crate::Domain::Recovery, &fields);
+        Self { nonce, device_list, signature }
+    }
+
+    /// Whether this recovery key has signed it.
+    pub fn is_of(&self, relay: &RelayId, account: &AccountId, recovery: &PublicKey) -> bool {
+        let hash = self.device_list.as_ref().map(SignedDeviceList::hash);
+        let fields = Self::fields(relay, account, &self.nonce, hash.as_ref());
+        crate::verify(recovery, crate::Domain::Recovery, &fields, &self.signature)
+    }
+
+    fn fields<'a>(
+        relay: &'a RelayId,
+        account: &'a AccountId,
+        nonce: &'a Nonce,
+        list: Option<&'a crate::Hash>,
+    ) -> [&'a [u8]; 4] {
+        let list = list.map_or(&[][..], |hash| hash.as_bytes().as_slice());
+        [relay.as_bytes(), account.as_bytes(), nonce.as_bytes(), list]
+    }
 }
 
 /// What a relay answers about an account.

@@ -145,6 +145,9 @@ pub enum DeviceListError {
     /// Devices are missing, repeated or out of order.
     #[error("a device list needs at least one device, each once, in ascending order")]
     BadDevices,
+    /// The list takes back the recovery key that the one before has named, without its word.
+    #[error("only the recovery key changes the recovery key, or the identity key of who has named one")]
+    NotRecovered,
     /// The list does not continue the one before.
     #[error("the device list does not continue the one before it")]
     NotNext,
@@ -216,6 +219,7 @@ impl DeviceList {
         if !next {
             return Err(DeviceListError::NotNext);
         }
+        self.keeps_recovery_key(before)?;
         let old: Vec<_> = before.certificates().collect::<Result<_, _>>()?;
         for certificate in self.certificates() {
             let certificate = certificate?;
@@ -225,6 +229,21 @@ impl DeviceList {
             }
         }
         Ok(())
+    }
+
+    /// Whether this verified list, however much later than `before` it is, does with the recovery key named there what it may:
+    /// whoever has the identity key alone can neither drop it nor go on with another identity key. So its owner has the
+    /// last word.
+    pub fn keeps_recovery_key(&self, before: &Self) -> Result<(), DeviceListError> {
+        let Some(named) = &before.recovery_key else { return Ok(()) };
+        let kept = match self.rotations.get(before.rotations.len()) {
+            None => self.recovery_key.as_ref().is_some_and(|now| now.key == named.key),
+            Some(rotation) => match &rotation.authority {
+                RotationAuthority::Recovery(by) => by.key == named.key,
+                RotationAuthority::Identity => false,
+            },
+        };
+        if kept { Ok(()) } else { Err(DeviceListError::NotRecovered) }
     }
 
     fn check_devices(&self, identity: &PublicKey) -> Result<(), DeviceListError> {
@@ -293,7 +312,28 @@ impl SignedCertificate {
     }
 }
 
+impl Rotation {
+    /// The change to the identity key `next` of an account whose identity key has changed `generation` times with it. The seed
+    /// `signer` is of the identity key before, or of the recovery key that this one has named.
+    pub fn sign(
+        account: &AccountId,
+        generation: u64,
+        next: PublicKey,
+        authority: RotationAuthority,
+        signer: &[u8; 32],
+    ) -> Self {
+        let fields: &[&[u8]] = &[account.as_bytes(), &generation.to_be_bytes(), next.as_bytes()];
+        Self { identity_key: next, authority, signature: crate::sign(signer, Domain::Rotation, fields) }
+    }
+}
+
 impl RecoveryKey {
+    /// Names a recovery key, by the identity key of a generation, whose seed is `identity`.
+    pub fn name(account: &AccountId, generation: u64, key: PublicKey, identity: &[u8; 32]) -> Self {
+        let fields: &[&[u8]] = &[account.as_bytes(), &generation.to_be_bytes(), key.as_bytes()];
+        Self { key, signature: crate::sign(identity, Domain::RecoveryKey, fields) }
+    }
+
     fn named_by(&self, identity: &PublicKey, account: &AccountId, generation: u64) -> bool {
         let fields: &[&[u8]] = &[account.as_bytes(), &generation.to_be_bytes(), self.key.as_bytes()];
         verify(identity, Domain::RecoveryKey, fields, &self.signature)
@@ -367,15 +407,32 @@ mod tests {
     }
 
     fn recovery_key(named_by: &[u8; 32], generation: u64) -> RecoveryKey {
-        let (account, key) = (account(), crate::public_key(&RECOVERY));
-        let fields: &[&[u8]] = &[account.as_bytes(), &generation.to_be_bytes(), key.as_bytes()];
-        RecoveryKey { key, signature: crate::sign(named_by, Domain::RecoveryKey, fields) }
+        RecoveryKey::name(&account(), generation, crate::public_key(&RECOVERY), named_by)
     }
 
     fn rotation(signer: &[u8; 32], authority: RotationAuthority, generation: u64) -> Rotation {
-        let (account, identity_key) = (account(), crate::public_key(&NEXT));
-        let fields: &[&[u8]] = &[account.as_bytes(), &generation.to_be_bytes(), identity_key.as_bytes()];
-        Rotation { identity_key, authority, signature: crate::sign(signer, Domain::Rotation, fields) }
+        Rotation::sign(&account(), generation, crate::public_key(&NEXT), authority, signer)
+    }
+
+    #[test]
+    fn who_has_named_a_recovery_key_is_bound_to_its_word() {
+        let named = DeviceList { recovery_key: Some(recovery_key(&IDENTITY, 0)), ..first_list() };
+        let keeps = |later: &DeviceList| later.keeps_recovery_key(&named);
+        let taken_back = Err(DeviceListError::NotRecovered);
+        assert_eq!(keeps(&named), Ok(()));
+        assert_eq!(keeps(&first_list()), taken_back);
+        let other = RecoveryKey::name(&account(), 0, crate::public_key(&NEXT), &IDENTITY);
+        assert_eq!(keeps(&DeviceList { recovery_key: Some(other), ..first_list() }), taken_back);
+        let by_identity = rotation(&IDENTITY, RotationAuthority::Identity, 1);
+        assert_eq!(keeps(&DeviceList { rotations: vec![by_identity.clone()], ..named.clone() }), taken_back);
+        let by = RotationAuthority::Recovery(recovery_key(&IDENTITY, 0));
+        let recovered = DeviceList { rotations: vec![rotation(&RECOVERY, by, 1)], ..first_list() };
+        assert_eq!(keeps(&recovered), Ok(()));
+        // By another key that the thief has named.
+        let by = RotationAuthority::Recovery(RecoveryKey::name(&account(), 0, crate::public_key(&NEXT), &IDENTITY));
+        assert_eq!(keeps(&DeviceList { rotations: vec![rotation(&NEXT, by, 1)], ..first_list() }), taken_back);
+        assert_eq!(by_identity, rotation(&IDENTITY, RotationAuthority::Identity, 1));
+        assert_eq!(named.keeps_recovery_key(&first_list()), Ok(()), "to name one takes nothing");
     }
 
     #[test]

@@ -41,8 +41,8 @@ mod recovery;
 mod signing;
 
 pub use account::{
-    Account, Challenge, LoginRequest, RegisterRequest, Registration, Relay, Session, UpdateDeviceListRequest, Username,
-    UsernameError,
+    Account, Challenge, LoginRequest, RecoveryRequest, RegisterRequest, Registration, Relay, Session,
+    UpdateDeviceListRequest, Username, UsernameError,
 };
 pub use bytes::{Bytes, Hash, InviteCode, InviteCodeError, LengthError, Nonce, PublicKey, Signature, X25519Key};
 pub use connection::{ConnectionString, ConnectionStringError};

@@ -6,6 +6,8 @@ pub const RELAY: &str = "/v1/relay";
 pub const ACCOUNTS: &str = "/v1/accounts";
 /// `GET`: an account by its id.
 pub const ACCOUNT: &str = "/v1/accounts/{account}";
+/// `POST`: an account by its recovery key, and its next device list.
+pub const RECOVERY: &str = "/v1/accounts/{account}/recovery";
 /// `GET`: an account by its username.
 pub const USERNAME: &str = "/v1/usernames/{username}";
 /// `DELETE`: the calling device's account.

@@ -21,6 +21,9 @@ pub enum Domain {
     RecoveryKey,
     /// A rotation's authority names the next identity key: account id, generation (8 bytes, big-endian), next key.
     Rotation,
+    /// The recovery key speaks for an account that has lost its devices: relay id, account id, nonce, SHA-256 of the list's
+    /// bytes (empty if there is none).
+    Recovery,
     /// The identity key registers at a relay: relay id, SHA-256 of the list's bytes, username (empty if none).
     Registration,
     /// The device key logs in: relay id, device id, nonce.
@@ -40,6 +43,7 @@ impl Domain {
             Self::CertificateAcceptance => "certificate acceptance",
             Self::RecoveryKey => "recovery key",
             Self::Rotation => "rotation",
+            Self::Recovery => "recovery",
             Self::Registration => "registration",
             Self::Login => "login",
             Self::Prekey => "prekey",

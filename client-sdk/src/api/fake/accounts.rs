@@ -4,7 +4,8 @@
 
 use undertone_wire::{
     Account, AccountId, Bytes, Challenge, DeviceId, DeviceList, DeviceListError, Domain, ErrorCode, LoginRequest,
-    Nonce, Problem, RegisterRequest, Session, SignedDeviceList, UpdateDeviceListRequest, Username, suite, verify,
+    Nonce, Problem, RecoveryRequest, RegisterRequest, Session, SignedDeviceList, UpdateDeviceListRequest, Username,
+    suite, verify,
 };
 
 use super::{
@@ -61,27 +62,49 @@ impl State {
 
     /// Replaces an account's list by the next one. Whoever is no longer listed loses everything.
     pub(super) fn update_devices(&mut self, caller: &Caller, request: &UpdateDeviceListRequest) -> Outcome<Account> {
-        let signed = &request.device_list;
-        let list = self.verified_list(&caller.account, signed)?;
-        let known = self.account(&caller.account)?;
+        self.replace_list(&caller.account, &request.device_list)
+    }
+
+    /// What whoever has the recovery key asks for: the account, or another list of it. The challenge is used up either way.
+    pub(super) fn recover(&mut self, account: &AccountId, request: &RecoveryRequest) -> Outcome<Account> {
+        let expires_at_ms = self.challenges.remove(&request.nonce);
+        if expires_at_ms.is_none_or(|expires_at_ms| expires_at_ms <= self.now_ms) {
+            return Err(refused(ErrorCode::Unauthenticated, "the challenge is over; ask for another"));
+        }
+        let bad =
+            || refused(ErrorCode::BadSignature, "it is not signed by the recovery key that the account has named");
+        let known = self.account(account).map_err(|_| bad())?;
+        let named = known.device_list.verify(account).map_err(bad_list)?.recovery_key.ok_or_else(bad)?;
+        if !request.is_of(&self.relay_id, account, &named.key) {
+            return Err(bad());
+        }
+        match &request.device_list {
+            Some(list) => self.replace_list(account, list),
+            None => Ok(known),
+        }
+    }
+
+    fn replace_list(&mut self, account: &AccountId, signed: &SignedDeviceList) -> Outcome<Account> {
+        let list = self.verified_list(account, signed)?;
+        let known = self.account(account)?;
         if known.device_list == *signed {
             return Ok(known);
         }
-        let before = known.device_list.verify(&caller.account).map_err(bad_list)?;
+        let before = known.device_list.verify(account).map_err(bad_list)?;
         let hash = known.device_list.hash();
         if list.version != before.version + 1 || list.previous != Some(hash) {
             return Err(refused(ErrorCode::StaleDeviceList, "fetch the account, and sign a list that continues it"));
         }
         list.continues(&before, &hash).map_err(bad_list)?;
         let listed: Vec<_> = list.certificates().collect::<Result<_, _>>().map_err(bad_list)?;
-        let of_account = self.devices.iter().filter(|(_, device)| device.account == caller.account);
+        let of_account = self.devices.iter().filter(|(_, device)| device.account == *account);
         let unlisted = of_account.map(|(id, _)| *id).filter(|id| listed.iter().all(|one| one.device != *id));
         for device in unlisted.collect::<Vec<_>>() {
             self.unlist(&device);
         }
         self.put_devices(&list)?;
         let account = Account { device_list: signed.clone(), ..known };
-        self.accounts.insert(caller.account, account.clone());
+        self.accounts.insert(account.account_id, account.clone());
         Ok(account)
     }
 

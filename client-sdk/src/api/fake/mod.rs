@@ -49,9 +49,9 @@ use undertone_wire::{
     ClaimResponse, ClaimedKeyPackage, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, DeviceId, Group,
     GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse,
     InviteCode, KeyCounts, LeaveRequest, LoginRequest, PipeId, PipePart, PublishPrekeysRequest, PublishRequest,
-    ReconcileRequest, ReconcileResponse, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest,
-    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
-    suite,
+    ReconcileRequest, ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, SealingKeys,
+    SendDirectRequest, SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest,
+    UpdateDeviceListRequest, Username, suite,
 };
 
 pub use self::{clock::FastClock, swap::Backup};
@@ -340,6 +340,9 @@ impl RelayApi for Connection {
     }
     fn register<'a>(&'a self, request: &'a RegisterRequest) -> Answer<'a, Account> {
         self.request(|state| state.register(request))
+    }
+    fn recover<'a>(&'a self, account: AccountId, request: &'a RecoveryRequest) -> Answer<'a, Account> {
+        self.request(move |state| state.recover(&account, request))
     }
     fn challenge(&self) -> Answer<'_, Challenge> {
         self.request(|state| Ok(state.challenge()))

@@ -14,7 +14,7 @@ struct Vector {
     account_id: AccountId,
 }
 
-const DOMAINS: [(&str, Domain); 9] = [
+const DOMAINS: [(&str, Domain); 10] = [
     ("device list", Domain::DeviceList),
     ("certificate", Domain::Certificate),
     ("certificate acceptance", Domain::CertificateAcceptance),
@@ -24,6 +24,7 @@ const DOMAINS: [(&str, Domain); 9] = [
     ("login", Domain::Login),
     ("prekey", Domain::Prekey),
     ("sealing key", Domain::SealingKey),
+    ("recovery", Domain::Recovery),
 ];
 
 #[test]
