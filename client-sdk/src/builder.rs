@@ -14,8 +14,8 @@ use crate::{
     Client, Error,
     api::{Address, Addresses},
     clock::{Clock, SystemClock},
-    crypto::Entropy,
-    linking::{Linking, new_device},
+    crypto::{CryptoError, Entropy, recovery_key::RecoverySecret},
+    linking::{Linking, new_device, recovered},
     registration,
     store::{self, Profile, Store, StoreKey},
     sync::{Engine, Tasks},
@@ -146,24 +146,59 @@ impl ClientBuilder<StoreAt> {
     /// [`Error::AlreadyRegistered`] if the store holds an account, also when an earlier attempt turns out to have been
     /// finished; [`Error::Invalid`] if the name has more than 64 bytes; [`Error::Offline`].
     pub async fn link(self, name: &str) -> Result<Linking, Error> {
+        let (store, api) = self.empty_store().await?;
+        let begun = Linking::begin(api, store.clone(), Arc::clone(&self.clock), Entropy::system(), name).await;
+        if begun.is_err() {
+            store.close().await;
+        }
+        begun
+    }
+
+    /// Makes this the first device again of an account whose devices are all lost, by the recovery key that was written down: with
+    /// another identity key, which its contacts are told of. The devices of before lose everything at the relay. Groups and
+    /// history are not in it: others add the account to groups again.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is no recovery key, [`Error::Refused`] if it is not that of an account here,
+    /// [`Error::AlreadyRegistered`] if the store holds an account, also when an earlier attempt turns out to have been
+    /// finished; [`Error::Offline`].
+    pub async fn recover(self, recovery_key: &str, name: &str) -> Result<Client, Error> {
+        let recovery = recovery_secret(recovery_key)?;
+        let (store, addresses) = self.empty_store().await?;
+        let recovered = recovered::recover(addresses, &store, &recovery, name, Entropy::system()).await;
+        let (profile, api) = match recovered {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                store.close().await;
+                return Err(error);
+            }
+        };
+        set_hold(&store, self.hold_changed).await?;
+        let client = Client::start(api, store, profile, self.clock, Entropy::system(), Engine::start);
+        if let Err(error) = client.engine().publish_keys().await {
+            tracing::debug!(%error, "no keys are published yet");
+        }
+        Ok(client)
+    }
+
+    /// A store without an account. One that was about to be a device of one when it was closed, and was not, has none.
+    async fn empty_store(&self) -> Result<(Store, Addresses), Error> {
         let addresses = self.addresses(&self.relay_urls)?;
         let store = Store::open(&self.store.path, self.store.key.clone()).await?;
-        let begun = async {
+        let empty = async {
             let profile = store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
-            let (urls, relay_id) = (registration::urls(&addresses), registration::agreed(&addresses).await?);
+            let relay_id = registration::agreed(&addresses).await?;
             let api = Addresses::new(addresses, relay_id);
             if let Some(profile) = profile {
-                if profile.registered || profile.identity.is_first() {
-                    return Err(Error::AlreadyRegistered);
-                }
-                if new_device::finish(&api, &store, profile).await?.is_some() {
+                let begun = !profile.registered && !profile.identity.is_first();
+                if !begun || new_device::finish(&api, &store, profile).await?.is_some() {
                     return Err(Error::AlreadyRegistered);
                 }
             }
-            Linking::begin(api, urls, store.clone(), Arc::clone(&self.clock), Entropy::system(), name).await
+            Ok(api)
         };
-        match begun.await {
-            Ok(linking) => Ok(linking),
+        match empty.await {
+            Ok(api) => Ok((store, api)),
             Err(error) => {
                 store.close().await;
                 Err(error)
@@ -242,6 +277,11 @@ impl ClientBuilder<StoreAt> {
         let api = if one_of_many { HttpApi::among_many(&place, now_ms) } else { HttpApi::new(&place, now_ms) };
         Ok(Arc::new(api.map_err(Error::from)?))
     }
+}
+
+/// A recovery key, as it was written down.
+pub(crate) fn recovery_secret(text: &str) -> Result<RecoverySecret, Error> {
+    text.parse().map_err(|error: CryptoError| Error::Invalid(error.to_string()))
 }
 
 async fn set_hold(store: &Store, hold: bool) -> Result<(), Error> {

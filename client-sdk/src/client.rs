@@ -9,6 +9,7 @@ use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, PublicKey, Usernam
 use crate::{
     ClientBuilder, Error,
     api::Addresses,
+    builder,
     clock::Clock,
     conversation::{self, Conversation, DirectSummary, Group, GroupSummary},
     conversation_id::ConversationId,
@@ -71,12 +72,12 @@ impl Client {
 
     /// Who this is.
     pub fn account(&self) -> Contact {
-        Contact { account_id: self.engine().identity.account(), username: self.inner.profile.username.clone() }
+        Contact { account_id: self.engine().identity().account(), username: self.inner.profile.username.clone() }
     }
 
     /// This device.
     pub fn device_id(&self) -> DeviceId {
-        self.engine().identity.device()
+        self.engine().identity().device()
     }
 
     /// Finds an account by its username or the text of its id. Offline, accounts seen before are found.
@@ -152,7 +153,7 @@ impl Client {
 
     /// The devices of this account, as the relay lists them; offline, as they were last seen.
     pub async fn devices(&self) -> Result<Vec<Device>, Error> {
-        let (own, this) = (self.engine().identity.account(), self.device_id());
+        let (own, this) = (self.engine().identity().account(), self.device_id());
         match self.engine().learn(own).await {
             Ok(_) | Err(Error::Offline(_) | Error::OtherRelay) => {}
             Err(error) => return Err(error),
@@ -180,12 +181,34 @@ impl Client {
         listed_device::remove(self.engine(), device).await
     }
 
+    /// The same of a device that was stolen: the account goes on with another identity key, which its other devices get and its
+    /// contacts are told of, so that who has the device's store cannot come back with it. If the account has a recovery key
+    /// that is needed for this. If it has none, whoever has the device can do the same with the key that is in it: who is first
+    /// has the account.
+    ///
+    /// # Errors
+    /// As for [`Client::remove_device`]; [`Error::Untrusted`] if the recovery key is missing, or not the account's.
+    pub async fn remove_stolen_device(&self, device: DeviceId, recovery_key: Option<&str>) -> Result<(), Error> {
+        let recovery = recovery_key.map(builder::recovery_secret).transpose()?;
+        listed_device::remove_stolen(self.engine(), device, recovery.as_ref()).await
+    }
+
+    /// Makes the account's recovery key, to be written down: it is shown once, and kept nowhere. With it, an account whose
+    /// devices are all lost gets a first device again ([`ClientBuilder::recover`]), and without it nobody, not even who has
+    /// stolen a device, can replace the identity key.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is one already; [`Error::Offline`].
+    pub async fn make_recovery_key(&self) -> Result<String, Error> {
+        Ok(listed_device::make_recovery_key(self.engine()).await?.to_string())
+    }
+
     /// What this account is known by, to be compared with what a new device of it shows.
     ///
     /// # Errors
     /// Those of the local store.
     pub async fn fingerprint(&self) -> Result<Fingerprint, Error> {
-        self.fingerprint_of(self.engine().identity.account()).await
+        self.fingerprint_of(self.engine().identity().account()).await
     }
 
     /// What this account and another are known by to each other: compare it with what they see, by a way on which you know
@@ -277,7 +300,7 @@ impl Client {
 
     /// The direct conversations in the store, by the names of the accounts.
     pub async fn directs(&self) -> Result<Vec<DirectSummary>, Error> {
-        let own = self.engine().identity.account();
+        let own = self.engine().identity().account();
         self.engine()
             .store
             .with_tx(move |tx| {

@@ -89,6 +89,8 @@ pub(crate) enum Body {
         /// Their SHA-256.
         hashes: Vec<Hash>,
     },
+    /// The seed of the account's identity key, from one of its devices to the others.
+    IdentityKey { seed: Bytes },
     /// A kind that a later version has made.
     #[serde(other)]
     Unknown,
@@ -118,7 +120,11 @@ impl From<Body> for MessageBody {
     fn from(body: Body) -> Self {
         match body {
             Body::Text { text } => Self::Text(text),
-            Body::Leave {} | Body::Receipt { .. } | Body::Unreadable { .. } | Body::Unknown => Self::Unsupported,
+            Body::Leave {}
+            | Body::Receipt { .. }
+            | Body::Unreadable { .. }
+            | Body::IdentityKey { .. }
+            | Body::Unknown => Self::Unsupported,
         }
     }
 }

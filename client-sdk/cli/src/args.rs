@@ -43,6 +43,13 @@ pub(crate) enum Command {
     /// Show this account's devices, and take one off
     #[command(subcommand)]
     Devices(DevicesCommand),
+    /// Make this account's recovery key, to be written down; it is shown once
+    ///
+    /// With it you get the account back when all devices are lost (`recover`), and nobody without it, not even who has stolen a
+    /// device, can replace the account's identity key.
+    RecoveryKey,
+    /// Make this the first device of an account whose devices are all lost
+    Recover(Recover),
     /// Show what you and somebody compare to know that nobody stands between you
     SafetyNumber {
         /// With whom
@@ -119,6 +126,19 @@ pub(crate) struct Link {
     pub(crate) account: Option<String>,
 }
 
+/// `recover`
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// The recovery key that was written down; - takes it from stdin
+    pub(crate) key: String,
+    /// The relay's connection string or address, as it shows it; may be repeated if the relay has several
+    #[arg(long, value_name = "URL", required = true)]
+    pub(crate) relay: Vec<String>,
+    /// What to call this device; the account's other devices see it, and nobody else
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub(crate) name: String,
+}
+
 /// `link ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum LinkCommand {
@@ -136,10 +156,19 @@ pub(crate) enum DevicesCommand {
     List,
     /// Take one off: it can neither send nor receive any more
     ///
-    /// It keeps what it has, and the account's identity key with it.
+    /// It keeps what it has, and the account's identity key with it: of one that was stolen, say so.
     Remove {
         /// Its id
         id: DeviceId,
+        /// Replace the account's identity key as well, so that whoever has the device cannot come back with it
+        ///
+        /// Contacts are told of the new one. Without a recovery key whoever has the device can do the same: who is first has
+        /// the account.
+        #[arg(long)]
+        stolen: bool,
+        /// With --stolen: the recovery key, which is needed if there is one; - takes it from stdin
+        #[arg(long, value_name = "KEY", requires = "stolen")]
+        recovery_key: Option<String>,
     },
 }
 

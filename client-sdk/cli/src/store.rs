@@ -22,7 +22,7 @@ use undertone::{Client, ClientBuilder, Error, Linking, StoreAt, StoreKey, Userna
 use zeroize::Zeroizing;
 
 use crate::{
-    args::{Link, Register},
+    args::{Link, Recover, Register},
     error::Failure,
     output::hint,
 };
@@ -96,6 +96,12 @@ impl Place {
     pub(crate) async fn link(&self, link: &Link) -> Result<Linking, Failure> {
         let (builder, origin) = self.new_store(&link.relay)?;
         builder.link(&link.name).await.map_err(|error| self.explained(error, &origin))
+    }
+
+    /// Makes the store that of an account whose devices are lost.
+    pub(crate) async fn recover(&self, recover: &Recover, key: &str) -> Result<Client, Failure> {
+        let (builder, origin) = self.new_store(&recover.relay)?;
+        builder.recover(key, &recover.name).await.map_err(|error| self.explained(error, &origin))
     }
 
     fn explained(&self, error: Error, origin: &str) -> Failure {

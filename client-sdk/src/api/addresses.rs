@@ -61,6 +61,11 @@ pub(crate) enum Whose {
 }
 
 impl Addresses {
+    /// The addresses, in the order in which they are tried first.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.all.iter().map(|one| one.url.clone()).collect()
+    }
+
     /// Which relay it is.
     pub(crate) fn relay_id(&self) -> RelayId {
         self.relay_id

@@ -39,7 +39,7 @@ impl Group {
         let name = checked_name(name)?;
         let engine = client.engine();
         let id = GroupId::from_random(engine.entropy.bytes()?);
-        let identity = engine.identity.clone();
+        let identity = engine.identity();
         engine
             .store
             .with_tx(move |tx| {
@@ -95,7 +95,7 @@ impl Group {
         if !self.engine().store.with_tx(move |tx| tx.has_member(id, who).map_err(Error::from)).await? {
             return Err(Error::NoSuchMember);
         }
-        if who == self.engine().identity.account() {
+        if who == self.engine().identity().account() {
             return Err(Error::Invalid("to remove yourself, leave the group".into()));
         }
         self.change(Task::Remove { account: who }).await

@@ -74,7 +74,7 @@ impl Conversation {
         if text.is_empty() || text.len() > bytes_max {
             return Err(Error::Invalid(format!("a message has 1 to {bytes_max} bytes of text")));
         }
-        if self.id == self.engine().identity.account().into() {
+        if self.id == self.engine().identity().account().into() {
             return Err(Error::Invalid("a direct message is to another account".into()));
         }
         let draft = self.draft()?;
@@ -218,7 +218,7 @@ impl Conversation {
 
     fn draft(&self) -> Result<Draft, Error> {
         let engine = self.engine();
-        let author = engine.identity.account();
+        let author = engine.identity().account();
         Ok(Draft { id: engine.message_id()?, author, sent_at_ms: engine.clock.now_ms() })
     }
 }

@@ -10,9 +10,9 @@ use openmls::{
     framing::errors::{MessageDecryptionError, SecretTreeError},
     prelude::{
         CreateMessageError, Extension, ExtensionType, Extensions, GroupContext, GroupId as MlsGroupId, JoinBuilder,
-        LeafNodeIndex, MlsGroup, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProcessMessageError,
-        ProcessedMessageContent, ProcessedWelcome, ProtocolMessage, RequiredCapabilitiesExtension, Sender,
-        StagedCommit, StagedWelcome, UnknownExtension, ValidationError, WelcomeError,
+        LeafNodeIndex, LeafNodeParameters, MlsGroup, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut,
+        ProcessMessageError, ProcessedMessageContent, ProcessedWelcome, ProtocolMessage, RequiredCapabilitiesExtension,
+        Sender, StagedCommit, StagedWelcome, UnknownExtension, ValidationError, WelcomeError,
         tls_codec::{Deserialize as _, Serialize as _},
     },
 };
@@ -223,6 +223,11 @@ pub(crate) fn stage(
         .propose_adds(key_packages.iter().cloned())
         .propose_removals(removed.iter().map(|(index, _)| *index))
         .force_self_update(change.update);
+    if change.update {
+        // The account's identity key may have changed since.
+        let leaf = LeafNodeParameters::builder().with_credential_with_key(identity.credential()).build();
+        builder = builder.leaf_node_parameters(leaf);
+    }
     if let Some(name) = renamed {
         let profile = Profile { name: name.clone(), ..before.clone() };
         builder = builder.propose_group_context_extensions(context(&profile)?).map_err(CryptoError::invalid)?;

@@ -10,11 +10,12 @@ use openmls_traits::signatures::{Signer, SignerError};
 use serde::{Deserialize, Serialize};
 use undertone_wire::{
     AccountId, Bytes, DeviceEntry, DeviceId, DeviceList, Encoding, InviteCode, KeySet, LeafCredential, LoginRequest,
-    Nonce, Prekey, PublicKey, RegisterRequest, RelayId, SealingKey, SignedDeviceList, Username, X25519Key, public_key,
+    Nonce, Prekey, PublicKey, RecoveryKey, RegisterRequest, RelayId, Rotation, RotationAuthority, SealingKey,
+    SignedDeviceList, Username, X25519Key, public_key,
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::CryptoError;
+use super::{CryptoError, recovery_key::RecoverySecret};
 
 /// Where random bytes come from.
 #[derive(Clone, Copy)]
@@ -44,6 +45,26 @@ impl fmt::Debug for Entropy {
 #[derive(Clone, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
 pub(crate) struct Seed([u8; 32]);
 
+impl Seed {
+    /// A new one.
+    pub(super) fn new(entropy: Entropy) -> Result<Self, CryptoError> {
+        Ok(Self(entropy.bytes()?))
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// As it is told to the account's other devices.
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        self.0.as_slice().into()
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 /// The secret keys of this device and what they stand for. Stored only in the encrypted local database.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Identity {
@@ -55,6 +76,9 @@ pub(crate) struct Identity {
     /// The first list of the account, or of a device that was linked to it: the one before it was listed.
     list: SignedDeviceList,
     credential: LeafCredential,
+    /// The seed of an identity key that the account may have now, or is about to have.
+    #[serde(default)]
+    next_identity_seed: Option<Seed>,
 }
 
 impl Identity {
@@ -71,7 +95,7 @@ impl Identity {
         let certificate = entry.certificate.clone();
         let list = SignedDeviceList::sign(&DeviceList::first(first_identity_key, vec![entry]), &identity_seed.0);
         let credential = LeafCredential { first_identity_key, rotations: vec![], certificate };
-        Ok(Self { account, device, identity_seed, device_seed, mls_seed, list, credential })
+        Ok(Self { account, device, identity_seed, device_seed, mls_seed, list, credential, next_identity_seed: None })
     }
 
     /// A new device of the account that has this list, by the seed of its identity key. It is not listed yet.
@@ -92,7 +116,9 @@ impl Identity {
         let (first_identity_key, rotations) = (list.first_identity_key, list.rotations.clone());
         let credential = LeafCredential { first_identity_key, rotations, certificate: entry.certificate.clone() };
         let list = signed.clone();
-        Ok((Self { account, device, identity_seed, device_seed, mls_seed, list, credential }, entry))
+        let joined =
+            Self { account, device, identity_seed, device_seed, mls_seed, list, credential, next_identity_seed: None };
+        Ok((joined, entry))
     }
 
     /// Whether the account began with this device.
@@ -112,17 +138,113 @@ impl Identity {
         signed: &SignedDeviceList,
         change: impl FnOnce(&mut Vec<DeviceEntry>),
     ) -> Result<SignedDeviceList, CryptoError> {
+        let mut next = self.list_after(signed)?;
+        change(&mut next.devices);
+        self.signed(next, &self.identity_seed)
+    }
+
+    /// The same with this recovery key.
+    pub(crate) fn list_with_recovery_key(
+        &self,
+        signed: &SignedDeviceList,
+        recovery: &RecoverySecret,
+    ) -> Result<SignedDeviceList, CryptoError> {
+        let mut next = self.list_after(signed)?;
+        let generation = next.generation();
+        next.recovery_key = Some(RecoveryKey::name(&self.account, generation, recovery.key(), &self.identity_seed.0));
+        self.signed(next, &self.identity_seed)
+    }
+
+    /// The same with other devices, of the identity key that comes next ([`Identity::prepare_next`]): by the word of the
+    /// recovery key, if the account has named one, or of the present identity key.
+    pub(crate) fn list_of_next_key(
+        &self,
+        signed: &SignedDeviceList,
+        recovery: Option<&RecoverySecret>,
+        change: impl FnOnce(&mut Vec<DeviceEntry>),
+    ) -> Result<SignedDeviceList, CryptoError> {
+        let next_seed = self.next_identity_seed.as_ref();
+        let next_seed = next_seed.ok_or_else(|| CryptoError::Invalid("no other identity key was made".into()))?;
+        let mut next = self.list_after(signed)?;
+        let signer = recovery.map_or(Authority::Identity(&self.identity_seed), Authority::Recovery);
+        rotate(&mut next, next_seed, signer)?;
+        change(&mut next.devices);
+        self.signed(next, next_seed)
+    }
+
+    /// The list that follows, with nothing changed yet.
+    fn list_after(&self, signed: &SignedDeviceList) -> Result<DeviceList, CryptoError> {
         let before = signed.verify(&self.account).map_err(CryptoError::invalid)?;
         if before.identity_key() != public_key(&self.identity_seed.0) {
             return Err(CryptoError::Invalid("the account has another identity key than this device".into()));
         }
-        let mut next = DeviceList { version: before.version + 1, previous: Some(signed.hash()), ..before };
-        change(&mut next.devices);
+        Ok(DeviceList { version: before.version + 1, previous: Some(signed.hash()), ..before })
+    }
+
+    fn signed(&self, mut next: DeviceList, identity: &Seed) -> Result<SignedDeviceList, CryptoError> {
         let device = |entry: &DeviceEntry| entry.certificate.unverified().map(|certificate| certificate.device).ok();
         next.devices.sort_by_key(device);
-        let next = SignedDeviceList::sign(&next, &self.identity_seed.0);
+        let next = SignedDeviceList::sign(&next, &identity.0);
         next.verify(&self.account).map_err(CryptoError::invalid)?;
         Ok(next)
+    }
+
+    /// With another identity key at hand, which the account is to have next. One that was at hand already stays.
+    pub(crate) fn prepare_next(&self, entropy: Entropy) -> Result<Self, CryptoError> {
+        let made = match &self.next_identity_seed {
+            Some(seed) => seed.clone(),
+            None => Seed(entropy.bytes()?),
+        };
+        Ok(self.expecting(made))
+    }
+
+    /// With the seed of an identity key that the account may have.
+    pub(crate) fn expecting(&self, seed: Seed) -> Self {
+        Self { next_identity_seed: Some(seed), ..self.clone() }
+    }
+
+    /// What this device is by its account's verified list: `None` if that is what it is already, or it is not listed.
+    pub(crate) fn following(&self, list: &DeviceList) -> Option<Self> {
+        let is_own = |entry: &&DeviceEntry| {
+            entry.certificate.unverified().is_ok_and(|certificate| certificate.device == self.device)
+        };
+        let certificate = list.devices.iter().find(is_own)?.certificate.clone();
+        let (first_identity_key, rotations) = (list.first_identity_key, list.rotations.clone());
+        let mut now = self.clone();
+        now.credential = LeafCredential { first_identity_key, rotations, certificate };
+        if let Some(next) = &self.next_identity_seed
+            && public_key(&next.0) == list.identity_key()
+        {
+            now.identity_seed = next.clone();
+            now.next_identity_seed = None;
+        }
+        let same =
+            now.credential == self.credential && now.next_identity_seed.is_some() == self.next_identity_seed.is_some();
+        (!same).then_some(now)
+    }
+
+    /// Whether this device has the account's identity key.
+    pub(crate) fn has_identity_key_of(&self, list: &DeviceList) -> bool {
+        public_key(&self.identity_seed.0) == list.identity_key()
+    }
+
+    /// A device of an account that has lost all others: by its recovery key, the only one of another identity key. It is listed
+    /// in the list that comes with it.
+    pub(crate) fn recover(
+        entropy: Entropy,
+        olm_key: X25519Key,
+        recovery: &RecoverySecret,
+        signed: &SignedDeviceList,
+    ) -> Result<(Self, SignedDeviceList), CryptoError> {
+        let before = signed.verify(&recovery.account).map_err(CryptoError::invalid)?;
+        let mut next = DeviceList { version: before.version + 1, previous: Some(signed.hash()), ..before };
+        let identity_seed = Seed(entropy.bytes()?);
+        rotate(&mut next, &identity_seed, Authority::Recovery(recovery))?;
+        next.devices.clear();
+        let (recovered, entry) = Self::join(entropy, olm_key, identity_seed.clone(), signed, &next)?;
+        next.devices.push(entry);
+        let list = recovered.signed(next, &identity_seed)?;
+        Ok((recovered, list))
     }
 
     /// Somebody.
@@ -183,6 +305,39 @@ impl Identity {
     fn mls_key(&self) -> PublicKey {
         public_key(&self.mls_seed.0)
     }
+}
+
+/// Who has the word on which identity key comes next.
+enum Authority<'a> {
+    Identity(&'a Seed),
+    Recovery(&'a RecoverySecret),
+}
+
+/// Goes on with another identity key, which vouches for the devices and the recovery key of before.
+fn rotate(list: &mut DeviceList, next: &Seed, by: Authority<'_>) -> Result<(), CryptoError> {
+    let (account, generation) = (list.account, list.generation() + 1);
+    let (authority, signer) = match (by, &list.recovery_key) {
+        (Authority::Identity(seed), None) => (RotationAuthority::Identity, &seed.0),
+        (Authority::Recovery(secret), Some(named)) if secret.key() == named.key && secret.account == account => {
+            (RotationAuthority::Recovery(named.clone()), secret.seed.as_bytes())
+        }
+        (Authority::Identity(_), Some(_)) => {
+            return Err(CryptoError::Invalid(
+                "the account has a recovery key, without which this cannot be done".into(),
+            ));
+        }
+        (Authority::Recovery(_), _) => {
+            return Err(CryptoError::Invalid("this is not the account's recovery key".into()));
+        }
+    };
+    list.rotations.push(Rotation::sign(&account, generation, public_key(&next.0), authority, signer));
+    if let Some(named) = &list.recovery_key {
+        list.recovery_key = Some(RecoveryKey::name(&account, generation, named.key, &next.0));
+    }
+    for entry in &mut list.devices {
+        entry.certificate.issue_again(&next.0);
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Identity {

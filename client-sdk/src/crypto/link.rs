@@ -7,7 +7,6 @@
 
 use std::{fmt, str::FromStr};
 
-use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use undertone_wire::{
     Account, AccountId, Bytes, DeviceEntry, DeviceId, Encoding, GroupId, Hash, PipeId, RelayId, SignedDeviceList,
@@ -19,6 +18,7 @@ use super::{
     CryptoError, Entropy,
     group::RejoinKey,
     identity::Seed,
+    shown,
     xwing::{self, Purpose, SealingSecret},
 };
 
@@ -26,8 +26,6 @@ const INFO: &[u8] = b"Undertone v1 link";
 const PIPE: &[u8] = b"Undertone v1 link pipe";
 const SECRET_BYTES: usize = 16;
 const HASH_BYTES: usize = 32;
-/// Enough to tell a code from one that was mistyped.
-const CHECK_BYTES: usize = 2;
 
 /// What the new device shows.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
@@ -165,10 +163,7 @@ impl Sealed {
 /// As it is shown: letters and digits that can be read aloud, in either case.
 impl fmt::Display for LinkCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = [self.secret.as_slice(), &self.key_hash].concat();
-        let check = Hash::of(&bytes);
-        let (check, _) = check.as_bytes().split_at(CHECK_BYTES);
-        f.write_str(&BASE32_NOPAD.encode(&[&bytes, check].concat()))
+        f.write_str(&shown::write(&[self.secret.as_slice(), &self.key_hash].concat()))
     }
 }
 
@@ -183,12 +178,9 @@ impl FromStr for LinkCode {
 
     fn from_str(text: &str) -> Result<Self, CryptoError> {
         let none = || CryptoError::Invalid("this is not the code of a device that is to be linked".into());
-        let text: String = text.chars().filter(|one| !one.is_whitespace() && *one != '-').collect();
-        let bytes = BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).map_err(|_| none())?;
-        let (secret, rest) = bytes.split_first_chunk().ok_or_else(none)?;
-        let (key_hash, _) = rest.split_first_chunk().ok_or_else(none)?;
-        let code = Self { secret: *secret, key_hash: *key_hash };
-        if code.to_string() == text.to_ascii_uppercase() { Ok(code) } else { Err(none()) }
+        let bytes = shown::read(text).ok_or_else(none)?;
+        let (secret, key_hash) = bytes.split_first_chunk().ok_or_else(none)?;
+        Ok(Self { secret: *secret, key_hash: key_hash.try_into().map_err(|_| none())? })
     }
 }
 
@@ -223,7 +215,7 @@ mod tests {
 
     #[test]
     fn what_is_sealed_is_for_one_code_one_key_and_one_part() {
-        let ((code, key), (other_code, other_key)) = (code(), self::code());
+        let ((code, key), (other_code, other_key)) = (code(), code());
         let entropy = Entropy::system();
         let public = key.public().unwrap();
         assert!(code.is_of(&public) && !other_code.is_of(&public));

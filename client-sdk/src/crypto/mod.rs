@@ -17,9 +17,11 @@ pub(crate) mod key_package;
 pub(crate) mod link;
 mod member;
 mod padding;
+pub(crate) mod recovery_key;
 pub(crate) mod rejoin;
 mod seal;
 pub(crate) mod session;
+mod shown;
 mod welcome;
 pub(crate) mod xwing;
 

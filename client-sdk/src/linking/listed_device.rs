@@ -11,6 +11,7 @@ use crate::{
     crypto::{
         Identity,
         link::{Handover, LinkCode, Part, Reply, Verdict},
+        recovery_key::RecoverySecret,
         xwing::SealingSecret,
     },
     store::Tx,
@@ -27,6 +28,13 @@ const ATTEMPTS_MAX: u32 = 8;
 /// Approves the code that a new device shows.
 pub(crate) async fn approve(engine: &Engine, code: &LinkCode) -> Result<Device, Error> {
     let (pipe, ends_ms, clock) = (code.pipe(), ends_ms(&*engine.clock), &*engine.clock);
+    let own = engine.identity().account();
+    let (_, newest) = engine.learn(own).await?;
+    if !engine.identity().has_identity_key_of(&newest) {
+        return Err(Error::Invalid(
+            "this device has not got the account's new identity key yet: try again, or with another device".into(),
+        ));
+    }
     let asked = engine.signed_in(|_| async move { engine.api.pipe_request(pipe, 0).await }).await;
     let key = match asked {
         Ok(part) => part.content,
@@ -40,7 +48,7 @@ pub(crate) async fn approve(engine: &Engine, code: &LinkCode) -> Result<Device, 
         return Err(NotLinked::Changed.into());
     }
     let reply_secret = SealingSecret::new(engine.entropy)?;
-    let (identity, reply_key, relay_id) = (engine.identity.clone(), reply_secret.public()?, engine.api.relay_id());
+    let (identity, reply_key, relay_id) = (engine.identity(), reply_secret.public()?, engine.api.relay_id());
     let handover = engine.store.with_tx(move |tx| handover(tx, &identity, reply_key, relay_id));
     let sealed = code.seal(engine.entropy, &key, Part::Handover, &handover.await?)?;
     answer(engine, code, ends_ms, 0, sealed).await?;
@@ -123,33 +131,94 @@ async fn list(engine: &Engine, entry: DeviceEntry, name: &str) -> Result<(Signed
 /// # Errors
 /// [`Error::Invalid`] if it is this device, or is not listed.
 pub(crate) async fn remove(engine: &Engine, device: DeviceId) -> Result<(), Error> {
-    if device == engine.identity.device() {
+    if device == engine.identity().device() {
         return Err(Error::Invalid("a device does not remove itself: let another one do that".into()));
     }
     let is_named = |one: &DeviceEntry| one.certificate.unverified().is_ok_and(|one| one.device == device);
-    let (_, list) = engine.learn(engine.identity.account()).await?;
+    let (_, list) = engine.learn(engine.identity().account()).await?;
     if !list.devices.iter().any(is_named) {
         return Err(Error::Invalid("this account has no such device".into()));
     }
     update(engine, |devices| devices.retain(|one| !is_named(one))).await.map(drop)
 }
 
+/// Takes a device off the list that was stolen, and goes on with another identity key.
+///
+/// # Errors
+/// As for [`remove`]; [`Error::Untrusted`] if the account has named a recovery key, and this is not it.
+pub(crate) async fn remove_stolen(
+    engine: &Engine,
+    device: DeviceId,
+    recovery: Option<&RecoverySecret>,
+) -> Result<(), Error> {
+    if device == engine.identity().device() {
+        return Err(Error::Invalid("a device does not remove itself: let another one do that".into()));
+    }
+    let is_named = |one: &DeviceEntry| one.certificate.unverified().is_ok_and(|one| one.device == device);
+    let (_, list) = engine.learn(engine.identity().account()).await?;
+    if !list.devices.iter().any(is_named) {
+        return Err(Error::Invalid("this account has no such device".into()));
+    }
+    let generation = list.generation();
+    // The key is in the store before the relay hears of it.
+    let entropy = engine.entropy;
+    let prepared = engine.store.with_tx(move |tx| {
+        let mut profile = tx.profile()?.ok_or(Error::NotRegistered)?;
+        profile.identity = profile.identity.prepare_next(entropy)?;
+        Ok::<_, Error>(tx.save_profile(&profile)?)
+    });
+    prepared.await?;
+    engine.reload_identity().await?;
+    let next = |newest: &SignedDeviceList| {
+        let list = newest.verify(&engine.identity().account())?;
+        if list.generation() > generation && !list.devices.iter().any(is_named) {
+            return Ok(None);
+        }
+        let change = |devices: &mut Vec<DeviceEntry>| devices.retain(|one| !is_named(one));
+        Ok(Some(engine.identity().list_of_next_key(newest, recovery, change)?))
+    };
+    post(engine, next).await.map(drop)
+}
+
+/// Makes the recovery key of the account, which has none yet.
+pub(crate) async fn make_recovery_key(engine: &Engine) -> Result<RecoverySecret, Error> {
+    let recovery = RecoverySecret::new(engine.entropy, engine.identity().account())?;
+    let next = |newest: &SignedDeviceList| match newest.verify(&engine.identity().account())?.recovery_key {
+        Some(named) if named.key == recovery.key() => Ok(None),
+        Some(_) => Err(Error::Invalid("this account has a recovery key already".into())),
+        None => Ok(Some(engine.identity().list_with_recovery_key(newest, &recovery)?)),
+    };
+    post(engine, next).await?;
+    Ok(recovery)
+}
+
 /// Changes the account's devices by the next list, which the relay has taken when this returns.
 async fn update(engine: &Engine, change: impl Fn(&mut Vec<DeviceEntry>)) -> Result<SignedDeviceList, Error> {
-    let own = engine.identity.account();
+    post(engine, |newest| {
+        // An answer may have been lost: it is as it should be already.
+        let before = newest.verify(&engine.identity().account())?.devices;
+        let mut devices = before.clone();
+        change(&mut devices);
+        if devices.len() == before.len() && before.iter().all(|one| devices.contains(one)) {
+            return Ok(None);
+        }
+        Ok(Some(engine.identity().next_list(newest, &change)?))
+    })
+    .await
+}
+
+/// Posts the list that follows the newest one, until the relay has taken it or nothing is to be changed any more.
+async fn post(
+    engine: &Engine,
+    next: impl Fn(&SignedDeviceList) -> Result<Option<SignedDeviceList>, Error>,
+) -> Result<SignedDeviceList, Error> {
+    let own = engine.identity().account();
     let mut attempts = 0;
     loop {
         engine.learn(own).await?;
         let newest = engine.store.with_tx(move |tx| tx.device_list(own).map_err(Error::from)).await?;
         let newest = newest.ok_or(Error::UnknownAccount)?;
-        // An answer may have been lost: it is as it should be already.
-        let mut devices = newest.verify(&own)?.devices;
-        let before = devices.clone();
-        change(&mut devices);
-        if devices.len() == before.len() && before.iter().all(|one| devices.contains(one)) {
-            return Ok(newest);
-        }
-        let device_list = engine.identity.next_list(&newest, &change)?;
+        let Some(device_list) = next(&newest)? else { return Ok(newest) };
         let request = &UpdateDeviceListRequest { device_list };
         let answer = engine.signed_in(|token| async move { engine.api.update_devices(&token, request).await }).await;
         attempts += 1;

@@ -1,4 +1,5 @@
-//! Linking: a new device shows a code ([`new_device`]), and a device of the account approves it ([`listed_device`]). They
+//! Devices that come to an account. Linking: a new device shows a code ([`new_device`]), and a device of the account approves it
+//! ([`listed_device`]). If all devices are lost, the recovery key makes another ([`recovered`]). Who is linked and who links
 //! speak through a pipe at the relay, which is over after ten minutes.
 //!
 //! Invariant: nothing is handed over before the key in the pipe has turned out to be the one in the code, and nothing is
@@ -6,6 +7,7 @@
 
 pub(crate) mod listed_device;
 pub(crate) mod new_device;
+pub(crate) mod recovered;
 
 use std::time::Duration;
 

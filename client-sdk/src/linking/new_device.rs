@@ -28,7 +28,6 @@ use crate::{
 /// A device that is to be linked, and shows its code.
 pub struct Linking {
     api: Addresses,
-    urls: Vec<String>,
     store: Store,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
@@ -49,7 +48,6 @@ impl Linking {
     /// Shows a code. Whoever had a store that was never listed begins anew.
     pub(crate) async fn begin(
         api: Addresses,
-        urls: Vec<String>,
         store: Store,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
@@ -60,7 +58,7 @@ impl Linking {
         let (ends_ms, pipe) = (ends_ms(&*clock), code.pipe());
         let request = &PipePart { content: key.public()? };
         in_turn(&api, || api.put_pipe_request(pipe, 0, request)).await?;
-        Ok(Self { api, urls, store, clock, entropy, name, code, key, ends_ms })
+        Ok(Self { api, store, clock, entropy, name, code, key, ends_ms })
     }
 
     /// What the user shows to a device of the account: letters and digits, also in a QR code. It can be used once, for ten minutes.
@@ -159,9 +157,16 @@ impl Approval {
 async fn join(linking: &Linking, handover: Handover, list: &DeviceList) -> Result<Profile, Error> {
     let olm = OlmAccount::new();
     let seed = handover.identity_seed.clone();
-    let (identity, entry) = Identity::join(linking.entropy, olm.olm_key(), seed, &handover.device_list, list)?;
+    let joined = Identity::join(linking.entropy, olm.olm_key(), seed, &handover.device_list, list);
+    let (identity, entry) = match joined {
+        Ok(joined) => joined,
+        Err(error) => {
+            linking.say(&handover, &Reply::Declines {}).await?;
+            return Err(error.into());
+        }
+    };
     let reply_key = handover.reply_key.clone();
-    let (relay_urls, relay_id) = (linking.urls.clone(), handover.relay_id);
+    let (relay_urls, relay_id) = (linking.api.urls(), handover.relay_id);
     let username = handover.username.clone();
     let profile = Profile { relay_urls, relay_id, identity, username, registered: false };
     let (begun, name) = (profile.clone(), linking.name.clone());
@@ -197,7 +202,12 @@ fn names(list: &DeviceList, entry: &DeviceEntry) -> bool {
 }
 
 /// The relay knows the device.
-async fn listed(store: &Store, profile: Profile, account: Account, list: DeviceList) -> Result<Profile, Error> {
+pub(super) async fn listed(
+    store: &Store,
+    profile: Profile,
+    account: Account,
+    list: DeviceList,
+) -> Result<Profile, Error> {
     let profile = Profile { registered: true, ..profile };
     let finished = profile.clone();
     store

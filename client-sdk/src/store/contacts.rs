@@ -86,13 +86,23 @@ impl Tx<'_> {
         Ok(Some(Listed { account, version: list.version, devices: Correspondent::all(&list)? }))
     }
 
-    /// Notes that one of the account's devices names this version of its list. `true` if no such version was ever seen
-    /// or named before.
-    pub(crate) fn note_claim(&self, account: AccountId, version: u64) -> Result<bool, StoreError> {
-        const UPDATE: &str = "UPDATE contacts SET claimed_version = ?2
+    /// Notes that one of the account's devices names this version of its list. If no such
+    /// version was ever seen or named before, it is to be looked at.
+    pub(crate) fn note_claim(&self, account: AccountId, version: u64) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE contacts SET claimed_version = ?2, looks = looks + 1
             WHERE account = ?1 AND claimed_version < ?2 AND list_version < ?2";
         let version = i64::try_from(version).unwrap_or(i64::MAX);
-        Ok(self.execute(UPDATE, params![account.as_bytes(), version])? > 0)
+        if self.execute(UPDATE, params![account.as_bytes(), version])? > 0 {
+            self.changes.work.set(true);
+        }
+        Ok(())
+    }
+
+    /// There is a reason to look at an account's device list.
+    pub(crate) fn look_at_account(&self, account: AccountId) -> Result<(), StoreError> {
+        self.execute("UPDATE contacts SET looks = looks + 1 WHERE account = ?1", [account.as_bytes()])?;
+        self.changes.work.set(true);
+        Ok(())
     }
 
     /// Whether one of the account's devices has named a later list than the newest one seen.

@@ -40,12 +40,16 @@ impl Tx<'_> {
         Ok(handed)
     }
 
-    /// Begins the store of a new device with what another one has handed over. What was there of an earlier attempt goes.
+    /// What was there of an attempt to be a device of an account goes.
+    pub(crate) fn forget_all(&self) -> Result<(), StoreError> {
+        const FORGET: &str = "DELETE FROM groups; DELETE FROM conversations; DELETE FROM contacts;
+            DELETE FROM standings; DELETE FROM device_names";
+        Ok(self.execute_batch(FORGET)?)
+    }
+
+    /// Begins the store of a new device with what another one has handed over.
     pub(crate) fn begin_with(&self, handover: Handover) -> Result<(), StoreError> {
-        const FORGET: &str =
-            "DELETE FROM groups; DELETE FROM conversations; DELETE FROM contacts; DELETE FROM standings;
-            DELETE FROM device_names";
-        self.execute_batch(FORGET)?;
+        self.forget_all()?;
         for account in &handover.contacts {
             let verified = account.device_list.verify(&account.account_id);
             let list = verified.map_err(|error| StoreError::Corrupt(error.to_string()))?;

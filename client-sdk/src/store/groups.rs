@@ -235,10 +235,11 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Some account other than `own`, in a group that can be used, whose device list is to be looked at, and how many
-    /// reasons there are.
+    /// Some account whose device list is to be looked at, for itself or as a member of a group that can be used, and how many
+    /// reasons there are. That `own` is a member is no reason.
     pub(crate) fn next_look(&self, own: AccountId) -> Result<Option<(AccountId, u64)>, StoreError> {
-        const SELECT: &str = "SELECT account FROM members JOIN groups ON groups.id = members.group_id
+        const SELECT: &str = "SELECT account FROM contacts WHERE looks > 0
+            UNION ALL SELECT account FROM members JOIN groups ON groups.id = members.group_id
             WHERE looks > 0 AND account <> ?1 AND state = 'active' LIMIT 1";
         let account = self.query_row(SELECT, [own.as_bytes()], |row| bytes(row, 0)).optional()?;
         account.map(|account| Ok((account, self.looks(account)?))).transpose()
@@ -248,13 +249,15 @@ impl Tx<'_> {
     pub(crate) fn looked_at(&self, account: AccountId, looks: u64) -> Result<(), StoreError> {
         if self.looks(account)? == looks {
             self.execute("UPDATE members SET looks = 0 WHERE account = ?1", [account.as_bytes()])?;
+            self.execute("UPDATE contacts SET looks = 0 WHERE account = ?1", [account.as_bytes()])?;
             self.changes.work.set(true);
         }
         Ok(())
     }
 
     fn looks(&self, account: AccountId) -> Result<u64, StoreError> {
-        const SELECT: &str = "SELECT coalesce(sum(looks), 0) FROM members WHERE account = ?1 AND looks > 0";
+        const SELECT: &str = "SELECT (SELECT coalesce(sum(looks), 0) FROM members WHERE account = ?1 AND looks > 0)
+            + coalesce((SELECT looks FROM contacts WHERE account = ?1), 0)";
         Ok(self.query_row(SELECT, [account.as_bytes()], |row| row.get(0))?)
     }
 

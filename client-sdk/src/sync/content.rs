@@ -7,7 +7,7 @@ use undertone_wire::GroupId;
 use super::{
     direct::heal,
     inbox::{self, Context, Effect},
-    receipts,
+    receipts, rotation,
 };
 use crate::{
     conversation_id::ConversationId,
@@ -30,13 +30,8 @@ pub(super) fn receive(
     };
     let own = from.account == context.identity.account();
     // The author's own word on its list, so that a relay which serves an older one is noticed.
-    let claims_newer = tx.note_claim(from.account, content.list_version)?;
-    if claims_newer {
-        for group in tx.groups_with(from.account)? {
-            tx.look_at(group, Some(from.account))?;
-        }
-    }
-    let mut received = false;
+    tx.note_claim(from.account, content.list_version)?;
+    let (mut received, mut identity_changed) = (false, false);
     match (&content.body, conversation) {
         (Body::Leave {}, ConversationId::Group(group)) if own => leave_too(tx, group)?,
         (Body::Leave {}, ConversationId::Group(group)) => leave(tx, context, group, from)?,
@@ -44,11 +39,16 @@ pub(super) fn receive(
         (Body::Unreadable { hashes }, ConversationId::Direct(_)) => {
             heal::answer(tx, context.identity.account(), from, hashes)?;
         }
+        (Body::IdentityKey { seed }, ConversationId::Direct(with)) if own && with == from.account => {
+            identity_changed = rotation::take(tx, context, content.id, seed.as_slice())?;
+        }
+        // What a device says of keys is for its own account alone.
+        (Body::IdentityKey { .. }, _) => {}
         // Receipts must not say that it is here.
         _ if tx.standing(from.account)? == Standing::Blocked => tx.note_gap(conversation)?,
         _ => received = add(tx, context, conversation, from, &content, bytes)?,
     }
-    Ok(Effect { received, own_list_wanted: own && claims_newer, ..Effect::default() })
+    Ok(Effect { received, identity_changed, ..Effect::default() })
 }
 
 /// Another device of this account leaves a group, for all of them.

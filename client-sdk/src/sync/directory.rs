@@ -35,23 +35,21 @@ enum Said {
 pub(super) async fn run(engine: Arc<Engine>) {
     let mut changed = engine.store.work_changed();
     let mut connection = engine.connection();
-    let mut own_wanted = engine.own_list_wanted.subscribe();
     let mut backoff = Backoff::new(engine.entropy);
-    let mut own = true;
+    let mut connected = true;
     loop {
         changed.mark_unchanged();
         let online = *connection.borrow_and_update() == Connection::Online;
         let failed = online
             && tokio::select! {
-                looked = look_at_all(&engine, &mut own) => looked.is_err(),
+                looked = look_at_all(&engine, &mut connected) => looked.is_err(),
                 () = engine.stopped() => return,
             };
         if !failed {
             backoff.reset();
         }
         tokio::select! {
-            Ok(()) = connection.changed() => own = true,
-            Ok(()) = own_wanted.changed() => own = true,
+            Ok(()) = connection.changed() => connected = true,
             Ok(()) = changed.changed(), if !failed => {}
             () = engine.clock.pass(backoff.wait()), if failed => {}
             () = engine.stopped() => return,
@@ -59,29 +57,26 @@ pub(super) async fn run(engine: Arc<Engine>) {
     }
 }
 
-async fn look_at_all(engine: &Engine, own_wanted: &mut bool) -> Result<(), Error> {
-    let own = engine.identity.account();
-    if *own_wanted {
-        let said = look(engine, own).await?;
-        let (identity, entropy, now_ms) = (engine.identity.clone(), engine.entropy, engine.clock.now_ms());
-        engine
-            .store
-            .with_tx(move |tx| {
-                let context = &inbox::Context { identity: &identity, entropy, now_ms, looked_up: false };
-                settle(tx, context, own, &said)?;
-                Ok::<_, Error>(gather_own(tx, context)?)
-            })
-            .await?;
-        *own_wanted = false;
+/// Looks at all who are to be looked at; at this account too if the connection is new.
+async fn look_at_all(engine: &Engine, connected: &mut bool) -> Result<(), Error> {
+    let own = engine.identity().account();
+    if *connected {
+        engine.store.with_tx(move |tx| tx.look_at_account(own).map_err(Error::from)).await?;
+        *connected = false;
     }
     while let Some((account, looks)) = engine.store.with_tx(move |tx| tx.next_look(own).map_err(Error::from)).await? {
         let said = look(engine, account).await?;
-        let (identity, entropy, now_ms) = (engine.identity.clone(), engine.entropy, engine.clock.now_ms());
+        let (identity, entropy, now_ms) = (engine.identity(), engine.entropy, engine.clock.now_ms());
         engine
             .store
             .with_tx(move |tx| {
                 tx.looked_at(account, looks)?;
-                settle(tx, &inbox::Context { identity: &identity, entropy, now_ms, looked_up: false }, account, &said)
+                let context = &inbox::Context { identity: &identity, entropy, now_ms, looked_up: false };
+                settle(tx, context, account, &said)?;
+                if account == own {
+                    gather_own(tx, context)?;
+                }
+                Ok::<_, Error>(())
             })
             .await?;
     }
@@ -135,6 +130,10 @@ fn settle(tx: &Tx<'_>, context: &inbox::Context<'_>, account: AccountId, said: &
     };
     if tx.list_is_behind(account)? {
         return Ok(tx.add_event(&StoredEvent::StaleList { account })?);
+    }
+    // One that is no longer listed itself has no say in groups.
+    if account == context.identity.account() && !listed.contains(&context.identity.device()) {
+        return Ok(());
     }
     for group_id in tx.groups_with(account)? {
         let members = tx.members(group_id)?.into_iter();

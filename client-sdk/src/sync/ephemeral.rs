@@ -68,7 +68,7 @@ pub(crate) async fn say(engine: &Engine, conversation: ConversationId, what: Pas
     if !engine.is_confirmed() {
         return Err(super::no_connection());
     }
-    let content = Content { by: engine.identity.account(), said_at_ms: engine.relay_now_ms(), body: what };
+    let content = Content { by: engine.identity().account(), said_at_ms: engine.relay_now_ms(), body: what };
     let content = Encoding::Cbor.encode(&content);
     let sealed = engine.store.with_tx(move |tx| {
         let group = conversation.group().map(|group| tx.active_group(group)).transpose()?;
@@ -93,7 +93,7 @@ pub(crate) async fn say(engine: &Engine, conversation: ConversationId, what: Pas
 
 /// Something was said in a group.
 pub(super) async fn hear(engine: &Engine, live: GroupId, epoch: u64, ciphertext: Bytes) {
-    let own = engine.identity.account();
+    let own = engine.identity().account();
     let opened = engine.store.with_tx(move |tx| opened(tx, live, epoch, &ciphertext).map_err(Error::from));
     match opened.await {
         Ok(Some(notice)) if notice.by != own && notice.is_fresh(engine) => {

@@ -60,8 +60,8 @@ pub(super) struct Effect {
     pub(super) received: bool,
     /// The relay has told that key packages should be published.
     pub(super) keys_wanted: bool,
-    /// This account has other devices than this one knows of.
-    pub(super) own_list_wanted: bool,
+    /// Who this device is has changed.
+    pub(super) identity_changed: bool,
 }
 
 /// Who applies, and when.
@@ -99,7 +99,8 @@ pub(super) fn apply_envelope(tx: &Tx<'_>, context: &Context<'_>, envelope: &Enve
                 tx.look_at(group.id, None)?;
             }
             // They may be this account's.
-            Outcome::Applied(Effect { own_list_wanted: true, ..Effect::default() })
+            tx.look_at_account(context.identity.account())?;
+            Outcome::default()
         }
         Envelope::RejoinWanted { group_id, account_id, device_id } => {
             if let Some(group) = tx.group_by_live(*group_id)? {
@@ -151,6 +152,7 @@ pub(super) fn remember(tx: &Tx<'_>, said: &Account, list: &DeviceList) -> Result
         && known != said.device_list
     {
         let before = known.verify(&said.account_id)?;
+        list.keeps_recovery_key(&before)?;
         let next = before.version.checked_add(1) == Some(list.version);
         if before.version >= list.version
             || !chain_continues(&list.rotations, &before.rotations)

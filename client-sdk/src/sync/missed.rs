@@ -3,8 +3,6 @@
 //! Invariant: what was missed counts as looked into only once the relay was asked, and a stream opened after that has
 //! brought all that was there by then.
 
-use std::sync::Arc;
-
 use undertone_api::RelayApi as _;
 use undertone_wire::GroupId;
 
@@ -34,7 +32,7 @@ pub(super) async fn fetch(engine: &Engine, live: GroupId, up_to: u64) -> Result<
         };
         let follows = commits.first().is_some_and(|first| first.commit_seq == at + 1);
         let commits: Vec<_> = commits.into_iter().take_while(|one| follows && one.commit_seq <= up_to).collect();
-        let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
+        let (identity, entropy, now_ms) = (engine.identity(), engine.entropy, engine.clock.now_ms());
         let applied = engine.store.with_tx(move |tx| {
             let context = inbox::Context { identity: &identity, entropy, now_ms, looked_up: false };
             let Some(row) = active_by_live(tx, live)? else { return Ok::<_, Error>(()) };

@@ -29,6 +29,7 @@ mod network;
 mod outbox;
 pub(crate) mod receipts;
 mod recovery;
+pub(crate) mod rotation;
 mod session;
 mod stream;
 mod successor;
@@ -40,7 +41,7 @@ mod welcome;
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -67,15 +68,14 @@ use crate::{
 pub(crate) struct Engine {
     pub(crate) api: Addresses,
     pub(crate) store: Store,
-    pub(crate) identity: Arc<Identity>,
+    /// Changes with the account's identity key.
+    identity: RwLock<Arc<Identity>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Entropy,
     relay_id: RelayId,
     connection: watch::Sender<Connection>,
     /// Raised when key packages may have been used up.
     keys_wanted: watch::Sender<()>,
-    /// Raised when this account may have other devices than this one knows of.
-    own_list_wanted: watch::Sender<()>,
     /// Raised when the network has changed.
     network: watch::Sender<()>,
     /// Whether this store is the newest of this device.
@@ -106,13 +106,12 @@ impl Engine {
         Arc::new(Self {
             api,
             store,
-            identity,
+            identity: RwLock::new(identity),
             clock,
             entropy,
             relay_id,
             connection: watch::Sender::new(Connection::Connecting),
             keys_wanted: watch::Sender::new(()),
-            own_list_wanted: watch::Sender::new(()),
             network: watch::Sender::new(()),
             newest: watch::Sender::new(Newest::Untold),
             incarnation: watch::Sender::new(None),
@@ -233,15 +232,49 @@ impl Engine {
         }
         let list = said.device_list.verify(&asked)?;
         let contact = Contact { account_id: asked, username: said.username.clone() };
-        let (verified, own) = (list.clone(), self.identity.account());
-        self.store
-            .with_tx(move |tx| {
-                let before = if asked == own { tx.listed(own)? } else { None };
-                inbox::remember(tx, &said, &verified)?;
-                before.map_or(Ok(()), |before| directory::tell_devices(tx, &before, own).map_err(Error::from))
-            })
-            .await?;
+        let (verified, own) = (list.clone(), self.identity().account());
+        if asked == own {
+            self.remember_own(said, verified).await?;
+        } else {
+            self.store.with_tx(move |tx| inbox::remember(tx, &said, &verified)).await?;
+        }
         Ok((contact, list))
+    }
+
+    /// The same of this account, which may have other devices then, or another identity key.
+    async fn remember_own(&self, said: Account, list: DeviceList) -> Result<(), Error> {
+        let (message_id, now_ms) = (self.message_id()?, self.clock.now_ms());
+        let changed = self.store.with_tx(move |tx| {
+            let own = said.account_id;
+            let before = tx.listed(own)?;
+            inbox::remember(tx, &said, &list)?;
+            // One's own waits for nobody.
+            tx.take_identity(own)?;
+            if let Some(before) = before {
+                directory::tell_devices(tx, &before, own)?;
+            }
+            rotation::follow(tx, message_id, now_ms)
+        });
+        if changed.await? {
+            self.reload_identity().await?;
+        }
+        Ok(())
+    }
+
+    /// Who this device is may have changed in the store.
+    pub(crate) async fn reload_identity(&self) -> Result<(), Error> {
+        let profile = self.store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
+        if let Some(profile) = profile {
+            *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(profile.identity);
+        }
+        // Key packages carry the certificate.
+        self.keys_wanted.send_replace(());
+        Ok(())
+    }
+
+    /// Who this device is.
+    pub(crate) fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.identity.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Publishes the keys that are missing at the relay. Answers with the time until that should be done again.
@@ -251,7 +284,7 @@ impl Engine {
 
     /// Completes when no device list is left to look at.
     pub(crate) async fn looked_up(&self) {
-        let own = self.identity.account();
+        let own = self.identity().account();
         let mut changed = self.store.work_changed();
         loop {
             changed.mark_unchanged();

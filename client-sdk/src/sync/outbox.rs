@@ -215,7 +215,7 @@ async fn create(engine: &Engine, row: &OutboxRow, sealed_group_info: &Bytes) -> 
 async fn encrypt(engine: &Engine, row: &OutboxRow) -> Result<(), Error> {
     let message_id = engine.message_id()?;
     let id = engine.message_id()?;
-    let (identity, row) = (engine.identity.clone(), row.clone());
+    let (identity, row) = (engine.identity(), row.clone());
     let (entropy, now_ms) = (engine.entropy, engine.clock.now_ms());
     engine
         .store
@@ -255,7 +255,7 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
         }
     };
     let message_id = engine.message_id()?;
-    let (identity, row) = (engine.identity.clone(), row.clone());
+    let (identity, row) = (engine.identity(), row.clone());
     let (entropy, own_now_ms, now_ms) = (engine.entropy, engine.clock.now_ms(), engine.relay_now_ms());
     engine
         .store

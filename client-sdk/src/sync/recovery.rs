@@ -280,7 +280,7 @@ async fn prepare(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
         Err(error) if !error.is_a_no() => return Err(Error::Offline(error)),
         _ => None,
     };
-    let (identity, message_id) = (Arc::clone(&engine.identity), engine.message_id()?);
+    let (identity, message_id) = (engine.identity(), engine.message_id()?);
     let (attempts, now_ms, again_ms) = (recovery.attempts, engine.clock.now_ms(), later(engine, recovery.attempts));
     let prepared = move |tx: &Tx<'_>, row: &GroupRow| {
         if described.position.commit_seq < row.commit_seq {

@@ -56,7 +56,7 @@ impl Session {
 
 async fn login(engine: &Engine) -> Result<Bytes, ApiError> {
     let challenge = engine.api.challenge().await?;
-    let session = engine.api.login(&engine.identity.login(engine.relay_id, challenge.nonce)).await;
+    let session = engine.api.login(&engine.identity().login(engine.relay_id, challenge.nonce)).await;
     if let Err(error) = &session
         && error.is_a_no()
     {

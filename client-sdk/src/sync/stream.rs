@@ -196,7 +196,7 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
     }
     let (seq, delivery, mut looked_up) = (delivery.seq, Arc::new(delivery), false);
     let effect = loop {
-        let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
+        let (identity, entropy, now_ms) = (engine.identity(), engine.entropy, engine.clock.now_ms());
         let delivery = Arc::clone(&delivery);
         let outcome = engine.store.with_tx(move |tx| {
             let context = inbox::Context { identity: &identity, entropy, now_ms, looked_up };
@@ -218,8 +218,8 @@ async fn apply(engine: &Engine, cursor: &mut u64, delivery: Delivery) -> Result<
     if effect.received {
         engine.received.fetch_add(1, Ordering::Relaxed);
     }
-    if effect.own_list_wanted {
-        engine.own_list_wanted.send_replace(());
+    if effect.identity_changed {
+        engine.reload_identity().await?;
     }
     if effect.joined || effect.keys_wanted {
         engine.keys_wanted.send_replace(());

@@ -7,8 +7,6 @@
 //! could be applied, and never for one that the account to be left out has founded or is in. What was to be sent goes
 //! out there.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 use undertone_api::{ApiError, RelayApi as _};
 use undertone_wire::{
@@ -217,7 +215,7 @@ async fn look(engine: &Engine, recovery: &Recovery, at: u64) -> Result<Option<Kn
         Err(error) if error.code() == Some(&ErrorCode::NotFound) => return Ok(None),
         Err(error) => return Err(Error::Offline(error)),
     };
-    let newest = said.newest_commit_account.filter(|account| *account != engine.identity.account());
+    let newest = said.newest_commit_account.filter(|account| *account != engine.identity().account());
     // Behind the commit that it begins from there must be one that cannot be applied.
     let begins = said.position.commit_seq > at;
     let culprit = newest.filter(|_| begins);
@@ -245,7 +243,7 @@ pub(super) async fn consider(engine: &Engine, group: GroupId) -> Result<(), Erro
     };
     let known = look(engine, &recovery, noted.at).await?;
     let followed = known.filter(|known| known.fit == Some(noted.group));
-    let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
+    let (identity, entropy, now_ms) = (engine.identity(), engine.entropy, engine.clock.now_ms());
     let follows = recovery.step == RecoveryStep::Follow;
     unless_overtaken(engine, &recovery, move |tx, row| match followed {
         Some(known) => {
@@ -290,7 +288,7 @@ pub(super) async fn succeed(engine: &Engine, recovery: &Recovery) -> Result<(), 
     let Some(stands) = row.map(|row| row.commit_seq) else { return Ok(()) };
     let at = recovery.successor.map_or(stands, |noted| noted.at);
     let known = look(engine, recovery, at).await?;
-    let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
+    let (identity, entropy, now_ms) = (engine.identity(), engine.entropy, engine.clock.now_ms());
     let (message_id, again_ms) = (engine.message_id()?, recovery::in_an_hour(engine));
     let successor = GroupId::from_random(entropy.bytes()?);
     let before = recovery.clone();
@@ -347,7 +345,7 @@ pub(super) async fn found(engine: &Engine, recovery: &Recovery) -> Result<(), Er
         }
         Err(error) => return Err(Error::Offline(error)),
     };
-    let (identity, entropy, now_ms) = (Arc::clone(&engine.identity), engine.entropy, engine.clock.now_ms());
+    let (identity, entropy, now_ms) = (engine.identity(), engine.entropy, engine.clock.now_ms());
     let (why, again_ms) = (recovery.why, recovery::in_an_hour(engine));
     let answered = move |tx: &Tx<'_>, row: &GroupRow| match said.and_then(|said| said.successor) {
         Some(recorded) if recorded == founding.create.group_id => {

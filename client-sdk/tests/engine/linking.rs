@@ -259,3 +259,118 @@ async fn a_removed_device_is_out_at_once_and_nothing_is_written_for_it_any_more(
     has_texts(&group[0], &["without the phone", "no worry"]).await;
     assert_eq!(seen.load(SeqCst), 0);
 }
+
+/// Waits until somebody learns that an account has another identity key.
+async fn learns_of_new_identity(client: &Client, of: &Client) {
+    let changed = |event| if let Event::IdentityChanged { account } = event { Some(account) } else { None };
+    assert_eq!(event(client, changed).await.account_id, of.account().account_id);
+}
+
+#[tokio::test]
+async fn a_stolen_device_is_left_behind_with_an_identity_key_that_is_worth_nothing() {
+    let world = World::new();
+    let alice = register(&world, "alice").await;
+    let bob = builder(&world, "bob").hold_changed_identities().register("bob").await.unwrap();
+    online(&bob).await;
+    let group = world.group(&[&alice, &bob]).await;
+    let (tablet, phone) = (link(&world, "tablet", &alice).await, link(&world, "phone", &alice).await);
+    for device in [&tablet, &phone] {
+        active(&device.group(group[0].id())).await;
+    }
+    wait_until("all to be members", async || (world.relay.group_members(&group[0].id()).len() == 4).then_some(()))
+        .await;
+    let (account, of_bob) = (alice.account().account_id, bob.account().account_id);
+    bob.verify(account).await.unwrap();
+    bob.direct(account).send("to all").await.unwrap();
+    has_said(&tablet.direct(of_bob), &["to all"]).await;
+    let before = bob.safety_number(account).await.unwrap();
+
+    alice.remove_stolen_device(phone.device_id(), None).await.unwrap();
+    wait_until("the phone to be signed out", async || (phone.connection() == Connection::SignedOut).then_some(()))
+        .await;
+    // The group goes on, with leaves of the new key, and without the phone.
+    group[0].send("the phone was stolen").await.unwrap();
+    has_texts(&group[1], &["the phone was stolen"]).await;
+    learns_of_new_identity(&bob, &alice).await;
+    assert!(!bob.is_verified(account).await.unwrap() && bob.has_changed_identity(account).await.unwrap());
+    let now = bob.safety_number(account).await.unwrap();
+    assert_ne!(now, before);
+    assert_eq!(now, alice.safety_number(of_bob).await.unwrap());
+    wait_until("the tablet to see the same", async || {
+        (tablet.safety_number(of_bob).await.unwrap() == now).then_some(())
+    })
+    .await;
+    // bob writes nothing to her before he has said something to that.
+    let waiting = [bob.direct(account).send("is it you?").await.unwrap(), group[1].send("is it you?").await.unwrap()];
+    group[0].send("hello?").await.unwrap();
+    has_texts(&group[1], &["the phone was stolen", "is it you?", "hello?"]).await;
+    for message in waiting {
+        assert_eq!(bob.message_status(message).await.unwrap(), undertone::MessageStatus::Queued);
+    }
+    bob.verify(account).await.unwrap();
+    assert!(bob.is_verified(account).await.unwrap());
+    has_said(&alice.direct(of_bob), &["to all", "is it you?"]).await;
+    has_said(&tablet.direct(of_bob), &["to all", "is it you?"]).await;
+    // The tablet has the new identity key: it links a device to it.
+    let code = {
+        let over = builder(&world, "over").link("over").await.unwrap();
+        over.code()
+    };
+    world.relay.set_time_ms(world.relay.time_ms() + 600_000);
+    wait_until("the tablet to have the key", async || {
+        // Before that it says so at once.
+        let asked = tablet.approve_link(&code).await;
+        assert!(matches!(asked, Err(Error::Invalid(_) | Error::NotLinked(NotLinked::Over))), "{asked:?}");
+        matches!(asked, Err(Error::NotLinked(_))).then_some(())
+    })
+    .await;
+    let watch = link(&world, "watch", &tablet).await;
+    online(&watch).await;
+    active(&watch.group(group[0].id())).await;
+    watch.direct(of_bob).send("from the watch").await.unwrap();
+    has_said(&bob.direct(account), &["to all", "is it you?", "from the watch"]).await;
+    assert_eq!(watch.safety_number(of_bob).await.unwrap(), now);
+}
+
+#[tokio::test]
+async fn who_has_written_down_a_recovery_key_has_the_last_word() {
+    let world = World::new();
+    let (alice, bob) = (register(&world, "alice").await, register(&world, "bob").await);
+    let phone = link(&world, "phone", &alice).await;
+    let (account, of_bob) = (alice.account(), bob.account().account_id);
+    bob.direct(account.account_id).send("before").await.unwrap();
+    has_said(&phone.direct(of_bob), &["before"]).await;
+    let key = alice.make_recovery_key().await.unwrap();
+    assert!(matches!(alice.make_recovery_key().await, Err(Error::Invalid(_))), "it is made once");
+    // Who has the phone has the identity key, and can take alice's device off. The identity key stays as it is.
+    assert!(matches!(phone.remove_stolen_device(alice.device_id(), None).await, Err(Error::Untrusted(_))));
+    let other = "A".repeat(80);
+    assert!(matches!(phone.remove_stolen_device(alice.device_id(), Some(&other)).await, Err(Error::Invalid(_))));
+    phone.remove_device(alice.device_id()).await.unwrap();
+    wait_until("alice to be signed out", async || (alice.connection() == Connection::SignedOut).then_some(())).await;
+    // But alice has the recovery key.
+    assert!(matches!(builder(&world, "new").recover("no key", "new").await, Err(Error::Invalid(_))));
+    let recovered = builder(&world, "new").recover(&key, "new").await.unwrap();
+    online(&recovered).await;
+    assert_eq!(recovered.account(), account);
+    wait_until("the phone to be signed out", async || (phone.connection() == Connection::SignedOut).then_some(()))
+        .await;
+    let devices = recovered.devices().await.unwrap();
+    assert_eq!((devices.len(), devices[0].name.as_str(), devices[0].this), (1, "new", true));
+    recovered.direct(of_bob).send("it is me again").await.unwrap();
+    learns_of_new_identity(&bob, &recovered).await;
+    has_said(&bob.direct(account.account_id), &["before", "it is me again"]).await;
+    bob.direct(account.account_id).send("good").await.unwrap();
+    has_said(&recovered.direct(of_bob), &["it is me again", "good"]).await;
+    assert_eq!(bob.safety_number(account.account_id).await.unwrap(), recovered.safety_number(of_bob).await.unwrap());
+    // It works again and again.
+    let phone = link(&world, "another", &recovered).await;
+    recovered.remove_stolen_device(phone.device_id(), Some(&key)).await.unwrap();
+    learns_of_new_identity_after(&bob, &recovered).await;
+}
+
+/// The same, when somebody writes next.
+async fn learns_of_new_identity_after(client: &Client, of: &Client) {
+    client.direct(of.account().account_id).send("are you there?").await.unwrap();
+    learns_of_new_identity(client, of).await;
+}

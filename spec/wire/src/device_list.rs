@@ -297,6 +297,11 @@ impl SignedCertificate {
         Self { certificate: certificate.into(), issued, accepted }
     }
 
+    /// The same certificate, issued by another identity key, given as a seed. The device has accepted it already.
+    pub fn issue_again(&mut self, identity: &[u8; 32]) {
+        self.issued = crate::sign(identity, Domain::Certificate, &[self.certificate.as_slice()]);
+    }
+
     /// The certificate, if `identity` issued it and its own MLS key accepted it.
     pub fn verify(&self, identity: &PublicKey) -> Result<Certificate, DeviceListError> {
         let certificate = self.unverified()?;

@@ -1,16 +1,20 @@
-//! `link`, `link approve`, `devices list` and `devices remove`.
+//! `link`, `link approve`, `devices list`, `devices remove`, `recovery-key` and `recover`.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 
 use undertone::{Approval, Client, Device, DeviceId};
+use zeroize::Zeroizing;
 
 use super::{CLOSE, close, connect};
 use crate::{
-    args::{DevicesCommand, Link, LinkCommand},
+    args::{DevicesCommand, Link, LinkCommand, Recover},
     error::Failure,
     output::{Object, Output, hint, people, qr},
     store::Place,
 };
+
+/// A recovery key is much shorter.
+const SECRET_BYTES_MAX: u64 = 1_024;
 
 pub(super) async fn link(place: &Place, link: Link, output: Output) -> Result<(), Failure> {
     if let Some(LinkCommand::Approve { code }) = link.approve {
@@ -66,7 +70,8 @@ pub(super) async fn run(client: &Client, command: DevicesCommand, output: Output
             connect(client).await?;
             client.devices().await?.iter().try_for_each(|device| tell(device, output))
         }
-        DevicesCommand::Remove { id } => remove(client, id, output).await,
+        DevicesCommand::Remove { id, stolen: false, .. } => remove(client, id, output).await,
+        DevicesCommand::Remove { id, recovery_key, .. } => remove_stolen(client, id, recovery_key, output).await,
     }
 }
 
@@ -74,8 +79,51 @@ async fn remove(client: &Client, id: DeviceId, output: Output) -> Result<(), Fai
     connect(client).await?;
     client.remove_device(id).await?;
     output.tell(&Object::device(id), || format!("{id} is no device of this account any more"))?;
-    hint("it keeps what it had, and the account's identity key: who can read its store can put it back");
+    hint("it keeps what it had, and the account's identity key: if it was stolen, take it off with --stolen instead");
     Ok(())
+}
+
+async fn remove_stolen(
+    client: &Client,
+    id: DeviceId,
+    recovery_key: Option<String>,
+    output: Output,
+) -> Result<(), Failure> {
+    let recovery_key = recovery_key.map(|key| secret(&key)).transpose()?;
+    connect(client).await?;
+    client.remove_stolen_device(id, recovery_key.as_deref().map(String::as_str)).await?;
+    output.tell(&Object::device(id), || {
+        format!("{id} is no device of this account any more, and the account has a new identity key")
+    })?;
+    if recovery_key.is_none() {
+        hint("whoever has the device could have done the same; undertone recovery-key makes a key that prevents that");
+    }
+    Ok(())
+}
+
+pub(super) async fn make_recovery_key(client: &Client, output: Output) -> Result<(), Failure> {
+    connect(client).await?;
+    let recovery_key = client.make_recovery_key().await?;
+    output.tell(&Object::RecoveryKey { recovery_key: recovery_key.clone() }, || recovery_key.clone())?;
+    hint("write it down and keep it away from your devices: it is not shown again, and whoever has it has the account");
+    Ok(())
+}
+
+pub(super) async fn recover(place: &Place, recover: &Recover, output: Output) -> Result<(), Failure> {
+    let client = place.recover(recover, &secret(&recover.key)?).await?;
+    let told = super::account::tell(&client, output, "recovered").await;
+    close(client, CLOSE).await;
+    told
+}
+
+/// What should not stand on a command line that others may see.
+fn secret(given: &str) -> Result<Zeroizing<String>, Failure> {
+    let mut text = Zeroizing::new(given.to_owned());
+    if given == "-" {
+        text.clear();
+        io::stdin().lock().take(SECRET_BYTES_MAX).read_line(&mut text)?;
+    }
+    Ok(text)
 }
 
 fn tell(device: &Device, output: Output) -> Result<(), Failure> {

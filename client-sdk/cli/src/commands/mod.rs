@@ -43,6 +43,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Devices(command) => {
             with_client(&place, async |client| devices::run(client, command, output).await).await
         }
+        Command::RecoveryKey => {
+            with_client(&place, async |client| devices::make_recovery_key(client, output).await).await
+        }
+        Command::Recover(recover) => devices::recover(&place, &recover, output).await,
         Command::SafetyNumber { user } => {
             with_client(&place, async |client| trust::safety_number(client, &user, output).await).await
         }

@@ -20,6 +20,8 @@ pub(crate) enum Object {
     ListedDevice { device_id: Text<DeviceId>, name: String, this: bool },
     /// `devices remove`
     Device { device_id: Text<DeviceId> },
+    /// `recovery-key`
+    RecoveryKey { recovery_key: String },
     /// `safety-number`
     SafetyNumber { safety_number: String },
     /// `group create`, `group rename`, `group accept`

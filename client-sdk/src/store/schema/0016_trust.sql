@@ -2,6 +2,9 @@
 -- without the user having said anything to it.
 ALTER TABLE contacts ADD COLUMN verified BLOB;
 ALTER TABLE contacts ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+-- How many reasons there are to look at an account's device list, in whatever groups it is or is not.
+ALTER TABLE contacts ADD COLUMN looks INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX contacts_to_look_at ON contacts (account) WHERE looks > 0;
 CREATE INDEX contacts_changed ON contacts (account) WHERE changed = 1;
 
 -- 1: what is to be sent to an account whose identity key has changed waits for the user.

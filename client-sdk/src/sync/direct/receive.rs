@@ -157,7 +157,8 @@ fn receive(
     let shows =
         Content::decode(note.content.as_slice()).is_some_and(|content| matches!(content.body, Body::Text { .. }));
     if !tx.has_conversation(conversation)? {
-        if !shows {
+        // What this account's devices tell each other is not to be seen.
+        if !shows && other != context.identity.account() {
             return Ok(Effect::default());
         }
         tx.add_conversation(conversation)?;

@@ -76,7 +76,7 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
     }
     let message_id = engine.message_id()?;
     let (id, list_version) = (engine.message_id()?, both.own.version);
-    let (identity, entropy, row_id) = (engine.identity.clone(), engine.entropy, row.id);
+    let (identity, entropy, row_id) = (engine.identity(), engine.entropy, row.id);
     let (now_ms, relay_now_ms) = (engine.clock.now_ms(), engine.relay_now_ms());
     engine
         .store
@@ -151,7 +151,7 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
 
 /// Both accounts, as they are listed. One that was never seen is asked for.
 async fn both(engine: &Engine, other: AccountId) -> Result<Both, Error> {
-    Ok(Both { own: listed(engine, engine.identity.account()).await?, other: listed(engine, other).await? })
+    Ok(Both { own: listed(engine, engine.identity().account()).await?, other: listed(engine, other).await? })
 }
 
 async fn listed(engine: &Engine, account: AccountId) -> Result<Listed, Error> {
@@ -170,7 +170,7 @@ async fn listed(engine: &Engine, account: AccountId) -> Result<Listed, Error> {
 }
 
 async fn lacking(engine: &Engine, both: &Arc<Both>, only: Option<Member>) -> Result<Lacking, Error> {
-    let (both, own, now_ms) = (Arc::clone(both), engine.identity.device(), engine.clock.now_ms());
+    let (both, own, now_ms) = (Arc::clone(both), engine.identity().device(), engine.clock.now_ms());
     let relay_now_ms = engine.relay_now_ms();
     engine
         .store
@@ -330,7 +330,7 @@ pub(in crate::sync) async fn ask(engine: &Engine, request: &[u8]) -> Result<(), 
 pub(in crate::sync) async fn repair(engine: &Engine, other: AccountId, problem: &Problem) -> Result<(), Error> {
     match problem.code {
         ErrorCode::StaleDevices => {
-            let these = [other, engine.identity.account()];
+            let these = [other, engine.identity().account()];
             for account in problem.stale_devices.iter().filter(|account| these.contains(&account.account_id)) {
                 engine.remember(account.account_id, account.clone()).await?;
             }

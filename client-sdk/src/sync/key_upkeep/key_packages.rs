@@ -60,7 +60,7 @@ pub(super) async fn forget_expired(engine: &Engine, kept: &mut Kept) -> Result<(
 
 async fn make(engine: &Engine, one_time: u64, last_resort: Option<Why>) -> Result<(), Error> {
     let message_id = engine.message_id()?;
-    let (identity, now_ms, renewed_ms) = (engine.identity.clone(), engine.relay_now_ms(), engine.clock.now_ms());
+    let (identity, now_ms, renewed_ms) = (engine.identity(), engine.relay_now_ms(), engine.clock.now_ms());
     engine
         .store
         .with_tx(move |tx| {

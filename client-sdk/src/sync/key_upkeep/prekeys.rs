@@ -65,7 +65,7 @@ pub(super) async fn forget_expired(engine: &Engine) -> Result<(), Error> {
 
 async fn make(engine: &Engine, one_time: u64, fallback: bool, sealing_key: bool) -> Result<(), Error> {
     let message_id = engine.message_id()?;
-    let (identity, entropy, made_ms) = (engine.identity.clone(), engine.entropy, engine.clock.now_ms());
+    let (identity, entropy, made_ms) = (engine.identity(), engine.entropy, engine.clock.now_ms());
     let not_after_ms = engine.relay_now_ms().saturating_add(LIFETIME_S * 1_000);
     engine
         .store

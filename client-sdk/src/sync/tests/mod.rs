@@ -97,7 +97,7 @@ impl Scene {
     /// A Welcome for bob that mallory makes alone, for a group of any id, at epoch 1 + 2 * `detours`.
     async fn crafted(&self, id: GroupId, detours: u64) -> WelcomeParts {
         let provider = OpenMlsRustCrypto::default();
-        let identity = &self.mallory.engine().identity;
+        let identity = &self.mallory.engine().identity();
         let mut key = group::create(&provider, identity, id, &Profile { name: "ski trip".into(), continues: None })
             .unwrap()
             .rejoin_key;
@@ -129,7 +129,7 @@ impl Scene {
     async fn bait_bob_with(&self, welcome: WelcomeParts) {
         let (engine, bait) = (self.mallory.engine(), self.bait);
         let change = Change { add: vec![self.claim_bob().await], ..Change::default() };
-        let identity = Arc::clone(&engine.identity);
+        let identity = engine.identity();
         let staged = engine.store.with_tx(move |tx| {
             let row = tx.group(bait)?.unwrap();
             let staged = group::stage(&tx.mls(), &identity, bait, 0, &row.rejoin_key, &change, now_ms())?;
@@ -174,7 +174,7 @@ async fn a_welcome_into_a_group_this_device_is_in_is_refused() {
     let welcome = scene.crafted(scene.good, 0).await;
     let (group_info, secrets) = (welcome.group_info, welcome.secrets[0].secrets.clone());
     let envelope = Envelope::Welcome { group_id: scene.good, commit_seq: 2, group_info, secrets };
-    let identity = Arc::clone(&scene.bob.engine().identity);
+    let identity = scene.bob.engine().identity();
     let applied = scene.bob.engine().store.with_tx(move |tx| {
         let delivery = Delivery { seq: tx.cursor()? + 1, envelope };
         let context =

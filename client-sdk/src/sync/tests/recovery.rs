@@ -202,7 +202,7 @@ async fn nobody_is_removed_because_the_relay_says_that_another_account_wants_the
     let world = World::new();
     let (alice, bob) = (world.register("alice").await, world.register("bob").await);
     let groups = world.group(&[&alice, &bob]).await;
-    let (id, identity) = (groups[0].id(), Arc::clone(&alice.engine().identity));
+    let (id, identity) = (groups[0].id(), alice.engine().identity());
     for (account_id, planned) in [(alice.account().account_id, false), (bob.account().account_id, true)] {
         let envelope = Envelope::RejoinWanted { group_id: id, account_id, device_id: bob.device_id() };
         let identity = Arc::clone(&identity);

@@ -62,7 +62,7 @@ async fn who_cannot_hear_a_member_any_more_replaces_its_keys() {
     let groups = world.group(&[&alice, &bob]).await;
     let commits = world.commits(&groups[0]);
     // So many messages that never reach the relay.
-    let (id, identity) = (groups[0].id(), alice.engine().identity.clone());
+    let (id, identity) = (groups[0].id(), alice.engine().identity());
     let skipped = alice.engine().store.with_tx(move |tx| {
         let at = tx.group(id)?.unwrap().commit_seq;
         for _ in 0..2_001 {

@@ -1,6 +1,6 @@
 //! A group with somebody in it who is about to break it, and what such a one can do.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use openmls::prelude::{OpenMlsProvider as _, VLBytes, tls_codec::Serialize as _};
 use openmls_rust_crypto::OpenMlsRustCrypto;
@@ -102,7 +102,7 @@ impl Scene {
 
     /// Makes a commit that does what it should but tells the relay something else.
     pub(super) async fn lying(&self, told_to_remove: Vec<DeviceId>) {
-        let (id, identity) = (self.id(), Arc::clone(&self.insider.engine().identity));
+        let (id, identity) = (self.id(), self.insider.engine().identity());
         let made = self.insider.engine().store.with_tx(move |tx| {
             let row = tx.group(id)?.unwrap();
             let provider = tx.mls();
@@ -120,7 +120,7 @@ impl Scene {
     /// Founds a group that is said to go on in the place of this one, with all who are in it but `left_out`.
     pub(super) async fn bogus_successor(&self, left_out: &Client) -> GroupId {
         let engine = self.insider.engine();
-        let (provider, identity) = (OpenMlsRustCrypto::default(), &engine.identity);
+        let (provider, identity) = (OpenMlsRustCrypto::default(), engine.identity());
         let (successor, rejoin_key) = found(&self.insider, &provider, self.id(), self.at()).await;
         let mut add = Vec::new();
         for client in self.clients.iter().filter(|client| client.device_id() != left_out.device_id()) {
@@ -130,7 +130,7 @@ impl Scene {
             add.push((member(client), claimed.key_packages[0].key_package.clone().unwrap()));
         }
         let change = Change { add, ..Change::default() };
-        let staged = group::stage(&provider, identity, successor, 0, &rejoin_key, &change, now_ms());
+        let staged = group::stage(&provider, &identity, successor, 0, &rejoin_key, &change, now_ms());
         let group::Staged { commit, welcome, sealed_group_info } = staged.unwrap().unwrap();
         let message_id = engine.message_id().unwrap();
         let request = &CommitRequest { message_id, commit, welcome, sealed_group_info };
@@ -226,7 +226,7 @@ pub(super) async fn found(
     let engine = founder.engine();
     let successor = GroupId::from_random(engine.entropy.bytes().unwrap());
     let profile = Profile { name: "ski trip".into(), continues: Some(Continues { group: id, at }) };
-    let created = group::create(provider, &engine.identity, successor, &profile).unwrap();
+    let created = group::create(provider, &engine.identity(), successor, &profile).unwrap();
     let create = &CreateGroupRequest { group_id: successor, sealed_group_info: created.sealed_group_info };
     engine.signed_in(|token| async move { engine.api.create_group(&token, create).await }).await.unwrap();
     let request = &SuccessorRequest { message_id: engine.message_id().unwrap(), at, successor, replaces: None };
