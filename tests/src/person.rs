@@ -174,6 +174,11 @@ impl Running {
         tokio::time::timeout(crate::PATIENCE, found).await.expect("the line comes in time")
     }
 
+    /// Kills the command, and waits until it is gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("the command can be killed");
+    }
+
     /// Waits until the command ends by itself, and gives the output that was not read yet.
     pub async fn end(mut self) -> (ExitStatus, Vec<String>) {
         self.end_input();
