@@ -13,7 +13,7 @@ use crate::{
     clock::Clock,
     conversation::{self, Conversation, DirectSummary, Group, GroupSummary},
     conversation_id::ConversationId,
-    crypto::{Entropy, link::LinkCode},
+    crypto::{Entropy, link::LinkCode, recovery_key::RecoverySecret},
     event::{Connection, Contact},
     events::{Events, Place},
     linking::{Device, listed_device},
@@ -193,14 +193,24 @@ impl Client {
         listed_device::remove_stolen(self.engine(), device, recovery.as_ref()).await
     }
 
-    /// Makes the account's recovery key, to be written down: it is shown once, and kept nowhere. With it, an account whose
-    /// devices are all lost gets a first device again ([`ClientBuilder::recover`]), and without it nobody, not even who has
-    /// stolen a device, can replace the identity key.
+    /// A recovery key for this account, to be shown to the user, who writes it down: it is kept nowhere. It holds once it is set
+    /// ([`Client::set_recovery_key`]).
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is one already; [`Error::Offline`].
-    pub async fn make_recovery_key(&self) -> Result<String, Error> {
-        Ok(listed_device::make_recovery_key(self.engine()).await?.to_string())
+    /// Those of the system's randomness.
+    pub fn new_recovery_key(&self) -> Result<String, Error> {
+        let engine = self.engine();
+        Ok(RecoverySecret::new(engine.entropy, engine.identity().account())?.to_string())
+    }
+
+    /// From now on an account whose devices are all lost gets a first device again by this key ([`ClientBuilder::recover`]), and
+    /// without it nobody, not even who has stolen a device, can replace the identity key, or the recovery key by another.
+    /// The same key once more changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is none of this account, or there is another already; [`Error::Offline`].
+    pub async fn set_recovery_key(&self, key: &str) -> Result<(), Error> {
+        listed_device::set_recovery_key(self.engine(), &builder::recovery_secret(key)?).await
     }
 
     /// What this account is known by, to be compared with what a new device of it shows.

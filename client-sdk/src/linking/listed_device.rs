@@ -180,16 +180,17 @@ pub(crate) async fn remove_stolen(
     post(engine, next).await.map(drop)
 }
 
-/// Makes the recovery key of the account, which has none yet.
-pub(crate) async fn make_recovery_key(engine: &Engine) -> Result<RecoverySecret, Error> {
-    let recovery = RecoverySecret::new(engine.entropy, engine.identity().account())?;
+/// Names the recovery key of the account, which has none yet. The same once more changes nothing.
+pub(crate) async fn set_recovery_key(engine: &Engine, recovery: &RecoverySecret) -> Result<(), Error> {
+    if recovery.account != engine.identity().account() {
+        return Err(Error::Invalid("this is the recovery key of another account".into()));
+    }
     let next = |newest: &SignedDeviceList| match newest.verify(&engine.identity().account())?.recovery_key {
         Some(named) if named.key == recovery.key() => Ok(None),
-        Some(_) => Err(Error::Invalid("this account has a recovery key already".into())),
-        None => Ok(Some(engine.identity().list_with_recovery_key(newest, &recovery)?)),
+        Some(_) => Err(Error::Invalid("this account has another recovery key already".into())),
+        None => Ok(Some(engine.identity().list_with_recovery_key(newest, recovery)?)),
     };
-    post(engine, next).await?;
-    Ok(recovery)
+    post(engine, next).await.map(drop)
 }
 
 /// Changes the account's devices by the next list, which the relay has taken when this returns.

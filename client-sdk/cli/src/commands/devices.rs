@@ -103,8 +103,11 @@ async fn remove_stolen(
 
 pub(super) async fn make_recovery_key(client: &Client, output: Output) -> Result<(), Failure> {
     connect(client).await?;
-    let recovery_key = client.make_recovery_key().await?;
+    let recovery_key = client.new_recovery_key()?;
+    // Shown first: whatever happens then, nobody is left with a key that was never seen.
     output.tell(&Object::RecoveryKey { recovery_key: recovery_key.clone() }, || recovery_key.clone())?;
+    let set = client.set_recovery_key(&recovery_key).await;
+    set.map_err(|error| Failure::from(error).about("the key that was shown may not hold"))?;
     hint("write it down and keep it away from your devices: it is not shown again, and whoever has it has the account");
     Ok(())
 }

@@ -11,32 +11,36 @@ use super::{
 use crate::{Client, Conversation, ConversationId, Error, Group, crypto::group, store::points::Points};
 
 /// So many of the points are taken in the short form.
-const SAMPLE: u64 = 24;
+const SAMPLE: u64 = 16;
 
-/// bob, who dies at one of his writes and is opened again.
+/// Somebody who dies at one of their writes and is opened again.
 struct Mortal<'a> {
     world: &'a World,
+    name: &'static str,
+    /// To whose account they are linked, if not registered.
+    of: Option<&'a Client>,
     points: Points,
     client: Option<Client>,
 }
 
 impl<'a> Mortal<'a> {
-    fn new(world: &'a World, dies_at: u64) -> Self {
-        let points = Points::count(&world.folder.path().join("bob"));
+    fn new(world: &'a World, name: &'static str, dies_at: u64) -> Self {
+        let points = Points::count(&world.folder.path().join(name));
         points.die_at(dies_at);
-        Self { world, points, client: None }
+        Self { world, name, of: None, points, client: None }
     }
 
-    /// bob as he is now, if he can be brought to life.
+    /// As they are now, if they can be brought to life.
     async fn alive(&mut self) -> Result<Client, Error> {
         if let Some(client) = self.client.take() {
             client.contacts().await?;
             self.client = Some(client.clone());
             return Ok(client);
         }
-        let opened = match self.world.builder("bob").open().await {
-            Err(Error::NotRegistered) => self.world.builder("bob").register("bob").await,
-            opened => opened,
+        let opened = match (self.world.builder(self.name).open().await, self.of) {
+            (Err(Error::NotRegistered), None) => self.world.builder(self.name).register(self.name).await,
+            (Err(Error::NotRegistered), Some(account)) => linked(self.world, self.name, account).await,
+            (opened, _) => opened,
         };
         let client = opened?;
         self.client = Some(client.clone());
@@ -136,7 +140,7 @@ impl<'a> Mortal<'a> {
 async fn life(dies_at: u64) -> (u64, bool) {
     let world = World::new();
     let (alice, carol) = (world.register("alice").await, world.register("carol").await);
-    let mut bob = Mortal::new(&world, dies_at);
+    let mut bob = Mortal::new(&world, "bob", dies_at);
     bob.does("to be online", async |bob| Ok(bob.connection() == crate::Connection::Online)).await;
     let account = bob.client.as_ref().unwrap().account().account_id;
     let device = bob.client.as_ref().unwrap().device_id();
@@ -241,9 +245,131 @@ async fn life(dies_at: u64) -> (u64, bool) {
     (passed, died)
 }
 
-/// At every point in the long form (`tests/run --soak`); in the short one, at some of each part of a life, from a seed.
+/// A new device of somebody's account, if nothing comes in between.
+async fn linked(world: &World, name: &str, account: &Client) -> Result<Client, Error> {
+    let linking = world.builder(name).link(name).await?;
+    let code = linking.code();
+    let by = account.clone();
+    let approving = tokio::spawn(async move { by.approve_link(&code).await });
+    let joined = async { linking.approved().await?.join().await }.await;
+    // If it has died, nobody answers any more. If it was listed, it finds that out when it is opened again.
+    approving.abort();
+    joined
+}
+
+/// All that somebody does with devices, with a death at one point, or none: links two, loses one to a thief, links another.
+async fn life_with_devices(dies_at: u64) -> (u64, bool) {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let mut bob = Mortal::new(&world, "bob", dies_at);
+    bob.does("to be online", async |bob| Ok(bob.connection() == crate::Connection::Online)).await;
+    let account = bob.client.as_ref().unwrap().account().account_id;
+    let device = bob.client.as_ref().unwrap().device_id();
+    let group = alice.create_group("ski trip").await.unwrap();
+    bob.does("to have key packages there", async |_| Ok(world.relay.key_packages(&device) == (100, true))).await;
+    group.add(account).await.unwrap();
+    bob.is_in(&group).await;
+    bob.sends_in(alice.account().account_id.into(), &alice.direct(account), "hello").await;
+
+    let phone = links(&world, &mut bob, "phone").await;
+    let on_phone = phone.group(group.id());
+    until("the phone to be there", async || on_phone.summary().await.is_ok_and(|group| group.active)).await;
+    bob.sends(&on_phone, "to the phone").await;
+    let stolen = phone.device_id();
+    bob.does("to lose the phone", async |bob| {
+        if !bob.devices().await?.iter().any(|one| one.device_id == stolen) {
+            return Ok(true);
+        }
+        bob.remove_stolen_device(stolen, None).await.map(|()| true)
+    })
+    .await;
+    until("the phone to be out", async || phone.connection() == crate::Connection::SignedOut).await;
+    bob.sends(&group, "without the phone").await;
+    bob.sends_in(alice.account().account_id.into(), &alice.direct(account), "with another key").await;
+    // He has the new identity key: what he links is taken.
+    let tablet = links(&world, &mut bob, "tablet").await;
+    let on_tablet = tablet.group(group.id());
+    until("the tablet to be there", async || on_tablet.summary().await.is_ok_and(|group| group.active)).await;
+    on_tablet.send("from the tablet").await.unwrap();
+    reads(&group, "from the tablet").await;
+    bob.reads(&group, "from the tablet").await;
+    bob.points.pause(true);
+    let (passed, died) = (bob.points.passed(), bob.points.has_died());
+    bob.does("to be alive", async |_| Ok(true)).await;
+    let bob = bob.alive().await.unwrap();
+    let numbers =
+        [alice.safety_number(account).await.unwrap(), bob.safety_number(alice.account().account_id).await.unwrap()];
+    assert_eq!(numbers[0], numbers[1]);
+    let list = world.relay.device_list(&account).unwrap().verify(&account).unwrap();
+    assert_eq!(list.generation(), 1, "the identity key has changed once");
+    (passed, died)
+}
+
+/// bob links a device, however often it takes.
+async fn links(world: &World, bob: &mut Mortal<'_>, name: &str) -> Client {
+    let (linked, attempts) = (std::sync::Mutex::new(None), std::sync::atomic::AtomicU64::new(0));
+    bob.does("to link a device", async |bob| {
+        let attempt = attempts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let linking = world.builder(&format!("{name}{attempt}")).link(name).await?;
+        let code = linking.code();
+        let joining = tokio::spawn(async move { linking.approved().await?.join().await });
+        let approved = bob.approve_link(&code).await;
+        if approved.is_err() {
+            joining.abort();
+        }
+        approved?;
+        *linked.lock().unwrap() = Some(joining.await.unwrap()?);
+        Ok(true)
+    })
+    .await;
+    let client: Option<Client> = linked.into_inner().unwrap();
+    let client = client.unwrap();
+    online(&client).await;
+    client
+}
+
+/// All that a new device does, with a death at one point, or none.
+async fn life_of_a_new_device(dies_at: u64) -> (u64, bool) {
+    let world = World::new();
+    let (alice, carol) = (world.register("alice").await, world.register("carol").await);
+    let group = world.group(&[&alice, &carol]).await.remove(1);
+    let mut phone = Mortal::new(&world, "phone", dies_at);
+    phone.of = Some(&alice);
+    phone.does("to be online", async |phone| Ok(phone.connection() == crate::Connection::Online)).await;
+    let id = group.id();
+    phone.does("to be in the group", async |phone| Ok(phone.group(id).summary().await?.active)).await;
+    phone.sends(&group, "from the phone").await;
+    phone.sends_in(carol.account().account_id.into(), &carol.direct(alice.account().account_id), "directly").await;
+    reads(&alice.group(id), "from the phone").await;
+    let back = alice.direct(carol.account().account_id);
+    until("the other device to show it", async || {
+        back.history(10, None).await.unwrap().iter().any(|message| message.text() == "directly")
+    })
+    .await;
+    phone.points.pause(true);
+    let (passed, died) = (phone.points.passed(), phone.points.has_died());
+    phone.does("to be alive", async |_| Ok(true)).await;
+    assert_eq!(phone.alive().await.unwrap().account(), alice.account());
+    (passed, died)
+}
+
+#[tokio::test]
+async fn a_device_that_dies_while_it_links_others_or_leaves_a_stolen_one_behind_goes_on() {
+    die_at_every_point(life_with_devices).await;
+}
+
+#[tokio::test]
+async fn a_new_device_that_dies_at_any_write_becomes_what_it_was_to_become() {
+    die_at_every_point(life_of_a_new_device).await;
+}
+
 #[tokio::test]
 async fn a_device_that_dies_at_any_write_goes_on_where_it_was() {
+    die_at_every_point(life).await;
+}
+
+/// At every point in the long form (`tests/run --soak`); in the short one, at some of each part of a life, from a seed.
+async fn die_at_every_point(life: impl AsyncFn(u64) -> (u64, bool)) {
     let mut killed = 0;
     if std::env::var_os("TEST_SOAK").is_some() {
         let (points, _) = life(0).await;
