@@ -1,6 +1,6 @@
 //! Log-in and sessions: who is calling.
 //!
-//! A challenge is used up by its first use. A token is 32 random bytes that the relay knows by its hash only.
+//! A challenge is used up by its first use, whatever for. A token is 32 random bytes that the relay knows by its hash only.
 //!
 //! Invariant: whoever is a [`Caller`] had a session, hence was listed, when the request came in; what takes effect asks
 //! again in its own transaction ([`Caller::still_holds`]).
@@ -66,7 +66,7 @@ pub(crate) fn bearer_token(headers: &HeaderMap) -> Option<Bytes> {
     Encoding::Json.decode(format!("\"{}\"", token.trim()).as_bytes()).ok()
 }
 
-/// Gives a nonce for one log-in.
+/// Gives a nonce for one log-in or recovery.
 #[utoipa::path(post, path = path::CHALLENGE, tag = "auth", security(()),
     responses((status = 200, body = Challenge), (status = "default", body = Problem)))]
 pub(crate) async fn challenge(State(node): State<Node>, _: Stranger, accept: Accept) -> Result<Response, Error> {
@@ -111,9 +111,7 @@ async fn open(
     token: &[u8; 32],
     expires_at_ms: u64,
 ) -> Result<bool, Error> {
-    if !sessions::take_challenge(tx, &request.nonce, node.now_ms()).await? {
-        return Err(Error::refused(ErrorCode::Unauthenticated, "the challenge is over; ask for another"));
-    }
+    use_up(tx, node, &request.nonce).await?;
     // Nobody locks a device by asking: the proof comes first, and holds for the key that is there under the lock.
     if !proves_key(tx, node, request).await? {
         return Ok(false);
@@ -125,6 +123,14 @@ async fn open(
     let keep = node.limits.device_sessions_max;
     sessions::add(tx, &Hash::of(token), &request.device_id, expires_at_ms, keep).await?;
     Ok(true)
+}
+
+/// Uses a challenge up; refused if there is none that lives.
+pub(crate) async fn use_up(tx: &mut Tx, node: &Node, challenge: &Nonce) -> Result<(), Error> {
+    match sessions::take_challenge(tx, challenge, node.now_ms()).await? {
+        true => Ok(()),
+        false => Err(Error::refused(ErrorCode::Unauthenticated, "the challenge is over; ask for another")),
+    }
 }
 
 async fn proves_key(tx: &mut Tx, node: &Node, request: &LoginRequest) -> Result<bool, Error> {

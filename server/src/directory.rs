@@ -1,7 +1,8 @@
 //! The directory: accounts, usernames and device lists.
 //!
 //! A list is checked by the wire crate's rules, stored and served verbatim. The relay can withhold a list; it cannot
-//! make one.
+//! make one. A device of the account replaces it, or who has the recovery key that it names: the word of one who has lost
+//! all devices.
 //!
 //! Invariant: a device that leaves the list, by a newer one or with its account, loses its sessions, keys, memberships
 //! and queue in the transaction that changes the list ([`remove_devices`] is the only way). One whose certificate is
@@ -14,18 +15,19 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use undertone_wire::{
     Account, AccountId, Certificate, DeviceId, DeviceList, DeviceListError, Domain, Encoding, ErrorCode, Hash, Problem,
-    RegisterRequest, Registration, Relay, SignedDeviceList, UpdateDeviceListRequest, Username, path, verify,
+    RecoveryRequest, RegisterRequest, Registration, Relay, RelayId, SignedDeviceList, UpdateDeviceListRequest,
+    Username, path, verify,
 };
 
 use crate::{
-    auth::Caller,
+    auth::{self, Caller},
     encoding::{Accept, Body, Named},
     error::Error,
     groups, limits, mls,
     node::Node,
     store::{
         StoreError, Tx,
-        accounts::{self, StoredDevice},
+        accounts::{self, StoredAccount, StoredDevice},
         groups as stored_groups, invites,
         queue::{self, Room},
         relay as stored_relay,
@@ -153,29 +155,102 @@ pub(crate) async fn update_devices(
     accept: Accept,
     Body(request): Body<UpdateDeviceListRequest>,
 ) -> Result<Response, Error> {
-    let list = verified_list(&node, &caller.account, &request.device_list)?;
-    let account = unlist(&node, move |tx, unlisting| {
-        let (signed, list) = (request.device_list.clone(), list.clone());
-        Box::pin(async move { replace_list(tx, &caller, signed, &list, unlisting).await })
-    });
+    let account = continue_list(&node, By::Device(caller), &caller.account, request.device_list);
     Ok(accept.answer(&account.await?))
+}
+
+/// Answers whoever has the recovery key that the newest list names, without a session: with the account, which gets the
+/// next list if one comes along. The challenge is used up either way.
+#[utoipa::path(post, path = path::RECOVERY, tag = "directory", security(()), params(("account" = String, Path)),
+    request_body = RecoveryRequest, responses((status = 200, body = Account), (status = "default", body = Problem)))]
+pub(crate) async fn recover(
+    State(node): State<Node>,
+    _: Stranger,
+    Named(account): Named<AccountId>,
+    accept: Accept,
+    Body(request): Body<RecoveryRequest>,
+) -> Result<Response, Error> {
+    let (asked, nonce) = (node.clone(), request.nonce);
+    let known = node.db.write_for_stranger(move |tx| {
+        Box::pin(async move {
+            auth::use_up(tx, &asked, &nonce).await?;
+            Ok::<_, Error>(accounts::by_id(tx, &account).await?)
+        })
+    });
+    // A transaction of its own: no refusal brings the challenge back. And nobody locks a list by asking, so the proof comes
+    // first, and again for the list that is there under the lock.
+    let known = recovered(&node.relay_id, known.await?, &request)?;
+    let account = match request.device_list.clone() {
+        Some(list) => continue_list(&node, By::RecoveryKey(node.relay_id, request), &account, list).await?,
+        None => known.into(),
+    };
+    Ok(accept.answer(&account))
+}
+
+/// The account, if its list names the recovery key that has signed. Refused in the same words whatever is not so: nobody
+/// learns by asking which accounts there are, or have named one.
+fn recovered(relay: &RelayId, known: Option<StoredAccount>, request: &RecoveryRequest) -> Result<StoredAccount, Error> {
+    let refused =
+        || Error::refused(ErrorCode::BadSignature, "it is not signed by the recovery key that the account has named");
+    let known = known.ok_or_else(refused)?;
+    // It was verified when it was stored.
+    let list: DeviceList = Encoding::Cbor
+        .decode(known.list.list.as_slice())
+        .map_err(|_| Error::Failed("a stored device list cannot be decoded"))?;
+    let named = list.recovery_key.ok_or_else(refused)?;
+    if request.is_of(relay, &known.account, &named.key) { Ok(known) } else { Err(refused()) }
+}
+
+/// By whose word an account changes.
+#[derive(Clone)]
+enum By {
+    /// Of a device in its list.
+    Device(Caller),
+    /// Of whoever has the recovery key that its list names, at this relay.
+    RecoveryKey(RelayId, RecoveryRequest),
+}
+
+impl By {
+    /// The account as it is, if the word holds for it. It comes after the locks that keep the account so.
+    async fn holds_for(&self, tx: &mut Tx, account: &AccountId, now_ms: u64) -> Result<StoredAccount, Error> {
+        match self {
+            Self::Device(caller) => {
+                caller.still_holds(tx, now_ms).await?;
+                accounts::by_id(tx, account).await?.ok_or_else(Error::unauthenticated)
+            }
+            Self::RecoveryKey(relay, request) => recovered(relay, accounts::by_id(tx, account).await?, request),
+        }
+    }
+}
+
+/// Gives an account the next list.
+async fn continue_list(node: &Node, by: By, account: &AccountId, signed: SignedDeviceList) -> Result<Account, Error> {
+    let list = verified_list(node, account, &signed)?;
+    unlist(node, by, move |tx, by, unlisting| {
+        let (signed, list) = (signed.clone(), list.clone());
+        Box::pin(async move { replace_list(tx, by, signed, &list, unlisting).await })
+    })
+    .await
 }
 
 async fn replace_list(
     tx: &mut Tx,
-    caller: &Caller,
+    by: By,
     signed: SignedDeviceList,
     list: &DeviceList,
     unlisting: Unlisting,
 ) -> Result<Account, Error> {
     let mut unlisted = devices_of_locked(tx, &list.account).await?;
+    let was_there = !unlisted.is_empty();
     let listed = certificates(list)?;
     unlisted.retain(|device| !listed.iter().any(|certificate| certificate.device == *device));
     let staying = listed.iter().map(|certificate| certificate.device);
     let departure = groups::lock_for_departure(tx, &list.account, &unlisted, staying).await?;
-    caller.still_holds(tx, unlisting.now_ms).await?;
-
-    let known = accounts::by_id(tx, &list.account).await?.ok_or_else(Error::unauthenticated)?;
+    let known = by.holds_for(tx, &list.account, unlisting.now_ms).await?;
+    if !was_there {
+        // It was registered since, and its list is not locked.
+        return Err(Error::Again);
+    }
     if known.list == signed {
         return Ok(known.into());
     }
@@ -202,11 +277,11 @@ async fn devices_of_locked(tx: &mut Tx, account: &AccountId) -> Result<BTreeSet<
 #[utoipa::path(delete, path = path::OWN_ACCOUNT, tag = "directory",
     responses((status = 204), (status = "default", body = Problem)))]
 pub(crate) async fn delete_account(State(node): State<Node>, caller: Caller) -> Result<StatusCode, Error> {
-    unlist(&node, move |tx, unlisting| {
+    unlist(&node, By::Device(caller), move |tx, by, unlisting| {
         Box::pin(async move {
             let devices = devices_of_locked(tx, &caller.account).await?;
             let departure = groups::lock_for_departure(tx, &caller.account, &devices, std::iter::empty()).await?;
-            caller.still_holds(tx, unlisting.now_ms).await?;
+            by.holds_for(tx, &caller.account, unlisting.now_ms).await?;
             remove_devices(tx, &devices, departure, unlisting).await?;
             stored_groups::forget_account(tx, &caller.account).await?;
             Ok::<_, Error>(accounts::delete(tx, &caller.account).await?)
@@ -225,18 +300,21 @@ struct Unlisting {
 }
 
 /// Does work that may unlist devices. It begins again if a device was added to a group while it locked those it saw.
-async fn unlist<T, W>(node: &Node, work: W) -> Result<T, Error>
+async fn unlist<T, W>(node: &Node, by: By, work: W) -> Result<T, Error>
 where
     T: Send + 'static,
-    W: for<'tx> Fn(&'tx mut Tx, Unlisting) -> BoxFuture<'tx, Result<T, Error>> + Clone + Send + 'static,
+    W: for<'tx> Fn(&'tx mut Tx, By, Unlisting) -> BoxFuture<'tx, Result<T, Error>> + Clone + Send + 'static,
 {
     let now_ms = node.now_ms();
     let expires_hour_ms = limits::kept_until_ms(&node.limits, now_ms, None);
     let unlisting = Unlisting { now_ms, expires_hour_ms, room: limits::room(&node.limits) };
     let mut done = Err(Error::Again);
     for _ in 0..UNLIST_ATTEMPTS {
-        let work = work.clone();
-        done = node.db.write(move |tx| work(tx, unlisting)).await;
+        let (work, by) = (work.clone(), by.clone());
+        done = match by {
+            By::Device(_) => node.db.write(move |tx| work(tx, by, unlisting)).await,
+            By::RecoveryKey(..) => node.db.write_for_stranger(move |tx| work(tx, by, unlisting)).await,
+        };
         if !matches!(done, Err(Error::Again)) {
             break;
         }

@@ -45,6 +45,7 @@ impl Measured for undertone_wire::SuccessorRequest {}
 impl Measured for undertone_wire::PublishPrekeysRequest {}
 impl Measured for undertone_wire::PublishRequest {}
 impl Measured for undertone_wire::ReconcileRequest {}
+impl Measured for undertone_wire::RecoveryRequest {}
 impl Measured for undertone_wire::RegisterRequest {}
 impl Measured for undertone_wire::SendDirectRequest {}
 impl Measured for undertone_wire::SendRequest {}

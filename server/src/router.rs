@@ -49,6 +49,7 @@ fn api() -> OpenApiRouter<Node> {
         .routes(routes!(directory::account_by_username))
         .routes(routes!(directory::delete_account))
         .routes(routes!(directory::update_devices))
+        .routes(routes!(directory::recover))
         .routes(routes!(auth::challenge))
         .routes(routes!(auth::login))
         .routes(routes!(auth::logout))

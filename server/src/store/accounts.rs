@@ -129,19 +129,21 @@ pub(crate) async fn any(conn: &mut Conn) -> Result<bool, StoreError> {
 }
 
 /// Locks the lists of accounts, so that nobody is listed or unlisted until the transaction ends; answers the devices in
-/// them. Accounts that do not exist are left out.
+/// them. Accounts that do not exist are left out, and so are those that came after the lock.
 pub(crate) async fn lock_lists(
     tx: &mut Tx,
     accounts: &BTreeSet<AccountId>,
 ) -> Result<BTreeMap<AccountId, Vec<DeviceId>>, StoreError> {
     let locked: Vec<(Vec<u8>,)> = tx.select(&LOCK_LISTS, Rows::of(accounts)).await?;
-    let mut devices = BTreeMap::new();
+    let mut devices = BTreeMap::<AccountId, Vec<DeviceId>>::new();
     for (account,) in locked {
         devices.insert(parsed(&account)?, Vec::new());
     }
     let rows: Vec<(Vec<u8>, Vec<u8>)> = tx.select(&DEVICES_OF, Rows::of(accounts)).await?;
     for (account, device) in rows {
-        devices.entry(parsed(&account)?).or_default().push(parsed(&device)?);
+        if let Some(listed) = devices.get_mut(&parsed(&account)?) {
+            listed.push(parsed(&device)?);
+        }
     }
     Ok(devices)
 }

@@ -49,7 +49,8 @@ use crate::{clock::Random, kill, wake::Wake};
 /// Most writes that wait or run. Beyond that a caller is better told to come again than made to wait.
 const WRITES_MAX: usize = 512;
 
-/// Most of them that are for somebody without a session: challenges, log-ins, registrations, parts of pipes.
+/// Most of them that are for somebody without a session: challenges, log-ins, registrations, recoveries, parts of
+/// pipes.
 const STRANGERS_MAX: usize = 64;
 
 /// Where the store is.

@@ -2,9 +2,9 @@
 
 use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinHandle;
-use undertone_wire::{Account, CommitResponse, ErrorCode, Limits, path};
+use undertone_wire::{Account as WireAccount, CommitResponse, ErrorCode, Limits, path};
 
-use crate::support::{Backend, Device, Message, Reply, SOON, TestRelay, connect, until};
+use crate::support::{Account, Backend, Device, Keys, Message, Reply, SOON, TestRelay, connect, random, until};
 
 /// How many of the relay's transactions wait for a lock.
 async fn waiting(database: &mut PgConnection) -> i64 {
@@ -31,6 +31,29 @@ async fn who_waits_for_a_queue_holds_no_envelope() {
     other.rollback().await.unwrap();
     deleting.await.unwrap().done();
     assert_eq!(relay.rows("envelopes").await, 0);
+}
+
+#[tokio::test]
+async fn a_recovery_key_that_is_replaced_while_it_is_used_decides_nothing() {
+    let relay = TestRelay::start(Backend::Postgres).await;
+    let (stolen, kept) = (random(), random());
+    let alice = Account::new(1).recoverable(stolen).register(&relay.api()).await.remove(0);
+    let newer = alice.account.next(alice.account.keys.clone()).rotated_by_recovery(&stolen).recoverable(kept);
+    let thiefs = alice.account.next(vec![Keys::new()]).rotated_by_recovery(&stolen);
+
+    let url = relay.store.database().url();
+    let (mut observer, mut other) = (connect(url).await, connect(url).await);
+    let mut other = other.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM device_lists FOR UPDATE").execute(&mut *other).await.unwrap();
+    let (api, account, expected) = (relay.api(), alice.account.clone(), newer.signed_list());
+    let replacing = tokio::spawn(async move { alice.put_list(&newer).await });
+    until("the newer list waits", async || waiting(&mut observer).await == 1).await;
+    let recovering = tokio::spawn(async move { api.recover(&account, &stolen, Some(&thiefs)).await });
+    until("the thief waits behind it", async || waiting(&mut observer).await == 2).await;
+    other.rollback().await.unwrap();
+    assert_eq!(replacing.await.unwrap().yes::<WireAccount>().device_list, expected);
+    recovering.await.unwrap().no(ErrorCode::BadSignature);
+    assert_eq!(relay.rows("challenges").await, 0);
 }
 
 /// Does something without end on two nodes, thirty-two times at once, until it is refused with this code.
@@ -89,7 +112,7 @@ async fn a_device_that_is_busy_without_end_is_unlisted_all_the_same() {
     let busy =
         without_end([&one, &two], stolen, ErrorCode::Unauthenticated, |device| async move { device.ack(0).await });
     let next = kept.account.next(vec![kept.keys.clone()]);
-    in_time(kept.put_list(&next)).await.yes::<Account>();
+    in_time(kept.put_list(&next)).await.yes::<WireAccount>();
     all_end(busy).await;
 }
 
@@ -106,6 +129,6 @@ async fn those_who_send_to_an_account_without_end_do_not_keep_its_list_as_it_is(
         async move { device.send_direct(&request).await }
     });
     until("all send", async || devices[0].fetch(0).await.next_seq > 100).await;
-    in_time(devices[0].put_list(&account.next(keys))).await.yes::<Account>();
+    in_time(devices[0].put_list(&account.next(keys))).await.yes::<WireAccount>();
     all_end(sending).await;
 }

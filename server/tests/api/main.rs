@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this crate is tests")]
 #![expect(clippy::cast_possible_truncation, reason = "lengths of test messages are checked before")]
 
+mod account_recovery;
 mod accounts;
 mod auth;
 mod check;

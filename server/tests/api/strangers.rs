@@ -6,13 +6,13 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpSocket,
 };
-use undertone_wire::{PipeId, path};
+use undertone_wire::{AccountId, PipeId, PublicKey, path};
 
 use crate::support::{Backend, TestRelay, both, random};
 
 both! {
     each_address_has_a_count_and_only_a_trusted_proxy_names_it,
-    whoever_asks_for_pipes_without_a_session_is_counted,
+    whoever_asks_for_pipes_or_recovers_without_a_session_is_counted,
 }
 
 const PROXY: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -60,7 +60,7 @@ async fn each_address_has_a_count_and_only_a_trusted_proxy_names_it(on: Backend)
     assert_eq!(challenge(&relay, PROXY, "203.0.113.9").await.0, 200, "time lowers it");
 }
 
-async fn whoever_asks_for_pipes_without_a_session_is_counted(on: Backend) {
+async fn whoever_asks_for_pipes_or_recovers_without_a_session_is_counted(on: Backend) {
     let relay = TestRelay::with(on, |config| {
         config.trusted_proxies = "127.0.0.1".parse().unwrap();
         config.limits.stranger_requests_minute_max = 2;
@@ -69,11 +69,18 @@ async fn whoever_asks_for_pipes_without_a_session_is_counted(on: Backend) {
     let pipe = PipeId::from_random(random());
     let paths = [path::PIPE_REQUESTS, path::PIPE_ANSWERS].map(|path| format!("{}?number=0", path::fill(path, pipe)));
     let [requests, answers] = paths;
+    let recovery = path::fill(path::RECOVERY, AccountId::from_identity_key(&PublicKey::from(random())));
     // Who has nothing to say is refused as well, after it was counted.
-    let asked = [(format!("GET {requests}"), 404), (format!("GET {answers}"), 404), (format!("POST {requests}"), 415)];
-    for (client, (what, status)) in ["203.0.113.1", "203.0.113.2", "203.0.113.3"].into_iter().zip(&asked) {
+    let asked = [
+        (format!("GET {requests}"), 404),
+        (format!("GET {answers}"), 404),
+        (format!("POST {requests}"), 415),
+        (format!("POST {recovery}"), 415),
+    ];
+    for (nth, (what, status)) in asked.iter().enumerate() {
+        let client = format!("203.0.113.{nth}");
         for status in [*status, *status, 429] {
-            assert_eq!(ask(&relay, what, PROXY, client).await.0, status, "{what}");
+            assert_eq!(ask(&relay, what, PROXY, &client).await.0, status, "{what}");
         }
     }
 }

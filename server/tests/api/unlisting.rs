@@ -1,18 +1,25 @@
-//! Unlisting a device that does everything at the same time. Once it is answered, the device is out.
+//! Unlisting a device that does everything at the same time, or that others do something with. Once it is answered, the
+//! device is out.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
+use tokio::sync::Notify;
 use undertone_wire::{
-    Account as WireAccount, ClaimRequest, Delivery, Envelope, ErrorCode, FetchResponse, GroupId, Limits, path, suite,
+    Account as WireAccount, ClaimRequest, CommitResponse, Delivery, Envelope, ErrorCode, FetchResponse, GroupId,
+    GroupMembers, Limits, path, suite,
 };
 
 use crate::support::{Account, Backend, Device, Message, Reply, TestRelay, both, scaled, until};
 
 both! {
     after_a_device_was_unlisted_nothing_of_it_succeeds_and_nothing_comes_of_it,
+    a_commit_that_adds_a_device_while_it_is_unlisted_is_refused_or_the_device_leaves,
 }
 
 /// What the device does.
@@ -181,4 +188,68 @@ async fn unlist_in_full_swing(nodes: &[&TestRelay], bob: &Device, carol: &Device
         ends_with_the_members_change(all, scene.changing);
     }
     bob.ack_all().await;
+}
+
+async fn a_commit_that_adds_a_device_while_it_is_unlisted_is_refused_or_the_device_leaves(on: Backend) {
+    const ROUNDS_MAX: u64 = 100;
+    let relay = TestRelay::start(on).await;
+    let mut nodes = vec![];
+    if on == Backend::Postgres {
+        nodes.push(relay.second_node().await);
+    }
+    let nodes: Vec<_> = [&relay].into_iter().chain(&nodes).collect();
+    let bob = relay.device().await;
+    let (mut added, mut refused, mut rounds) = (0, 0, 0);
+    while rounds < scaled(3, 30) || added == 0 || refused == 0 {
+        assert!(rounds < ROUNDS_MAX, "{added} were added, {refused} refused");
+        let of_round = unlist_while_added(&nodes, &bob).await;
+        added += of_round.iter().filter(|accepted| **accepted).count();
+        refused += of_round.iter().filter(|accepted| !**accepted).count();
+        rounds += 1;
+    }
+}
+
+/// Adds a device to several groups, and unlists it once it is in the first; answers which commits were accepted.
+async fn unlist_while_added(nodes: &[&TestRelay], bob: &Device) -> Vec<bool> {
+    // All together fewer than unlisting has attempts.
+    const GROUPS_OF_EACH: usize = 4;
+    let own = nodes[0].account(2).await;
+    let (kept, stolen) = (&own[0], &own[1]);
+    let first_is_in = Notify::new();
+    let adding = futures_util::future::join_all([nodes[0], nodes[nodes.len() - 1]].map(|node| {
+        let (bob, first_is_in) = (bob.at(node), &first_is_in);
+        async move {
+            let mut tried = vec![];
+            for _ in 0..GROUPS_OF_EACH {
+                let group = bob.create_group().await;
+                tried.push((group, bob.commit(&Message::at(group, 0).adding(&[stolen])).await));
+                first_is_in.notify_one();
+            }
+            tried
+        }
+    }));
+    let unlisting = async {
+        first_is_in.notified().await;
+        kept.put_list(&kept.account.next(vec![kept.keys.clone()])).await.yes::<WireAccount>();
+    };
+    let (tried, ()) = tokio::join!(adding, unlisting);
+    let mut accepted = vec![];
+    for (group, reply) in tried.into_iter().flatten() {
+        let is_in = reply.status.is_success();
+        let members: GroupMembers = bob.get(&path::fill(path::GROUP_MEMBERS, group)).await.yes();
+        assert!(members.members.iter().all(|member| member.device_id == bob.id()), "the device is in no group");
+        let mut commit = Message::at(group, u64::from(is_in));
+        if is_in {
+            assert_eq!(reply.yes::<CommitResponse>().commit_seq, 1);
+            commit = commit.removing(&[stolen]);
+        } else {
+            reply.no(ErrorCode::UnknownDevice);
+        }
+        bob.commit(&commit).await.yes::<CommitResponse>();
+        accepted.push(is_in);
+    }
+    let left = ["commits.added", "commits.removed", "envelopes.payload", "group_members.device_id"].map(String::from);
+    let found: BTreeSet<_> = nodes[0].store.found(stolen.id().as_bytes()).await.into_keys().collect();
+    assert!(found.is_subset(&left.into()), "{found:?}");
+    accepted
 }

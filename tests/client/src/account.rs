@@ -13,9 +13,9 @@ use tokio::task::JoinHandle;
 use undertone_wire::{
     AccountId, Bytes, Certificate, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest, ClaimResponse,
     ClaimedPrekey, DeviceEntry, DeviceId, DeviceList, DeviceSealingKey, Encoding, FetchResponse, Hash, InviteCode,
-    KeyCounts, KeySet, LeafCredential, LoginRequest, Prekey, PublishPrekeysRequest, PublishRequest, RegisterRequest,
-    Relay, SealingKey, SealingKeys, Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username,
-    X25519Key, path, public_key,
+    KeyCounts, KeySet, LeafCredential, LoginRequest, Prekey, PublicKey, PublishPrekeysRequest, PublishRequest,
+    RecoveryKey, RecoveryRequest, RegisterRequest, Relay, Rotation, RotationAuthority, SealingKey, SealingKeys,
+    Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username, X25519Key, path, public_key,
 };
 
 use crate::{Api, Message, Reply, now_ms, random};
@@ -39,6 +39,12 @@ pub struct Account {
     pub account_id: AccountId,
     /// The identity key.
     pub identity: [u8; 32],
+    /// The first identity key.
+    pub first_identity: PublicKey,
+    /// How it became the present one.
+    pub rotations: Vec<Rotation>,
+    /// The recovery key that its list names, if it does.
+    pub recovery: Option<[u8; 32]>,
     /// Its name, if it has one.
     pub username: Option<Username>,
     /// With what it registers, if it has an invite.
@@ -85,10 +91,55 @@ impl Account {
     /// A new one, not yet registered.
     pub fn new(devices: usize) -> Self {
         let identity = random();
-        let account_id = AccountId::from_identity_key(&public_key(&identity));
+        let first_identity = public_key(&identity);
+        let account_id = AccountId::from_identity_key(&first_identity);
         let mut keys: Vec<_> = (0..devices).map(|_| Keys::new()).collect();
         keys.sort_by_key(|keys| keys.device_id);
-        Self { account_id, identity, username: None, invite: None, keys, version: 1, previous: None }
+        Self {
+            account_id,
+            identity,
+            first_identity,
+            rotations: vec![],
+            recovery: None,
+            username: None,
+            invite: None,
+            keys,
+            version: 1,
+            previous: None,
+        }
+    }
+
+    /// The same, naming this recovery key.
+    pub fn recoverable(self, recovery: [u8; 32]) -> Self {
+        Self { recovery: Some(recovery), ..self }
+    }
+
+    /// The same with another identity key, by the word of the one that it replaces.
+    pub fn rotated(self) -> Self {
+        let authority = RotationAuthority::Identity;
+        let signer = self.identity;
+        self.rotated_by(authority, &signer)
+    }
+
+    /// The same with another identity key, by the word of this recovery key, which is named for it.
+    pub fn rotated_by_recovery(self, recovery: &[u8; 32]) -> Self {
+        let authority = RotationAuthority::Recovery(self.naming(recovery));
+        self.rotated_by(authority, recovery)
+    }
+
+    fn rotated_by(mut self, authority: RotationAuthority, signer: &[u8; 32]) -> Self {
+        self.identity = random();
+        let (generation, next) = (self.generation() + 1, public_key(&self.identity));
+        self.rotations.push(Rotation::sign(&self.account_id, generation, next, authority, signer));
+        self
+    }
+
+    fn generation(&self) -> u64 {
+        self.rotations.len() as u64
+    }
+
+    fn naming(&self, recovery: &[u8; 32]) -> RecoveryKey {
+        RecoveryKey::name(&self.account_id, self.generation(), public_key(recovery), &self.identity)
     }
 
     /// The same with a username.
@@ -125,9 +176,9 @@ impl Account {
             account: self.account_id,
             version: self.version,
             previous: self.previous,
-            first_identity_key: public_key(&self.identity),
-            rotations: vec![],
-            recovery_key: None,
+            first_identity_key: self.first_identity,
+            rotations: self.rotations.clone(),
+            recovery_key: self.recovery.as_ref().map(|recovery| self.naming(recovery)),
             devices: self.keys.iter().map(entry).collect(),
         }
     }
@@ -171,6 +222,20 @@ impl Api {
     /// The only device of a new account, logged in.
     pub async fn device(&self) -> Device {
         Account::new(1).register(self).await.remove(0)
+    }
+
+    /// Asks for a challenge and answers it with an account's recovery key, for the account or its next list.
+    pub async fn recover(&self, account: &Account, recovery: &[u8; 32], next: Option<&Account>) -> Reply {
+        let relay: Relay = self.get(path::RELAY).await.yes();
+        let challenge: Challenge = self.post(path::CHALLENGE, &()).await.yes();
+        let list = next.map(Account::signed_list);
+        let request = RecoveryRequest::sign(&relay.relay_id, &account.account_id, challenge.nonce, list, recovery);
+        self.post_recovery(account, &request).await
+    }
+
+    /// Posts what a recovery key has signed.
+    pub async fn post_recovery(&self, account: &Account, request: &RecoveryRequest) -> Reply {
+        self.post(&path::fill(path::RECOVERY, account.account_id), request).await
     }
 }
 
@@ -245,8 +310,8 @@ impl Device {
     /// What stands in its leaves.
     pub fn credential(&self) -> CredentialWithKey {
         let credential = LeafCredential {
-            first_identity_key: public_key(&self.account.identity),
-            rotations: vec![],
+            first_identity_key: self.account.first_identity,
+            rotations: self.account.rotations.clone(),
             certificate: self.account.certificate(&self.keys),
         };
         CredentialWithKey {
