@@ -9,6 +9,7 @@ on_both!(
     a_device_linked_in_the_middle_is_in_everything_at_once,
     a_code_of_somebody_else_or_used_before_links_nothing,
     a_removed_device_is_refused_by_every_node_and_left_out_by_all,
+    an_account_is_won_back_from_a_thief,
 );
 
 /// How many messages each side writes.
@@ -193,4 +194,59 @@ async fn a_removed_device_is_refused_by_every_node_and_left_out_by_all(backend: 
     assert_eq!(texts(&alice, "trip").await, ["I am there", "without the phone"]);
     assert!(store.number(commits).await > before, "its leaf was removed before");
     assert_eq!(texts(&phone, "trip").await, ["I am there"]);
+}
+
+async fn an_account_is_won_back_from_a_thief(backend: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path(), backend).await;
+    let relay = Relay::start(&store, Build::Workspace).await;
+    let url = relay.url();
+    let alice = Person::register(folder.path(), "alice", &url).await;
+    let bob = Person::register(folder.path(), "bob", &url).await;
+    let text = |lines: &[serde_json::Value], field: &str| lines[0][field].as_str().unwrap().to_owned();
+    let number = async |person: &Person, with: &str| text(&person.ok(&["safety-number", with]).await, "safety_number");
+    alice.ok(&["send", "@bob", "hello"]).await;
+    bob.ok(&["sync"]).await;
+    bob.ok(&["send", "@alice", "hello yourself"]).await;
+    bob.ok(&["verify", "alice"]).await;
+    let first = number(&bob, "alice").await;
+
+    // A phone is stolen, and left behind with its identity key.
+    let phone = alice.link(folder.path(), "phone", &url).await;
+    let stolen = text(&phone.ok(&["whoami"]).await, "device_id");
+    alice.ok(&["devices", "remove", &stolen, "--stolen"]).await;
+    assert_eq!(phone.run(&["sync"]).await.status.code(), Some(1));
+    alice.ok(&["send", "@bob", "my phone was stolen"]).await;
+    let events = bob.ok(&["listen", "--count", "1", "--for", "60"]).await;
+    bob.ok(&["sync"]).await;
+    let later = bob.ok(&["listen", "--for", "1"]).await;
+    let changed = events.iter().chain(&later).find(|event| event["event"] == "identity_changed");
+    assert_eq!(changed.unwrap()["username"], "alice");
+    let second = number(&bob, "alice").await;
+    assert_ne!(second, first);
+    assert_eq!(second, number(&alice, "bob").await);
+
+    // With a recovery key, a thief who has a device can do nothing that lasts.
+    let key = text(&alice.ok(&["recovery-key"]).await, "recovery_key");
+    let tablet = alice.link(folder.path(), "tablet", &url).await;
+    let of_alice = text(&alice.ok(&["whoami"]).await, "device_id");
+    let refused = tablet.run(&["devices", "remove", &of_alice, "--stolen"]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(refused.stderr.contains("recovery key"), "{}", refused.stderr);
+    tablet.ok(&["devices", "remove", &of_alice]).await;
+    assert_eq!(alice.run(&["sync"]).await.status.code(), Some(1));
+    let new = Person::new(folder.path(), "new");
+    let wrong = new.run(&["recover", "ABCD", "--relay", &url]).await;
+    assert_eq!(wrong.status.code(), Some(1));
+    let recovered = new.ok(&["recover", &key, "--relay", &url, "--name", "new"]).await;
+    assert_eq!(recovered[0]["username"], "alice");
+    assert_eq!(tablet.run(&["sync"]).await.status.code(), Some(1));
+    assert_eq!(new.ok(&["devices", "list"]).await.len(), 1);
+    new.ok(&["send", "@bob", "I am back"]).await;
+    bob.ok(&["sync"]).await;
+    assert_eq!(texts(&bob, "@alice").await.last().unwrap(), "I am back");
+    bob.ok(&["send", "@alice", "welcome"]).await;
+    new.ok(&["sync"]).await;
+    assert_eq!(texts(&new, "@bob").await, ["I am back", "welcome"]);
+    assert_eq!(number(&bob, "alice").await, number(&new, "bob").await);
 }
