@@ -7,7 +7,7 @@ use undertone::{Error, Group, GroupId, MessageId};
 
 use crate::{
     World,
-    people::{Crowd, FIRST},
+    people::{Crowd, FIRST, owner},
     step::{Step, steps},
     verdict,
     wait::{PATIENCE, joined},
@@ -18,6 +18,7 @@ use crate::{
 pub(crate) struct Tally {
     pub(crate) cases: usize,
     pub(crate) messages: usize,
+    pub(crate) written: usize,
     pub(crate) changes: usize,
     pub(crate) refused: usize,
     pub(crate) commits: usize,
@@ -35,6 +36,9 @@ struct Doings<'a, W> {
     crowd: &'a mut Crowd<W>,
     group: GroupId,
     said: Vec<Said>,
+    /// Directly, and to whom.
+    written: Vec<(usize, Said)>,
+    seed: u64,
     changes: JoinSet<Result<(), Error>>,
     tally: &'a mut Tally,
 }
@@ -55,16 +59,19 @@ pub(crate) async fn case<W: World>(crowd: &mut Crowd<W>, seed: u64, tally: &mut 
     let steps = steps(seed, crowd.world.faults());
     let _named = Named(format!("TEST_SEED={seed} does the case that failed again: {steps:?}"));
     let group = begin(crowd).await;
-    let mut doings = Doings { crowd, group, said: Vec::new(), changes: JoinSet::new(), tally };
+    let mut doings =
+        Doings { crowd, group, said: Vec::new(), written: Vec::new(), seed, changes: JoinSet::new(), tally };
     for (number, step) in steps.into_iter().enumerate() {
         doings.perform(number, step).await;
     }
     doings.crowd.world.heal().await;
     assert!(doings.all_changed_within(PATIENCE).await, "a change does not end");
-    let Doings { crowd, said, tally, .. } = doings;
+    let Doings { crowd, said, written, tally, .. } = doings;
     verdict::all_agree(crowd, group, &said).await;
+    verdict::all_have_read(crowd, &written).await;
     tally.cases += 1;
     tally.messages += said.len();
+    tally.written += written.len();
     tally.commits += crowd.world.commits(&group).await;
 }
 
@@ -74,7 +81,7 @@ async fn begin<W>(crowd: &Crowd<W>) -> GroupId {
     for account in &crowd.accounts[1..FIRST] {
         group.add(*account).await.unwrap();
     }
-    for client in &crowd.people[..FIRST] {
+    for (_, client) in crowd.people.iter().enumerate().filter(|(n, _)| owner(*n) < FIRST) {
         joined(client, group.id()).await;
     }
     group.id()
@@ -89,6 +96,12 @@ impl<W: World> Doings<'_, W> {
                 if let Ok(id) = self.at(by).send(&text).await {
                     self.said.push(Said { by, id, text });
                 }
+            }
+            Step::Write(by, whom) if owner(by) == whom => {}
+            Step::Write(by, whom) => {
+                let text = format!("{number} of {} from {by} to {whom}", self.seed);
+                let id = self.crowd.people[by].direct(self.crowd.accounts[whom]).send(&text).await.unwrap();
+                self.written.push((whom, Said { by, id, text }));
             }
             Step::Add(by, whom) => {
                 let (by, whom) = (self.at(by), self.crowd.accounts[whom]);

@@ -1,5 +1,5 @@
-//! A crowd for tests of convergence: people with a device each, who do to a group whatever comes to their minds while things
-//! go wrong, and the check that they agree at the end.
+//! A crowd for tests of convergence: people with a device or two, who do to a group whatever comes to their minds, and write to
+//! each other, while things go wrong; and the check that they agree at the end.
 //!
 //! [`World`] is where they live, with a relay of whatever kind: it says what can go wrong there. [`converges`] lets cases
 //! happen in worlds. A case is made from a number, its seed; `TEST_SEED=NUMBER` does the steps of that one again, though not

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use undertone::{AccountId, Client, Clock as _, SystemClock, api::fake::FastClock};
+use undertone::{AccountId, Client, ClientBuilder, Clock as _, StoreAt, SystemClock, api::fake::FastClock};
 
 use crate::{
     World,
     wait::{online, wait_until},
 };
 
-/// So many people with a device each.
+/// So many people.
 pub(crate) const PEOPLE: usize = 7;
+
+/// So many devices: the first of each of them, and then a second of the first of them.
+pub(crate) const DEVICES: usize = PEOPLE + 2;
 
 /// The first of them are in each group from the beginning to its end, so that they have all that was said there.
 pub(crate) const CORE: usize = 3;
@@ -29,6 +32,7 @@ const KEY_PACKAGES_MIN: usize = 10;
 /// People in a world.
 pub(crate) struct Crowd<W> {
     pub(crate) world: W,
+    /// Their devices.
     pub(crate) people: Vec<Client>,
     pub(crate) accounts: Vec<AccountId>,
     clocks: Vec<Arc<FastClock>>,
@@ -37,14 +41,18 @@ pub(crate) struct Crowd<W> {
 impl<W: World> Crowd<W> {
     pub(crate) async fn in_world(world: W) -> Self {
         let (mut clocks, mut people) = (Vec::new(), Vec::new());
-        for n in 0..PEOPLE {
+        for n in 0..DEVICES {
             let off_ms = (n as u64 * 17 % 7) * 12 * HOUR_MS;
             let clock = FastClock::from(SystemClock.now_ms() + off_ms - 36 * HOUR_MS, SPEED);
             let name = name(n);
-            people.push(world.device(&name, &clock).register(name.as_str()).await.unwrap());
+            let device = world.device(&name, &clock);
+            people.push(match people.get(owner(n)) {
+                None => device.register(name.as_str()).await.unwrap(),
+                Some(first) => linked(device, &name, first).await,
+            });
             clocks.push(clock);
         }
-        let accounts: Vec<_> = people.iter().map(|one| one.account().account_id).collect();
+        let accounts: Vec<_> = people.iter().take(PEOPLE).map(|one| one.account().account_id).collect();
         for client in &people {
             for account in &accounts {
                 client.know(*account).await.unwrap();
@@ -81,6 +89,30 @@ impl<W: World> Crowd<W> {
         }
         self.world.end().await;
     }
+}
+
+/// Whose device it is.
+pub(crate) fn owner(device: usize) -> usize {
+    device % PEOPLE
+}
+
+/// Whose device it is, if it is there from the beginning to the end.
+pub(crate) fn is_core(device: usize) -> bool {
+    owner(device) < CORE
+}
+
+/// The devices of somebody.
+pub(crate) fn devices_of(person: usize) -> impl Iterator<Item = usize> {
+    (0..DEVICES).filter(move |device| owner(*device) == person)
+}
+
+async fn linked(device: ClientBuilder<StoreAt>, name: &str, by: &Client) -> Client {
+    let linking = device.link(name).await.unwrap();
+    let (code, by) = (linking.code(), by.clone());
+    let approving = tokio::spawn(async move { by.approve_link(&code).await });
+    let linked = linking.approved().await.unwrap().join().await.unwrap();
+    approving.await.unwrap().unwrap();
+    linked
 }
 
 fn name(n: usize) -> String {

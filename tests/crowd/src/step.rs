@@ -10,12 +10,14 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
-use crate::people::{CORE, PEOPLE};
+use crate::people::{CORE, DEVICES, PEOPLE};
 
 /// Something that somebody does, or that happens.
 #[derive(Debug, Clone)]
 pub(crate) enum Step<F> {
     Send(usize),
+    /// One device writes to somebody directly.
+    Write(usize, usize),
     Add(usize, usize),
     Remove(usize, usize),
     Leave(usize),
@@ -27,9 +29,10 @@ pub(crate) enum Step<F> {
 }
 
 fn step<F: Clone + Debug + 'static>(faults: BoxedStrategy<F>) -> impl Strategy<Value = Step<F>> {
-    let who = 0..PEOPLE;
+    let who = 0..DEVICES;
     prop_oneof![
         10 => who.clone().prop_map(Step::Send),
+        5 => (who.clone(), 0..CORE).prop_map(|(by, whom)| Step::Write(by, whom)),
         3 => (who.clone(), CORE..PEOPLE).prop_map(|(by, whom)| Step::Add(by, whom)),
         2 => (who.clone(), CORE..PEOPLE).prop_map(|(by, whom)| Step::Remove(by, whom)),
         1 => (CORE..PEOPLE).prop_map(Step::Leave),

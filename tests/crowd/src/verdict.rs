@@ -11,7 +11,7 @@ use undertone::{AccountId, GroupId};
 use crate::{
     World,
     case::Said,
-    people::{CORE, Crowd, PEOPLE},
+    people::{CORE, Crowd, DEVICES, devices_of, is_core, owner},
     wait::{PATIENCE, texts, wait_until},
 };
 
@@ -35,12 +35,14 @@ async fn all_see_the_same<W: World>(crowd: &Crowd<W>, group: GroupId) -> Vec<usi
     // Tidying up after those who have left takes its turns.
     wait_until("all to agree", async || {
         let mut seen = Vec::new();
-        for n in 0..PEOPLE {
+        for n in 0..DEVICES {
             seen.extend(sees(crowd, group, n).await.map(|one| (n, one)));
         }
         let (_, first) = seen.first()?;
-        let in_it: BTreeSet<_> = seen.iter().map(|(n, _)| crowd.accounts[*n]).collect();
-        let same = seen.iter().all(|(_, one)| one == first) && in_it == first.1;
+        let in_it: BTreeSet<_> = seen.iter().map(|(n, _)| crowd.accounts[owner(*n)]).collect();
+        // Of who is in it all devices are.
+        let all_of_them = seen.iter().all(|(n, _)| devices_of(owner(*n)).all(|d| seen.iter().any(|(n, _)| *n == d)));
+        let same = all_of_them && seen.iter().all(|(_, one)| one == first) && in_it == first.1;
         same.then(|| seen.iter().map(|(n, _)| *n).collect())
     })
     .await
@@ -85,11 +87,40 @@ async fn each_once<W>(crowd: &Crowd<W>, group: GroupId, members: &[usize], said:
         let texts = texts(&crowd.people[*n].group(group)).await;
         let once: BTreeSet<_> = texts.iter().cloned().collect();
         assert_eq!(once.len(), texts.len(), "{n} has something twice: {texts:?}");
-        if *n < CORE {
+        if is_core(*n) {
             let failed: Vec<_> = once.difference(&arrived).collect();
             let lost: Vec<_> = arrived.difference(&once).collect();
             assert!(lost.is_empty(), "{n} lacks {lost:?}");
             assert!(failed.iter().all(|text| text.ends_with(&format!("from {n}"))), "{n} has {failed:?}");
         }
     }
+}
+
+/// Asserts that what was written directly is on all devices of both, each once, and in the same order.
+pub(crate) async fn all_have_read<W>(crowd: &Crowd<W>, written: &[(usize, Said)]) {
+    let pairs: BTreeSet<_> = written.iter().map(|(to, said)| pair(owner(said.by), *to)).collect();
+    for (one, other) in pairs {
+        let between: Vec<_> = written.iter().filter(|(to, said)| pair(owner(said.by), *to) == (one, other)).collect();
+        let mut histories = Vec::new();
+        for (person, with) in [(one, other), (other, one)] {
+            for device in devices_of(person) {
+                let conversation = crowd.people[device].direct(crowd.accounts[with]);
+                let history =
+                    wait_until(format!("what was written between {one} and {other} at {device}"), async || {
+                        let texts = texts(&conversation).await;
+                        between.iter().all(|(_, said)| texts.contains(&said.text)).then_some(texts)
+                    });
+                histories.push(history.await);
+            }
+        }
+        for history in &histories {
+            let once: BTreeSet<_> = history.iter().collect();
+            assert_eq!(once.len(), history.len(), "twice between {one} and {other}: {history:?}");
+            assert_eq!(*history, histories[0], "not the same between {one} and {other}");
+        }
+    }
+}
+
+fn pair(one: usize, other: usize) -> (usize, usize) {
+    (one.min(other), one.max(other))
 }

@@ -3,7 +3,7 @@
 use std::{fmt::Display, time::Duration};
 
 use tokio::time::Instant;
-use undertone::{Client, Connection, Group, GroupId};
+use undertone::{Client, Connection, Conversation, GroupId};
 
 /// So long a test waits for what has to come. Only one that fails waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,11 +46,11 @@ pub async fn joined(client: &Client, group: GroupId) {
     wait_until("the group to be there", async || group.summary().await.ok().filter(|group| group.active)).await;
 }
 
-/// The texts of a group's history.
+/// The texts of a conversation's history.
 ///
 /// # Panics
 /// If the store cannot be read.
-pub async fn texts(group: &Group) -> Vec<String> {
-    let history = group.history(1_000, None).await.unwrap();
+pub async fn texts(conversation: &Conversation) -> Vec<String> {
+    let history = conversation.history(1_000, None).await.unwrap();
     history.iter().map(|message| message.text().to_owned()).collect()
 }
