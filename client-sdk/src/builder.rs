@@ -147,7 +147,9 @@ impl ClientBuilder<StoreAt> {
     /// finished; [`Error::Invalid`] if the name has more than 64 bytes; [`Error::Offline`].
     pub async fn link(self, name: &str) -> Result<Linking, Error> {
         let (store, api) = self.empty_store().await?;
-        let begun = Linking::begin(api, store.clone(), Arc::clone(&self.clock), Entropy::system(), name).await;
+        let begun =
+            Linking::begin(api, store.clone(), Arc::clone(&self.clock), Entropy::system(), name, self.hold_changed)
+                .await;
         if begun.is_err() {
             store.close().await;
         }

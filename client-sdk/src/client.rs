@@ -230,16 +230,21 @@ impl Client {
         Ok(SafetyNumber::of(&self.fingerprint().await?, &self.fingerprint_of(account).await?))
     }
 
-    /// The user has compared the safety number with this account's owner. It holds as long as the identity key stays the same; a
+    /// The user has compared this safety number with the account's owner. It holds as long as the identity key stays the same; a
     /// change of it is taken by this too ([`Client::accept_identity`]).
     ///
     /// # Errors
-    /// [`Error::UnknownAccount`] if the account was never seen here.
-    pub async fn verify(&self, account: AccountId) -> Result<(), Error> {
+    /// [`Error::UnknownAccount`] if the account was never seen here, [`Error::Untrusted`] if the number is another by now.
+    pub async fn verify(&self, account: AccountId, compared: &SafetyNumber) -> Result<(), Error> {
+        let (own, compared) = (self.fingerprint().await?, compared.clone());
         self.engine()
             .store
             .with_tx(move |tx| {
                 let key = identity_key(tx, account)?;
+                // The key may have changed while they compared.
+                if SafetyNumber::of(&own, &safety::fingerprint(account, &key)) != compared {
+                    return Err(Error::Untrusted("that is not the safety number any more: compare it again".into()));
+                }
                 Ok(tx.set_verified(account, &key)?)
             })
             .await

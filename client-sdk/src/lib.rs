@@ -68,7 +68,7 @@ pub use event::{Connection, Contact, Event, Recovered};
 pub use events::Events;
 pub use linking::{Approval, Device, Linking, NotLinked};
 pub use message::{Message, MessageBody};
-pub use safety::{Fingerprint, SafetyNumber};
+pub use safety::{Fingerprint, SafetyNumber, SafetyNumberError};
 pub use store::{MessageStatus, SendFailure, StoreKey};
 pub use undertone_wire::{AccountId, DeviceId, GroupId, InviteCode, MessageId, Username};
 

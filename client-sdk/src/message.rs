@@ -91,6 +91,8 @@ pub(crate) enum Body {
     },
     /// The seed of the account's identity key, from one of its devices to the others.
     IdentityKey { seed: Bytes },
+    /// The author's device lacks that seed.
+    IdentityKeyWanted {},
     /// A kind that a later version has made.
     #[serde(other)]
     Unknown,
@@ -124,6 +126,7 @@ impl From<Body> for MessageBody {
             | Body::Receipt { .. }
             | Body::Unreadable { .. }
             | Body::IdentityKey { .. }
+            | Body::IdentityKeyWanted {}
             | Body::Unknown => Self::Unsupported,
         }
     }

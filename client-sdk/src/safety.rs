@@ -4,7 +4,7 @@
 //! that looking for another key with the same digits takes as much longer. A safety number is the fingerprints of two accounts,
 //! the lower one first. Devices come and go without changing it.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use sha2::{Digest as _, Sha512};
 use undertone_wire::{AccountId, PublicKey};
@@ -51,6 +51,22 @@ impl SafetyNumber {
     /// The digits, without spaces; also what a QR code of it has in it.
     pub fn digits(&self) -> &str {
         &self.0
+    }
+}
+
+/// Text that is no safety number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a safety number: those are 60 digits")]
+pub struct SafetyNumberError;
+
+/// Spaces do not matter.
+impl FromStr for SafetyNumber {
+    type Err = SafetyNumberError;
+
+    fn from_str(text: &str) -> Result<Self, SafetyNumberError> {
+        let digits: String = text.chars().filter(|one| !one.is_whitespace()).collect();
+        let is_one = digits.len() == 2 * GROUPS * GROUP_BYTES && digits.chars().all(|one| one.is_ascii_digit());
+        if is_one { Ok(Self(digits)) } else { Err(SafetyNumberError) }
     }
 }
 
@@ -118,5 +134,9 @@ mod tests {
         assert_eq!(number, SafetyNumber::of(&of(1), &of(0)));
         assert_eq!((number.digits().len(), number.to_string().split(' ').count()), (60, 12));
         assert_ne!(number, SafetyNumber::of(&of(2), &of(1)));
+        assert_eq!(number.to_string().parse(), Ok(number.clone()));
+        for text in ["", "1", &number.digits()[1..], &number.digits().replace('1', "a").replace('2', "b")] {
+            assert_eq!(text.parse::<SafetyNumber>(), Err(SafetyNumberError), "{text}");
+        }
     }
 }

@@ -137,7 +137,8 @@ async fn a_code_of_somebody_else_or_used_before_links_nothing(backend: Backend) 
     };
     let phone = Person::new(folder.path(), "phone");
     // A stranger has seen the code, and approves it.
-    let mut linking = phone.start(&["link", "--relay", &url, "--account", "alice"]);
+    let account = alice.ok(&["whoami"]).await[0]["account_id"].as_str().unwrap().to_owned();
+    let mut linking = phone.start(&["link", "--relay", &url, "--account", &account]);
     let shown = code(&mut linking).await;
     let approving = mallory.run(&["link", "approve", &shown]).await;
     assert_eq!(approving.status.code(), Some(1));

@@ -58,7 +58,8 @@ impl Person {
     /// Another device of this person, linked at the relay.
     pub async fn link(&self, folder: &Path, name: &str, relay: &str) -> Self {
         let device = Self::new(folder, name);
-        let mut linking = device.start(&["link", "--relay", relay, "--name", name, "--account", &self.name]);
+        let account = self.ok(&["whoami"]).await[0]["account_id"].as_str().expect("an id").to_owned();
+        let mut linking = device.start(&["link", "--relay", relay, "--name", name, "--account", &account]);
         let code: Value = serde_json::from_str(&linking.line(|line| line.contains("code")).await).expect("JSON");
         let approved = self.ok(&["link", "approve", code["code"].as_str().expect("a code")]).await;
         let (status, rest) = linking.end().await;

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use undertone::{DeviceId, InviteCode, MessageId, Username};
+use undertone::{DeviceId, InviteCode, MessageId, SafetyNumber, Username};
 
 /// Encrypted messaging through an Undertone relay.
 ///
@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Verify {
         /// With whom
         user: String,
+        /// What you have compared: refused if it is another by now
+        #[arg(value_name = "SAFETY_NUMBER")]
+        number: Option<SafetyNumber>,
     },
     /// Show this account and device
     Whoami,
@@ -121,8 +124,8 @@ pub(crate) struct Link {
     /// What to call this device; the account's other devices see it, and nobody else
     #[arg(long, value_name = "NAME", default_value = "")]
     pub(crate) name: String,
-    /// Join this account and no other, without asking
-    #[arg(long, value_name = "USER")]
+    /// Join the account with this id or fingerprint and no other, without asking; `whoami` shows both there
+    #[arg(long, value_name = "ID")]
     pub(crate) account: Option<String>,
 }
 

@@ -39,10 +39,10 @@ impl Group {
         let name = checked_name(name)?;
         let engine = client.engine();
         let id = GroupId::from_random(engine.entropy.bytes()?);
-        let identity = engine.identity();
         engine
             .store
             .with_tx(move |tx| {
+                let identity = tx.identity()?;
                 let created =
                     group::create(&tx.mls(), &identity, id, &Profile { name: name.clone(), continues: None })?;
                 let rejoin_key = created.rejoin_key;

@@ -1,4 +1,4 @@
-//! Envelopes of direct messages: sealed to one device ([`xwing`](super::xwing)), so that the relay learns neither who writes
+//! Envelopes of direct messages: sealed to one device ([`xwing`]), so that the relay learns neither who writes
 //! nor how much. The receiving device's id is authenticated. The plaintext is a [`Letter`] in CBOR.
 //!
 //! Invariant: an envelope proves nothing about its sender. Who that is, the session inside proves.

@@ -41,6 +41,9 @@ impl fmt::Debug for Entropy {
     }
 }
 
+/// So many seeds that others tell of wait for a list that is signed with one of them.
+const TOLD_MAX: usize = 16;
+
 /// An Ed25519 private key.
 #[derive(Clone, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
 pub(crate) struct Seed([u8; 32]);
@@ -76,9 +79,12 @@ pub(crate) struct Identity {
     /// The first list of the account, or of a device that was linked to it: the one before it was listed.
     list: SignedDeviceList,
     credential: LeafCredential,
-    /// The seed of an identity key that the account may have now, or is about to have.
+    /// The seed of an identity key that was made here, for the account to have next.
     #[serde(default)]
-    next_identity_seed: Option<Seed>,
+    made: Option<Seed>,
+    /// The seeds of identity keys that the account has, by the word of its other devices; the newest last.
+    #[serde(default)]
+    told: Vec<Seed>,
 }
 
 impl Identity {
@@ -95,7 +101,7 @@ impl Identity {
         let certificate = entry.certificate.clone();
         let list = SignedDeviceList::sign(&DeviceList::first(first_identity_key, vec![entry]), &identity_seed.0);
         let credential = LeafCredential { first_identity_key, rotations: vec![], certificate };
-        Ok(Self { account, device, identity_seed, device_seed, mls_seed, list, credential, next_identity_seed: None })
+        Ok(Self { account, device, identity_seed, device_seed, mls_seed, list, credential, made: None, told: vec![] })
     }
 
     /// A new device of the account that has this list, by the seed of its identity key. It is not listed yet.
@@ -117,7 +123,7 @@ impl Identity {
         let credential = LeafCredential { first_identity_key, rotations, certificate: entry.certificate.clone() };
         let list = signed.clone();
         let joined =
-            Self { account, device, identity_seed, device_seed, mls_seed, list, credential, next_identity_seed: None };
+            Self { account, device, identity_seed, device_seed, mls_seed, list, credential, made: None, told: vec![] };
         Ok((joined, entry))
     }
 
@@ -163,7 +169,7 @@ impl Identity {
         recovery: Option<&RecoverySecret>,
         change: impl FnOnce(&mut Vec<DeviceEntry>),
     ) -> Result<SignedDeviceList, CryptoError> {
-        let next_seed = self.next_identity_seed.as_ref();
+        let next_seed = self.made.as_ref();
         let next_seed = next_seed.ok_or_else(|| CryptoError::Invalid("no other identity key was made".into()))?;
         let mut next = self.list_after(signed)?;
         let signer = recovery.map_or(Authority::Identity(&self.identity_seed), Authority::Recovery);
@@ -189,18 +195,22 @@ impl Identity {
         Ok(next)
     }
 
-    /// With another identity key at hand, which the account is to have next. One that was at hand already stays.
+    /// With another identity key at hand, made here, which the account is to have next. One that was made already stays: the
+    /// relay may have heard of it.
     pub(crate) fn prepare_next(&self, entropy: Entropy) -> Result<Self, CryptoError> {
-        let made = match &self.next_identity_seed {
+        let made = match &self.made {
             Some(seed) => seed.clone(),
             None => Seed(entropy.bytes()?),
         };
-        Ok(self.expecting(made))
+        Ok(Self { made: Some(made), ..self.clone() })
     }
 
-    /// With the seed of an identity key that the account may have.
+    /// With the seed of an identity key that the account has, by the word of another of its devices. It counts only once a
+    /// list is signed with it, and never for what is made here.
     pub(crate) fn expecting(&self, seed: Seed) -> Self {
-        Self { next_identity_seed: Some(seed), ..self.clone() }
+        let older = self.told.len().saturating_sub(TOLD_MAX - 1);
+        let told = self.told.iter().skip(older).cloned().chain([seed]).collect();
+        Self { told, ..self.clone() }
     }
 
     /// What this device is by its account's verified list: `None` if that is what it is already, or it is not listed.
@@ -212,15 +222,39 @@ impl Identity {
         let (first_identity_key, rotations) = (list.first_identity_key, list.rotations.clone());
         let mut now = self.clone();
         now.credential = LeafCredential { first_identity_key, rotations, certificate };
-        if let Some(next) = &self.next_identity_seed
-            && public_key(&next.0) == list.identity_key()
+        let is_present = |seed: &&Seed| public_key(&seed.0) == list.identity_key();
+        if !self.has_identity_key_of(list)
+            && let Some(seed) = self.made.iter().chain(&self.told).find(is_present)
         {
-            now.identity_seed = next.clone();
-            now.next_identity_seed = None;
+            now.identity_seed = seed.clone();
+            now.made = now.made.filter(|made| !is_present(&made));
+            now.told.clear();
         }
-        let same =
-            now.credential == self.credential && now.next_identity_seed.is_some() == self.next_identity_seed.is_some();
+        let same = now.credential == self.credential && now.has_identity_key_of(list) == self.has_identity_key_of(list);
         (!same).then_some(now)
+    }
+
+    /// Whether the key that it has now is the one that was made for it by `before`.
+    pub(crate) fn has_taken_what_was_made_by(&self, before: &Self) -> bool {
+        before.made.as_ref().is_some_and(|made| made.0 == self.identity_seed.0)
+    }
+
+    /// Whether its leaves and key packages carry something else than those of `before`.
+    pub(crate) fn has_other_credential_than(&self, before: &Self) -> bool {
+        self.credential != before.credential
+    }
+
+    /// Whether a list names this device, with its certificate by the same or a later identity key.
+    pub(crate) fn is_named_by(&self, list: &DeviceList) -> bool {
+        let own = &self.credential.certificate;
+        list.devices
+            .iter()
+            .any(|entry| entry.certificate.certificate == own.certificate && entry.certificate.accepted == own.accepted)
+    }
+
+    /// The list in which this device was not named yet, or the account's first.
+    pub(crate) fn list_before(&self) -> &SignedDeviceList {
+        &self.list
     }
 
     /// Whether this device has the account's identity key.

@@ -5,8 +5,8 @@
 //! the place of what the device has of the group when that is so.
 
 use openmls::prelude::{
-    LeafNodeParameters, MlsGroup, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, group_info::VerifiableGroupInfo,
-    tls_codec::Deserialize as _, tls_codec::Serialize as _,
+    CredentialWithKey, LeafNodeParameters, MlsGroup, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut,
+    group_info::VerifiableGroupInfo, tls_codec::Deserialize as _, tls_codec::Serialize as _,
 };
 use undertone_wire::{AuthenticatedData, Bytes, Encoding, Group};
 
@@ -45,7 +45,7 @@ pub(crate) fn rejoin(
     }
     let own = Member { account: identity.account(), device: identity.device() };
     let credential = identity.credential();
-    let removed = has_leaf(&info, own, credential.signature_key.as_slice())?.then_some(own.device);
+    let removed = has_leaf(&info, own, &credential)?.then_some(own.device);
     let data = AuthenticatedData { at: commit_seq, added: vec![own.device], removed: removed.into_iter().collect() };
 
     let (mls, bundle) = MlsGroup::external_commit_builder()
@@ -82,8 +82,11 @@ fn group_info(bytes: &[u8]) -> Result<VerifiableGroupInfo, CryptoError> {
 }
 
 /// Whether this device has a leaf in the tree, whose leaves must have credentials that hold and may stand together. openmls
-/// knows the own leaf by its key, others know it by its device: that must be the same.
-fn has_leaf(info: &VerifiableGroupInfo, own: Member, key: &[u8]) -> Result<bool, CryptoError> {
+/// knows the own leaf by its key, others know it by its device: that must be the same. The new leaf must be one that the
+/// members take.
+fn has_leaf(info: &VerifiableGroupInfo, own: Member, credential: &CredentialWithKey) -> Result<bool, CryptoError> {
+    let key = credential.signature_key.as_slice();
+    let joins = VerifiedLeaf::verify(&credential.credential, key)?;
     group::profile_of(info.group_context().extensions())?;
     let tree = info.extensions().ratchet_tree();
     let tree = tree.ok_or_else(|| CryptoError::Invalid("the group info has no tree".into()))?.ratchet_tree();
@@ -93,9 +96,14 @@ fn has_leaf(info: &VerifiableGroupInfo, own: Member, key: &[u8]) -> Result<bool,
         if (verified.member == own) != (leaf.signature_key().as_slice() == key) {
             return Err(CryptoError::Invalid("a leaf with this device's name or key is another's".into()));
         }
-        has |= verified.member == own;
+        if verified.member == own {
+            has = true;
+            joins.may_replace(&verified)?;
+        }
         leaves.push(verified);
     }
     check_tree(&leaves)?;
+    leaves.retain(|leaf| leaf.member != own);
+    joins.may_join(&leaves)?;
     Ok(has)
 }

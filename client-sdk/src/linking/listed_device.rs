@@ -4,6 +4,7 @@ use undertone_api::RelayApi as _;
 use undertone_wire::{
     Account, DeviceEntry, DeviceId, Encoding, ErrorCode, PipePart, SignedDeviceList, UpdateDeviceListRequest,
 };
+use zeroize::Zeroizing;
 
 use super::{Device, NotLinked, checked_name, ends_ms, heard, say};
 use crate::{
@@ -18,9 +19,9 @@ use crate::{
     sync::Engine,
 };
 
-/// What is handed over of accounts seen, in bytes. With all else it fits an answer in a pipe. Those that do not fit are pinned
-/// anew when they are seen.
-const CONTACTS_BYTES_MAX: usize = 256 * 1024;
+/// What is handed over, in bytes: with what sealing adds it fits an answer in a pipe. Accounts that do not fit any more are
+/// pinned anew when they are seen.
+const HANDOVER_BYTES_MAX: usize = 500 * 1024;
 
 /// How often a list is signed anew since another device was faster.
 const ATTEMPTS_MAX: u32 = 8;
@@ -92,23 +93,27 @@ fn handover(
 ) -> Result<Handover, Error> {
     let own = identity.account();
     let Account { username, device_list, .. } = tx.account(own)?.ok_or(Error::UnknownAccount)?;
-    let mut bytes = 0;
-    let contacts = tx.accounts()?.into_iter().filter(|one| one.account_id != own).take_while(|one| {
-        bytes += Encoding::Cbor.encode(one).len();
-        bytes <= CONTACTS_BYTES_MAX
-    });
-    Ok(Handover {
+    let mut handover = Handover {
         reply_key,
         relay_id,
         username,
         identity_seed: identity.seed(),
         device_list,
         names: tx.device_names()?,
-        contacts: contacts.collect(),
+        contacts: vec![],
         standings: tx.standings()?,
         groups: tx.handed_groups()?,
         directs: tx.directs()?.into_iter().filter(|(_, requested)| !requested).map(|(account, _)| account).collect(),
-    })
+    };
+    let mut bytes = Zeroizing::new(Encoding::Cbor.encode(&handover)).len();
+    let others = tx.accounts()?.into_iter().filter(|one| one.account_id != own);
+    handover.contacts = others
+        .take_while(|one| {
+            bytes += Encoding::Cbor.encode(one).len();
+            bytes <= HANDOVER_BYTES_MAX
+        })
+        .collect();
+    Ok(handover)
 }
 
 /// Lists a new device.
@@ -216,7 +221,14 @@ async fn post(
     let own = engine.identity().account();
     let mut attempts = 0;
     loop {
-        engine.learn(own).await?;
+        if let Err(error) = engine.learn(own).await {
+            attempts += 1;
+            if attempts >= ATTEMPTS_MAX || !matches!(error, Error::Offline(_)) {
+                return Err(error);
+            }
+            engine.clock.pass(super::LOOK_EVERY).await;
+            continue;
+        }
         let newest = engine.store.with_tx(move |tx| tx.device_list(own).map_err(Error::from)).await?;
         let newest = newest.ok_or(Error::UnknownAccount)?;
         let Some(device_list) = next(&newest)? else { return Ok(newest) };

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use undertone_api::RelayApi as _;
-use undertone_wire::{Account, DeviceEntry, DeviceList, ErrorCode, PipePart};
+use undertone_wire::{Account, DeviceList, ErrorCode, PipePart, chain_continues};
 
 use super::{NotLinked, checked_name, ends_ms, heard, say};
 use crate::{
@@ -35,6 +35,7 @@ pub struct Linking {
     code: LinkCode,
     key: SealingSecret,
     ends_ms: u64,
+    hold_changed: bool,
 }
 
 /// A device of an account has approved the code. The user says whether it is the right account.
@@ -52,13 +53,14 @@ impl Linking {
         clock: Arc<dyn Clock>,
         entropy: Entropy,
         name: &str,
+        hold_changed: bool,
     ) -> Result<Self, Error> {
         let (name, key) = (checked_name(name)?, SealingSecret::new(entropy)?);
         let code = LinkCode::new(entropy, &key)?;
         let (ends_ms, pipe) = (ends_ms(&*clock), code.pipe());
         let request = &PipePart { content: key.public()? };
         in_turn(&api, || api.put_pipe_request(pipe, 0, request)).await?;
-        Ok(Self { api, store, clock, entropy, name, code, key, ends_ms })
+        Ok(Self { api, store, clock, entropy, name, code, key, ends_ms, hold_changed })
     }
 
     /// What the user shows to a device of the account: letters and digits, also in a QR code. It can be used once, for ten minutes.
@@ -169,17 +171,18 @@ async fn join(linking: &Linking, handover: Handover, list: &DeviceList) -> Resul
     let (relay_urls, relay_id) = (linking.api.urls(), handover.relay_id);
     let username = handover.username.clone();
     let profile = Profile { relay_urls, relay_id, identity, username, registered: false };
-    let (begun, name) = (profile.clone(), linking.name.clone());
+    let (begun, name, hold_changed) = (profile.clone(), linking.name.clone(), linking.hold_changed);
     linking
         .store
         .with_tx(move |tx| {
             tx.begin_with(handover)?;
             tx.save_olm_account(&olm)?;
             tx.name_device(begun.identity.device(), &name)?;
-            Ok::<_, Error>(tx.save_profile(&begun)?)
+            tx.save_profile(&begun)?;
+            Ok::<_, Error>(tx.hold_changed(hold_changed)?)
         })
         .await?;
-    let reply = Reply::Joins { entry: entry.clone(), name: linking.name.clone() };
+    let reply = Reply::Joins { entry, name: linking.name.clone() };
     let sealed = linking.code.seal(linking.entropy, &reply_key, Part::Reply, &reply)?;
     let (part, pipe, api) = (&PipePart { content: sealed }, linking.code.pipe(), &linking.api);
     say(&*linking.clock, linking.ends_ms, || in_turn(api, move || api.put_pipe_request(pipe, 1, part))).await?;
@@ -190,15 +193,7 @@ async fn join(linking: &Linking, handover: Handover, list: &DeviceList) -> Resul
     let account_id = profile.identity.account();
     let account = Account { account_id, username: profile.username.clone(), device_list };
     let verified = account.device_list.verify(&account_id)?;
-    if !names(&verified, &entry) {
-        return Err(NotLinked::Changed.into());
-    }
     listed(&linking.store, profile, account, verified).await
-}
-
-/// Whether a list names a device by this certificate.
-fn names(list: &DeviceList, entry: &DeviceEntry) -> bool {
-    list.devices.contains(entry)
 }
 
 /// The relay knows the device.
@@ -208,6 +203,12 @@ pub(super) async fn listed(
     account: Account,
     list: DeviceList,
 ) -> Result<Profile, Error> {
+    let before = profile.identity.list_before().verify(&account.account_id)?;
+    let goes_on = list.version > before.version && chain_continues(&list.rotations, &before.rotations);
+    if !goes_on || !profile.identity.is_named_by(&list) {
+        return Err(Error::Untrusted("the relay serves a list that does not name this device".into()));
+    }
+    list.keeps_recovery_key(&before)?;
     let profile = Profile { registered: true, ..profile };
     let finished = profile.clone();
     store

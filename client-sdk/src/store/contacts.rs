@@ -88,11 +88,11 @@ impl Tx<'_> {
 
     /// Notes that one of the account's devices names this version of its list. If no such
     /// version was ever seen or named before, it is to be looked at.
-    pub(crate) fn note_claim(&self, account: AccountId, version: u64) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE contacts SET claimed_version = ?2, looks = looks + 1
+    pub(crate) fn note_claim(&self, by: Member, version: u64) -> Result<(), StoreError> {
+        const UPDATE: &str = "UPDATE contacts SET claimed_version = ?2, claimed_by = ?3, looks = looks + 1
             WHERE account = ?1 AND claimed_version < ?2 AND list_version < ?2";
         let version = i64::try_from(version).unwrap_or(i64::MAX);
-        if self.execute(UPDATE, params![account.as_bytes(), version])? > 0 {
+        if self.execute(UPDATE, params![by.account.as_bytes(), version, by.device.as_bytes()])? > 0 {
             self.changes.work.set(true);
         }
         Ok(())
@@ -117,11 +117,25 @@ impl Tx<'_> {
             ON CONFLICT (account) DO UPDATE SET username = ?2, list_version = ?3, list = ?4
             WHERE list_version <= ?3";
         let username = account.username.as_ref().map(Username::as_str);
-        let bytes = Encoding::Cbor.encode(&account.device_list);
-        self.execute(UPSERT, params![account.account_id.as_bytes(), username, list.version, bytes])?;
+        let encoded = Encoding::Cbor.encode(&account.device_list);
+        self.execute(UPSERT, params![account.account_id.as_bytes(), username, list.version, encoded])?;
+        const CLAIMED: &str = "SELECT claimed_by FROM contacts WHERE account = ?1 AND claimed_by IS NOT NULL";
+        const FORGET: &str = "UPDATE contacts SET claimed_version = 0, claimed_by = NULL WHERE account = ?1";
+        let claimed_by: rusqlite::Result<DeviceId> =
+            self.query_row(CLAIMED, [account.account_id.as_bytes()], |row| bytes(row, 0));
+        if let Some(by) = claimed_by.optional()?
+            && !list.certificates().flatten().any(|certificate| certificate.device == by)
+        {
+            self.execute(FORGET, [account.account_id.as_bytes()])?;
+        }
+        self.note_listed(list)
+    }
+
+    /// These devices were listed once.
+    pub(crate) fn note_listed(&self, list: &DeviceList) -> Result<(), StoreError> {
         const LISTED: &str = "INSERT INTO once_listed (account, device) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
         for certificate in list.certificates().flatten() {
-            self.execute(LISTED, params![account.account_id.as_bytes(), certificate.device.as_bytes()])?;
+            self.execute(LISTED, params![list.account.as_bytes(), certificate.device.as_bytes()])?;
         }
         Ok(())
     }

@@ -12,6 +12,8 @@ pub(crate) struct Healing {
     pub(crate) began_ms: u64,
     /// For how many messages the device was asked again since.
     pub(crate) asked: u64,
+    /// Whether that was done already, or is to be done with the next message that asks.
+    pub(crate) replaced: bool,
 }
 
 impl Tx<'_> {
@@ -51,16 +53,17 @@ impl Tx<'_> {
 
     /// When the sessions with a device were last replaced.
     pub(crate) fn healing(&self, of: Member) -> Result<Option<Healing>, StoreError> {
-        const SELECT: &str = "SELECT began_ms, asked FROM healings WHERE account = ?1 AND device = ?2";
-        let healing = |row: &Row<'_>| Ok(Healing { began_ms: row.get(0)?, asked: row.get(1)? });
+        const SELECT: &str = "SELECT began_ms, asked, replaced FROM healings WHERE account = ?1 AND device = ?2";
+        let healing = |row: &Row<'_>| Ok(Healing { began_ms: row.get(0)?, asked: row.get(1)?, replaced: row.get(2)? });
         Ok(self.query_row(SELECT, params![of.account.as_bytes(), of.device.as_bytes()], healing).optional()?)
     }
 
     pub(crate) fn set_healing(&self, of: Member, healing: Healing) -> Result<(), StoreError> {
-        const UPSERT: &str = "INSERT INTO healings (account, device, began_ms, asked) VALUES (?1, ?2, ?3, ?4)
-            ON CONFLICT DO UPDATE SET began_ms = ?3, asked = ?4";
+        const UPSERT: &str =
+            "INSERT INTO healings (account, device, began_ms, asked, replaced) VALUES (?1, ?2, ?3, ?4, ?5)
+            ON CONFLICT DO UPDATE SET began_ms = ?3, asked = ?4, replaced = ?5";
         let (account, device) = (of.account.as_bytes(), of.device.as_bytes());
-        self.execute(UPSERT, params![account, device, healing.began_ms, healing.asked])?;
+        self.execute(UPSERT, params![account, device, healing.began_ms, healing.asked, healing.replaced])?;
         Ok(())
     }
 }

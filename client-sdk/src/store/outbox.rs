@@ -231,14 +231,16 @@ impl Tx<'_> {
                  SELECT coalesce(
                      (SELECT id FROM outbox AS o WHERE o.conversation = these.conversation AND state = 'posted' LIMIT 1),
                      (SELECT id FROM outbox AS o WHERE o.conversation = these.conversation AND state = 'waiting'
-                          AND (not_before_ms <= ?1 OR attempts > 0) ORDER BY first DESC, id LIMIT 1)) FROM these)
+                          AND (not_before_ms <= ?1 OR attempts > 0)
+                          AND (o.content_id IS NULL OR (SELECT hold_changed FROM profile) = 0 OR NOT EXISTS (
+                              SELECT 1 FROM contacts AS c WHERE c.changed = 1 AND (c.account = o.conversation
+                                  OR EXISTS (SELECT 1 FROM members AS m
+                                      WHERE m.group_id = o.conversation AND m.account = c.account))))
+                      ORDER BY first DESC, id LIMIT 1)) FROM these)
              SELECT {COLUMNS} FROM outbox AS o
              WHERE id IN turns AND not_before_ms <= ?1 AND wait_for_seq <= (SELECT cursor FROM profile)
                AND NOT EXISTS (SELECT 1 FROM recoveries AS r WHERE r.group_id = o.conversation AND r.step <> 'none')
                AND NOT EXISTS (SELECT 1 FROM conversations AS c WHERE c.id = o.conversation AND c.requested_by IS NOT NULL)
-               AND (o.content_id IS NULL OR (SELECT hold_changed FROM profile) = 0 OR NOT EXISTS (
-                   SELECT 1 FROM contacts AS c WHERE c.changed = 1 AND (c.account = o.conversation
-                       OR EXISTS (SELECT 1 FROM members AS m WHERE m.group_id = o.conversation AND m.account = c.account))))
                AND NOT EXISTS (SELECT 1 FROM outbox AS other
                    WHERE other.conversation = o.conversation AND other.state = 'accepted' AND other.blocks = 1)
              ORDER BY first DESC, id LIMIT 1"

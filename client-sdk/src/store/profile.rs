@@ -37,6 +37,11 @@ impl Tx<'_> {
         Ok(profile.optional()?)
     }
 
+    /// Who this device is, as of this transaction.
+    pub(crate) fn identity(&self) -> Result<Identity, StoreError> {
+        Ok(self.query_row("SELECT identity FROM profile", [], |row| cbor(row, 0))?)
+    }
+
     /// Writes the profile of a new store, or of one whose registration was not finished.
     pub(crate) fn save_profile(&self, profile: &Profile) -> Result<(), StoreError> {
         const UPSERT: &str = "INSERT INTO profile (id, relay_id, identity, username, registered, cursor)

@@ -30,7 +30,7 @@ pub(super) fn receive(
     };
     let own = from.account == context.identity.account();
     // The author's own word on its list, so that a relay which serves an older one is noticed.
-    tx.note_claim(from.account, content.list_version)?;
+    tx.note_claim(from, content.list_version)?;
     let (mut received, mut identity_changed) = (false, false);
     match (&content.body, conversation) {
         (Body::Leave {}, ConversationId::Group(group)) if own => leave_too(tx, group)?,
@@ -40,10 +40,13 @@ pub(super) fn receive(
             heal::answer(tx, context.identity.account(), from, hashes)?;
         }
         (Body::IdentityKey { seed }, ConversationId::Direct(with)) if own && with == from.account => {
-            identity_changed = rotation::take(tx, context, content.id, seed.as_slice())?;
+            identity_changed = rotation::take(tx, context, content.id, seed)?;
+        }
+        (Body::IdentityKeyWanted {}, ConversationId::Direct(with)) if own && with == from.account => {
+            rotation::answer(tx, context, content.id)?;
         }
         // What a device says of keys is for its own account alone.
-        (Body::IdentityKey { .. }, _) => {}
+        (Body::IdentityKey { .. } | Body::IdentityKeyWanted {}, _) => {}
         // Receipts must not say that it is here.
         _ if tx.standing(from.account)? == Standing::Blocked => tx.note_gap(conversation)?,
         _ => received = add(tx, context, conversation, from, &content, bytes)?,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use undertone_wire::{AccountId, DeviceId};
 
-use super::{Engine, backoff::Backoff, inbox};
+use super::{Engine, backoff::Backoff, inbox, rotation};
 use crate::{
     Error,
     event::{Connection, StoredEvent},
@@ -67,6 +67,7 @@ async fn look_at_all(engine: &Engine, connected: &mut bool) -> Result<(), Error>
     while let Some((account, looks)) = engine.store.with_tx(move |tx| tx.next_look(own).map_err(Error::from)).await? {
         let said = look(engine, account).await?;
         let (identity, entropy, now_ms) = (engine.identity(), engine.entropy, engine.clock.now_ms());
+        let message_id = engine.message_id()?;
         engine
             .store
             .with_tx(move |tx| {
@@ -75,6 +76,7 @@ async fn look_at_all(engine: &Engine, connected: &mut bool) -> Result<(), Error>
                 settle(tx, context, account, &said)?;
                 if account == own {
                     gather_own(tx, context)?;
+                    rotation::ask(tx, &identity, message_id, now_ms)?;
                 }
                 Ok::<_, Error>(())
             })

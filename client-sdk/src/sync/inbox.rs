@@ -153,6 +153,7 @@ pub(super) fn remember(tx: &Tx<'_>, said: &Account, list: &DeviceList) -> Result
     {
         let before = known.verify(&said.account_id)?;
         list.keeps_recovery_key(&before)?;
+        tx.note_listed(&before)?;
         let next = before.version.checked_add(1) == Some(list.version);
         if before.version >= list.version
             || !chain_continues(&list.rotations, &before.rotations)

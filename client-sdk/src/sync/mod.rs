@@ -70,6 +70,7 @@ pub(crate) struct Engine {
     pub(crate) store: Store,
     /// Changes with the account's identity key.
     identity: RwLock<Arc<Identity>>,
+    reloading: Mutex<()>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Entropy,
     relay_id: RelayId,
@@ -107,6 +108,7 @@ impl Engine {
             api,
             store,
             identity: RwLock::new(identity),
+            reloading: Mutex::default(),
             clock,
             entropy,
             relay_id,
@@ -263,10 +265,10 @@ impl Engine {
 
     /// Who this device is may have changed in the store.
     pub(crate) async fn reload_identity(&self) -> Result<(), Error> {
-        let profile = self.store.with_tx(|tx| tx.profile().map_err(Error::from)).await?;
-        if let Some(profile) = profile {
-            *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(profile.identity);
-        }
+        // One after the other: who read first must not write last.
+        let _turn = self.reloading.lock().await;
+        let identity = self.store.with_tx(|tx| tx.identity().map_err(Error::from)).await?;
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(identity);
         // Key packages carry the certificate.
         self.keys_wanted.send_replace(());
         Ok(())

@@ -255,13 +255,13 @@ async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claimed) -> Resul
         }
     };
     let message_id = engine.message_id()?;
-    let (identity, row) = (engine.identity(), row.clone());
+    let row = row.clone();
     let (entropy, own_now_ms, now_ms) = (engine.entropy, engine.clock.now_ms(), engine.relay_now_ms());
     engine
         .store
         .with_tx(move |tx| {
             let Some(group) = group_to_use(tx, &row, entropy, own_now_ms)? else { return Ok(()) };
-            let (mls, mut add) = (tx.mls(), claims.key_packages.clone());
+            let (mls, identity, mut add) = (tx.mls(), tx.identity()?, claims.key_packages.clone());
             // Nothing of this group is posted now, so a commit that is still pending was refused.
             group::drop_pending(&mls, group.live)?;
             let mut gathered = vec![];

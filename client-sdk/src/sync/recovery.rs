@@ -280,13 +280,13 @@ async fn prepare(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
         Err(error) if !error.is_a_no() => return Err(Error::Offline(error)),
         _ => None,
     };
-    let (identity, message_id) = (engine.identity(), engine.message_id()?);
+    let message_id = engine.message_id()?;
     let (attempts, now_ms, again_ms) = (recovery.attempts, engine.clock.now_ms(), later(engine, recovery.attempts));
     let prepared = move |tx: &Tx<'_>, row: &GroupRow| {
         if described.position.commit_seq < row.commit_seq {
             return set_back(tx, row, attempts, again_ms);
         }
-        let aside = Aside::new()?;
+        let (aside, identity) = (Aside::new()?, tx.identity()?);
         let made = tx.attempt(|| rejoin::rejoin(&aside.mls(), &identity, &described, &row.rejoin_key))?;
         let Some(Rejoin { commit, commit_seq, sealed_group_info, profile }) = made else {
             return Ok(tx.set_step(row.id, RecoveryStep::Ask, now_ms)?);

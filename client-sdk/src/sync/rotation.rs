@@ -1,51 +1,107 @@
 //! Following the account's identity key: when it has changed, this device has another certificate, which its leaves and key
-//! packages are to carry, and the account's devices tell each other the new key.
+//! packages are to carry; who has made the new key tells it to the account's devices, and who lacks it asks them.
 //!
 //! Invariant: what is followed is the newest verified list in the store, and an identity key is taken only if that list is
 //! signed with it.
 
-use undertone_wire::{DeviceList, Encoding, MessageId};
+use undertone_wire::{Bytes, DeviceList, Encoding, MessageId};
 
 use super::inbox::Context;
 use crate::{
     Error,
-    crypto::identity::Seed,
+    crypto::{Identity, identity::Seed},
     message::{Body, Content},
     store::{StoreError, Task, Tx},
 };
 
 /// Becomes what the account's newest list says this device is. `false` if it is that already.
 pub(crate) fn follow(tx: &Tx<'_>, message_id: MessageId, now_ms: u64) -> Result<bool, Error> {
-    let Some(profile) = tx.profile()? else { return Ok(false) };
+    let Some(mut profile) = tx.profile()? else { return Ok(false) };
     let account = profile.identity.account();
-    let Some(signed) = tx.device_list(account)? else { return Ok(false) };
-    // It was verified before it was stored.
-    let list: DeviceList =
-        Encoding::Cbor.decode(signed.list.as_slice()).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+    let Some(list) = own_list(tx, &profile.identity)? else { return Ok(false) };
     let Some(now) = profile.identity.following(&list) else { return Ok(false) };
-    if now.has_identity_key_of(&list) && !profile.identity.has_identity_key_of(&list) && list.devices.len() > 1 {
-        // Each who learns it tells all others, once: whoever has made it may be gone.
-        let body = Body::IdentityKey { seed: now.seed().to_bytes() };
-        let content = Content { id: message_id, sent_at_ms: now_ms, list_version: list.version, body }.encode();
-        tx.add_conversation(account.into())?;
-        tx.add_task(account, &Task::Send { content }, None, now_ms)?;
+    let gained = now.has_identity_key_of(&list) && !profile.identity.has_identity_key_of(&list);
+    if gained && now.has_taken_what_was_made_by(&profile.identity) {
+        tell(tx, &now, &list, message_id, now_ms)?;
     }
-    for group in tx.groups_with(account)? {
-        if !tx.is_planned(group, &Task::Update)? {
-            tx.add_task(group, &Task::Update, None, now_ms)?;
+    if now.has_other_credential_than(&profile.identity) {
+        for group in tx.groups_with(account)? {
+            if !tx.is_planned(group, &Task::Update)? {
+                tx.add_task(group, &Task::Update, None, now_ms)?;
+            }
         }
     }
-    let mut profile = profile;
     profile.identity = now;
     tx.save_profile(&profile)?;
     Ok(true)
 }
 
+/// Asks the account's other devices for its identity key, if this one lacks it.
+pub(super) fn ask(tx: &Tx<'_>, identity: &Identity, message_id: MessageId, now_ms: u64) -> Result<(), StoreError> {
+    match own_list(tx, identity)? {
+        Some(list) if !identity.has_identity_key_of(&list) => {
+            say(tx, identity, &list, Body::IdentityKeyWanted {}, message_id, now_ms)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Another device of this account asks for the identity key.
+pub(super) fn answer(tx: &Tx<'_>, context: &Context<'_>, message_id: MessageId) -> Result<(), StoreError> {
+    match own_list(tx, context.identity)? {
+        Some(list) if context.identity.has_identity_key_of(&list) => {
+            tell(tx, context.identity, &list, message_id, context.now_ms)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Another device of this account says that this is the account's identity key, now or once its list has come.
-pub(super) fn take(tx: &Tx<'_>, context: &Context<'_>, message_id: MessageId, seed: &[u8]) -> Result<bool, StoreError> {
-    let (Ok(seed), Some(mut profile)) = (seed.try_into(), tx.profile()?) else { return Ok(false) };
+pub(super) fn take(
+    tx: &Tx<'_>,
+    context: &Context<'_>,
+    message_id: MessageId,
+    seed: &Bytes,
+) -> Result<bool, StoreError> {
+    let (Ok(seed), Some(mut profile)) = (seed.as_slice().try_into(), tx.profile()?) else { return Ok(false) };
     profile.identity = profile.identity.expecting(Seed::from_bytes(seed));
     tx.save_profile(&profile)?;
     follow(tx, message_id, context.now_ms).map_err(|error| StoreError::Corrupt(error.to_string()))?;
     Ok(true)
+}
+
+fn own_list(tx: &Tx<'_>, identity: &Identity) -> Result<Option<DeviceList>, StoreError> {
+    // It was verified before it was stored.
+    let list = tx.device_list(identity.account())?;
+    let list = list.map(|list| Encoding::Cbor.decode(list.list.as_slice())).transpose();
+    list.map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+fn tell(
+    tx: &Tx<'_>,
+    identity: &Identity,
+    list: &DeviceList,
+    message_id: MessageId,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    say(tx, identity, list, Body::IdentityKey { seed: identity.seed().to_bytes() }, message_id, now_ms)
+}
+
+/// Plans to say something to the account's other devices.
+fn say(
+    tx: &Tx<'_>,
+    identity: &Identity,
+    list: &DeviceList,
+    body: Body,
+    message_id: MessageId,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    let account = identity.account();
+    // What is under way is heard by all.
+    if list.devices.len() < 2 || tx.tasks(account)?.iter().any(|row| matches!(row.task, Task::Send { .. })) {
+        return Ok(());
+    }
+    let content = Content { id: message_id, sent_at_ms: now_ms, list_version: list.version, body }.encode();
+    tx.add_conversation(account.into())?;
+    tx.add_task(account, &Task::Send { content }, None, now_ms).map(drop)
 }

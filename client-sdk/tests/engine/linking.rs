@@ -280,10 +280,10 @@ async fn a_stolen_device_is_left_behind_with_an_identity_key_that_is_worth_nothi
     wait_until("all to be members", async || (world.relay.group_members(&group[0].id()).len() == 4).then_some(()))
         .await;
     let (account, of_bob) = (alice.account().account_id, bob.account().account_id);
-    bob.verify(account).await.unwrap();
+    let before = bob.safety_number(account).await.unwrap();
+    bob.verify(account, &before).await.unwrap();
     bob.direct(account).send("to all").await.unwrap();
     has_said(&tablet.direct(of_bob), &["to all"]).await;
-    let before = bob.safety_number(account).await.unwrap();
 
     alice.remove_stolen_device(phone.device_id(), None).await.unwrap();
     wait_until("the phone to be signed out", async || (phone.connection() == Connection::SignedOut).then_some(()))
@@ -307,7 +307,10 @@ async fn a_stolen_device_is_left_behind_with_an_identity_key_that_is_worth_nothi
     for message in waiting {
         assert_eq!(bob.message_status(message).await.unwrap(), undertone::MessageStatus::Queued);
     }
-    bob.verify(account).await.unwrap();
+    // What waits keeps him from nothing else: he could throw her out.
+    group[1].rename("still here").await.unwrap();
+    assert!(matches!(bob.verify(account, &before).await, Err(Error::Untrusted(_))), "that is another number");
+    bob.verify(account, &now).await.unwrap();
     assert!(bob.is_verified(account).await.unwrap());
     has_said(&alice.direct(of_bob), &["to all", "is it you?"]).await;
     has_said(&tablet.direct(of_bob), &["to all", "is it you?"]).await;
@@ -377,4 +380,38 @@ async fn who_has_written_down_a_recovery_key_has_the_last_word() {
 async fn learns_of_new_identity_after(client: &Client, of: &Client) {
     client.direct(of.account().account_id).send("are you there?").await.unwrap();
     learns_of_new_identity(client, of).await;
+}
+
+#[tokio::test]
+async fn who_leaves_two_stolen_devices_behind_at_once_keeps_the_account() {
+    let world = World::new();
+    let (alice, bob) = (register(&world, "alice").await, register(&world, "bob").await);
+    let tablet = link(&world, "tablet", &alice).await;
+    let (one, other) = (link(&world, "one", &alice).await, link(&world, "other", &alice).await);
+    bob.direct(alice.account().account_id).send("to all").await.unwrap();
+    for device in [&tablet, &one, &other] {
+        has_said(&device.direct(bob.account().account_id), &["to all"]).await;
+    }
+    for stolen in [&one, &other] {
+        alice.remove_stolen_device(stolen.device_id(), None).await.unwrap();
+    }
+    for (by, name) in [(&alice, "watch"), (&tablet, "desk")] {
+        let linked = wait_until("a device that has the key", async || {
+            let linking = builder(&world, name).link(name).await.unwrap();
+            let (code, by) = (linking.code(), by.clone());
+            let approving = tokio::spawn(async move { by.approve_link(&code).await });
+            let joining = tokio::spawn(async move { linking.approved().await?.join().await });
+            let approved = approving.await.unwrap();
+            if let Err(error) = approved {
+                assert!(matches!(error, Error::Invalid(_)), "{error}");
+                joining.abort();
+                drop(joining.await);
+                return None;
+            }
+            Some(joining.await.unwrap().unwrap())
+        })
+        .await;
+        online(&linked).await;
+    }
+    assert_eq!(alice.devices().await.unwrap().len(), 4);
 }

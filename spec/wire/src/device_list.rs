@@ -232,17 +232,16 @@ impl DeviceList {
     }
 
     /// Whether this verified list, however much later than `before` it is, does with the recovery key named there what it may:
-    /// whoever has the identity key alone can neither drop it nor go on with another identity key. So its owner has the
-    /// last word.
+    /// whoever has an identity key alone can neither drop or replace it nor go on with another identity key, and there is one
+    /// recovery key for the life of an account. So its owner has the last word.
     pub fn keeps_recovery_key(&self, before: &Self) -> Result<(), DeviceListError> {
         let Some(named) = &before.recovery_key else { return Ok(()) };
-        let kept = match self.rotations.get(before.rotations.len()) {
-            None => self.recovery_key.as_ref().is_some_and(|now| now.key == named.key),
-            Some(rotation) => match &rotation.authority {
-                RotationAuthority::Recovery(by) => by.key == named.key,
-                RotationAuthority::Identity => false,
-            },
+        let by_it = |rotation: &Rotation| match &rotation.authority {
+            RotationAuthority::Recovery(by) => by.key == named.key,
+            RotationAuthority::Identity => false,
         };
+        let since = self.rotations.get(before.rotations.len()..).unwrap_or_default();
+        let kept = self.recovery_key.as_ref().is_some_and(|now| now.key == named.key) && since.iter().all(by_it);
         if kept { Ok(()) } else { Err(DeviceListError::NotRecovered) }
     }
 
@@ -431,8 +430,12 @@ mod tests {
         let by_identity = rotation(&IDENTITY, RotationAuthority::Identity, 1);
         assert_eq!(keeps(&DeviceList { rotations: vec![by_identity.clone()], ..named.clone() }), taken_back);
         let by = RotationAuthority::Recovery(recovery_key(&IDENTITY, 0));
-        let recovered = DeviceList { rotations: vec![rotation(&RECOVERY, by, 1)], ..first_list() };
+        let recovered = DeviceList { rotations: vec![rotation(&RECOVERY, by, 1)], ..named.clone() };
         assert_eq!(keeps(&recovered), Ok(()));
+        // Later on, what comes next is said by a thief, who has the identity key of then.
+        assert_eq!(keeps(&DeviceList { recovery_key: None, ..recovered.clone() }), taken_back);
+        let after = [recovered.rotations.clone(), vec![rotation(&NEXT, RotationAuthority::Identity, 2)]].concat();
+        assert_eq!(keeps(&DeviceList { rotations: after, ..recovered }), taken_back);
         // By another key that the thief has named.
         let by = RotationAuthority::Recovery(RecoveryKey::name(&account(), 0, crate::public_key(&NEXT), &IDENTITY));
         assert_eq!(keeps(&DeviceList { rotations: vec![rotation(&NEXT, by, 1)], ..first_list() }), taken_back);

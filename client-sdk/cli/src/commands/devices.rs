@@ -40,8 +40,8 @@ pub(super) async fn link(place: &Place, link: Link, output: Output) -> Result<()
 fn is_right(approval: &Approval, wanted: Option<&str>, output: Output) -> Result<bool, Failure> {
     let (account, fingerprint) = (approval.account(), approval.fingerprint());
     if let Some(wanted) = wanted {
-        let called = account.username.as_ref().is_some_and(|name| name.as_str().eq_ignore_ascii_case(wanted));
-        return Ok(called || account.account_id.to_string() == wanted);
+        // Not by its name, which is what the other device says.
+        return Ok(account.account_id.to_string() == wanted || fingerprint.digits() == wanted.replace(' ', ""));
     }
     output.say(&format!(
         "the account of {} ({})\nfingerprint {fingerprint}: undertone whoami shows it there",

@@ -50,8 +50,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::SafetyNumber { user } => {
             with_client(&place, async |client| trust::safety_number(client, &user, output).await).await
         }
-        Command::Verify { user } => {
-            with_client(&place, async |client| trust::verify(client, &user, output).await).await
+        Command::Verify { user, number } => {
+            with_client(&place, async |client| trust::verify(client, &user, number, output).await).await
         }
         Command::Whoami => account::whoami(&place, output).await,
         Command::Group(command) => with_client(&place, async |client| group::run(client, command, output).await).await,

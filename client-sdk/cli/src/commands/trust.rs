@@ -1,6 +1,6 @@
 //! `safety-number` and `verify`.
 
-use undertone::Client;
+use undertone::{Client, SafetyNumber};
 
 use super::{CATCH_UP, catch_up};
 use crate::{
@@ -19,9 +19,18 @@ pub(super) async fn safety_number(client: &Client, user: &str, output: Output) -
     })
 }
 
-pub(super) async fn verify(client: &Client, user: &str, output: Output) -> Result<(), Failure> {
+pub(super) async fn verify(
+    client: &Client,
+    user: &str,
+    compared: Option<SafetyNumber>,
+    output: Output,
+) -> Result<(), Failure> {
     catch_up(client, CATCH_UP).await?;
     let account = resolve::account(client, user).await?;
-    client.verify(account.account_id).await?;
+    let compared = match compared {
+        Some(compared) => compared,
+        None => client.safety_number(account.account_id).await?,
+    };
+    client.verify(account.account_id, &compared).await?;
     output.tell(&Object::person(&account), || format!("compared with {}", account.name()))
 }

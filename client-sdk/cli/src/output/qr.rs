@@ -41,8 +41,8 @@ mod tests {
             .collect();
         let is_light = |x: usize, y: usize| match lines[y / 2][x] {
             '\u{2588}' => true,
-            '\u{2580}' => y % 2 == 0,
-            '\u{2584}' => y % 2 == 1,
+            '\u{2580}' => y.is_multiple_of(2),
+            '\u{2584}' => !y.is_multiple_of(2),
             _ => false,
         };
         let (width, height) = (lines[0].len(), lines.len() * 2);

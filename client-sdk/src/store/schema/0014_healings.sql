@@ -18,5 +18,6 @@ CREATE TABLE healings (
     device          BLOB    NOT NULL,
     began_ms        INTEGER NOT NULL,
     asked           INTEGER NOT NULL,
+    replaced        INTEGER NOT NULL, -- 1: they were; 0: they are to be, once the device has a prekey for that
     PRIMARY KEY (account, device)
 ) STRICT, WITHOUT ROWID;

@@ -2,6 +2,8 @@
 -- without the user having said anything to it.
 ALTER TABLE contacts ADD COLUMN verified BLOB;
 ALTER TABLE contacts ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+-- Which device has named the version in `claimed_version`. One that is listed no more has no say.
+ALTER TABLE contacts ADD COLUMN claimed_by BLOB;
 -- How many reasons there are to look at an account's device list, in whatever groups it is or is not.
 ALTER TABLE contacts ADD COLUMN looks INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX contacts_to_look_at ON contacts (account) WHERE looks > 0;

@@ -36,9 +36,7 @@ pub(super) fn begin(tx: &Tx<'_>, context: &Context<'_>, of: Member, ciphertext: 
         Some(last) if last.asked >= ASKED_MAX as u64 => return Ok(()),
         Some(last) => tx.set_healing(of, Healing { asked: last.asked + 1, ..last })?,
         None => {
-            tx.set_healing(of, Healing { began_ms: context.now_ms, asked: 1 })?;
-            tx.only_read_sessions_with(of)?;
-            tx.add_event(&StoredEvent::SessionReplaced { with: of.account })?;
+            tx.set_healing(of, Healing { began_ms: context.now_ms, asked: 1, replaced: false })?;
         }
     }
     let conversation = ConversationId::Direct(of.account);
@@ -54,6 +52,21 @@ pub(super) fn begin(tx: &Tx<'_>, context: &Context<'_>, of: Member, ciphertext: 
     }
     let task = Task::AskAgain { of, hashes: vec![ciphertext] };
     tx.add_task(conversation, &task, None, context.now_ms.saturating_add(GATHER_MS)).map(drop)
+}
+
+/// Whether the sessions with a device are to be replaced by the next message to it, for which it takes a prekey.
+pub(super) fn is_wanted(tx: &Tx<'_>, of: Member) -> Result<bool, StoreError> {
+    Ok(tx.healing(of)?.is_some_and(|healing| !healing.replaced))
+}
+
+/// The next message to a device begins a session in the place of those that are broken.
+pub(super) fn replace(tx: &Tx<'_>, of: Member) -> Result<(), StoreError> {
+    if let Some(healing) = tx.healing(of)?.filter(|healing| !healing.replaced) {
+        tx.set_healing(of, Healing { replaced: true, ..healing })?;
+        tx.only_read_sessions_with(of)?;
+        tx.add_event(&StoredEvent::SessionReplaced { with: of.account })?;
+    }
+    Ok(())
 }
 
 /// A device could not read these: plans to send it again what was in them.

@@ -23,7 +23,7 @@ use crate::{
     },
     message::{Body, Content},
     store::{Listed, OutboxRow, OutboxState, SessionRow, Standing, Task, Tx},
-    sync::{Engine, inbox, receipts, unknown_account},
+    sync::{Engine, direct::heal, inbox, receipts, unknown_account},
 };
 
 /// The relay is asked for a device's sealing key again when it was asked so long ago.
@@ -105,6 +105,10 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
                 let begins = tx.has_session(to.member, to.olm_key)? || prekeys.contains_key(&to.member);
                 reachable |= begins && tx.seal(to.member, relay_now_ms)?.is_some();
             }
+            if !reachable && only.is_some() {
+                tracing::debug!("a device cannot be asked, or answered: it has no keys at the relay");
+                return inbox::finish(tx, &row, Ok(())).map_err(Error::from);
+            }
             if !reachable {
                 tracing::debug!("no device of the receiver has keys at the relay now");
                 return Ok(tx.defer_task(row.id, now_ms.saturating_add(ASK_AGAIN_UNREACHABLE_MS))?);
@@ -119,6 +123,9 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
                 (_, Some(body)) => Content { id, sent_at_ms: now_ms, list_version, body }.encode(),
                 (_, None) => return inbox::finish(tx, &row, Ok(())).map_err(Error::from),
             };
+            for to in prekeys.keys() {
+                heal::replace(tx, *to)?;
+            }
             let own = Member { account: identity.account(), device: identity.device() };
             let letters = letters(tx, own, &both, &prekeys, &content, only)?;
             let bytes_min = letters.values().map(envelope::padded_bytes).max().unwrap_or(0);
@@ -183,7 +190,8 @@ async fn lacking(engine: &Engine, both: &Arc<Both>, only: Option<Member>) -> Res
                     let is_fresh = |fetched_ms| now_ms.abs_diff(fetched_ms) < ASK_AGAIN_MS;
                     seals |= !seal.is_some_and(|seal| is_fresh(seal.fetched_ms));
                     let is_for = only.is_none_or(|only| one.member == only);
-                    if is_for && !tx.has_session(one.member, one.olm_key)? {
+                    let heals = only.is_some() && heal::is_wanted(tx, one.member)?;
+                    if is_for && (heals || !tx.has_session(one.member, one.olm_key)?) {
                         lacking.sessions.entry(listed.account).or_default().push(one.member.device);
                     }
                 }

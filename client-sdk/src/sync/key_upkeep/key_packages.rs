@@ -60,10 +60,11 @@ pub(super) async fn forget_expired(engine: &Engine, kept: &mut Kept) -> Result<(
 
 async fn make(engine: &Engine, one_time: u64, last_resort: Option<Why>) -> Result<(), Error> {
     let message_id = engine.message_id()?;
-    let (identity, now_ms, renewed_ms) = (engine.identity(), engine.relay_now_ms(), engine.clock.now_ms());
+    let (now_ms, renewed_ms) = (engine.relay_now_ms(), engine.clock.now_ms());
     engine
         .store
         .with_tx(move |tx| {
+            let identity = tx.identity()?;
             let make = |last_resort| key_package::make(&tx.mls(), &identity, now_ms, last_resort);
             let key_packages = (0..one_time).map(|_| make(false)).collect::<Result<_, _>>()?;
             match last_resort {

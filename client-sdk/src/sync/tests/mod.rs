@@ -3,6 +3,7 @@
 //! `updates`: new keys.
 
 mod crashes;
+mod devices;
 mod direct;
 mod insider;
 mod recovery;

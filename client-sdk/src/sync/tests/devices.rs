@@ -1,0 +1,87 @@
+//! What a device that was stolen can do with what it has, while it is listed and afterwards.
+
+use undertone_wire::{AccountId, public_key};
+
+use super::{
+    until,
+    world::{World, is_in, online, reads},
+};
+use crate::{
+    Client, Error,
+    message::{Body, Content},
+    store::Task,
+};
+
+/// Links a device to somebody's account.
+async fn link(world: &World, name: &str, to: &Client) -> Client {
+    let linking = world.builder(name).link(name).await.unwrap();
+    let (code, by) = (linking.code(), to.clone());
+    let approving = tokio::spawn(async move { by.approve_link(&code).await });
+    let linked = linking.approved().await.unwrap().join().await.unwrap();
+    approving.await.unwrap().unwrap();
+    online(&linked).await;
+    linked
+}
+
+/// A device says something that no app says.
+async fn says(device: &Client, to: AccountId, list_version: u64, body: Body) {
+    let (id, sent_at_ms) = (device.engine().message_id().unwrap(), device.engine().clock.now_ms());
+    let content = Content { id, sent_at_ms, list_version, body };
+    let said = device.engine().store.with_tx(move |tx| {
+        tx.add_conversation(to.into())?;
+        tx.add_task(to, &Task::Send { content: content.encode() }, None, 0)?;
+        Ok::<_, Error>(())
+    });
+    said.await.unwrap();
+    assert_eq!(device.outbox_empty(super::PATIENCE).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn the_identity_key_that_comes_next_is_never_one_that_others_have_told_of() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let phone = link(&world, "phone", &alice).await;
+    let own = alice.account().account_id;
+    let seed = [7; 32];
+    for _ in 0..20 {
+        says(&phone, own, 1, Body::IdentityKey { seed: seed.as_slice().into() }).await;
+    }
+    until("alice to have taken them", async || world.relay.queue_len(&alice.device_id()) == 0).await;
+    alice.remove_stolen_device(phone.device_id(), None).await.unwrap();
+    let list = world.relay.device_list(&own).unwrap().verify(&own).unwrap();
+    assert_eq!(list.generation(), 1);
+    assert_ne!(list.identity_key(), public_key(&seed));
+    assert!(alice.engine().identity().has_identity_key_of(&list));
+    // She goes on with the key that is her own now.
+    link(&world, "tablet", &alice).await;
+}
+
+#[tokio::test]
+async fn what_a_stolen_device_claims_of_lists_to_come_ends_with_it() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let (own, of_bob) = (alice.account().account_id, bob.account().account_id);
+    let group = world.group(&[&alice, &bob]).await;
+    let phone = link(&world, "phone", &alice).await;
+    is_in(&phone, group[0].id()).await;
+    until("the phone to be a member", async || world.relay.group_members(&group[0].id()).len() == 3).await;
+    says(&phone, of_bob, u64::MAX, Body::Text { text: "from the future".into() }).await;
+    let said = async |client: &Client, with| {
+        let history = client.direct(with).history(10, None).await.unwrap();
+        history.iter().map(|message| message.text().to_owned()).collect::<Vec<_>>()
+    };
+    until("bob to have it", async || said(&bob, own).await == ["from the future"]).await;
+    alice.remove_device(phone.device_id()).await.unwrap();
+    until("the phone's leaf to be gone", async || {
+        let id = group[1].id();
+        let members = bob.engine().store.with_tx(move |tx| Ok::<_, Error>(tx.members(id)?.len()));
+        members.await.unwrap() == 2
+    })
+    .await;
+    bob.direct(own).send("can you hear me?").await.unwrap();
+    until("alice to hear it", async || said(&alice, of_bob).await == ["from the future", "can you hear me?"]).await;
+    alice.direct(of_bob).send("yes").await.unwrap();
+    until("bob to hear it", async || said(&bob, own).await.len() == 3).await;
+    group[0].send("in the group as well").await.unwrap();
+    reads(&group[1], "in the group as well").await;
+}
