@@ -189,8 +189,8 @@ pub enum Event {
         /// The address, as it was given.
         url: String,
     },
-    /// Somebody is writing a message. It says so of about the last ten seconds, and any member of the group could have said it
-    /// in that one's name.
+    /// Somebody is writing a message. It says so of about the last ten seconds. Any member of the group could have said it in
+    /// that one's name, and of a direct conversation anybody.
     Typing {
         /// Where.
         conversation: ConversationId,

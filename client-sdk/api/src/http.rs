@@ -24,12 +24,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, timeout};
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
-    ClaimResponse, CommitRequest, CommitResponse, CreateGroupRequest, Encoding, ErrorCode, FetchResponse, Group,
-    GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse,
-    KeyCounts, LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, PipeId, PipePart, Problem, PublishPrekeysRequest,
-    PublishRequest, ReconcileRequest, ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay,
-    SealingKeys, SendDirectRequest, SendRequest, SendResponse, Session, Succession, SuccessorRequest, TIME_HEADER,
-    UpdateDeviceListRequest, Username, path, path::fill,
+    ClaimResponse, CommitRequest, CommitResponse, CreateGroupRequest, DirectEphemeralRequest, Encoding, ErrorCode,
+    FetchResponse, Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest,
+    InstanceResponse, KeyCounts, LeaveRequest, LoginRequest, PROBLEM_MEDIA_TYPE, PipeId, PipePart, Problem,
+    PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse, RecoveryRequest, RegisterRequest,
+    RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest, SendResponse, Session, Succession,
+    SuccessorRequest, TIME_HEADER, UpdateDeviceListRequest, Username, path, path::fill,
 };
 
 use crate::{
@@ -262,6 +262,10 @@ impl RelayApi for HttpApi {
 
     fn send_direct<'a>(&'a self, token: &'a Bytes, request: &'a SendDirectRequest) -> Answer<'a, SendResponse> {
         self.ask(self.post(path::MESSAGES, request).bearer_auth(text(token)))
+    }
+
+    fn direct_ephemeral<'a>(&'a self, token: &'a Bytes, request: &'a DirectEphemeralRequest) -> Answer<'a, ()> {
+        self.tell(self.post(path::EPHEMERAL, request).bearer_auth(text(token)))
     }
 
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList> {

@@ -26,11 +26,12 @@ mod ws;
 use futures_util::future::BoxFuture;
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
-    ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
-    GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
-    LeaveRequest, LoginRequest, PipeId, PipePart, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
-    ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest,
-    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
+    ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, DirectEphemeralRequest, ErrorCode,
+    Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse,
+    KeyCounts, LeaveRequest, LoginRequest, PipeId, PipePart, Problem, PublishPrekeysRequest, PublishRequest,
+    ReconcileRequest, ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, SealingKeys,
+    SendDirectRequest, SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest,
+    UpdateDeviceListRequest, Username,
 };
 
 pub use http::{HttpApi, NowMs};
@@ -149,6 +150,9 @@ pub trait RelayApi: Send + Sync + 'static {
 
     /// `POST /v1/messages`
     fn send_direct<'a>(&'a self, token: &'a Bytes, request: &'a SendDirectRequest) -> Answer<'a, SendResponse>;
+
+    /// `POST /v1/ephemeral`
+    fn direct_ephemeral<'a>(&'a self, token: &'a Bytes, request: &'a DirectEphemeralRequest) -> Answer<'a, ()>;
 
     /// `GET /v1/groups`
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList>;

@@ -15,11 +15,12 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 use undertone_wire::{
     Account, AccountId, AckRequest, ByeReason, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse,
-    ClaimRequest, ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, Group, GroupCommits,
-    GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
-    LeaveRequest, LoginRequest, PipeId, PipePart, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
-    ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, RelayId, SealingKeys, SendDirectRequest,
-    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest, Username,
+    ClaimRequest, ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest,
+    DirectEphemeralRequest, Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers,
+    InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest, LoginRequest, PipeId, PipePart, PublishPrekeysRequest,
+    PublishRequest, ReconcileRequest, ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay,
+    RelayId, SealingKeys, SendDirectRequest, SendRequest, SendResponse, ServerFrame, Session, Succession,
+    SuccessorRequest, UpdateDeviceListRequest, Username,
 };
 
 use super::route::Route;
@@ -230,6 +231,7 @@ impl RelayApi for Addresses {
         claim_prekeys(token: &'a Bytes, request: &'a ClaimPrekeysRequest) -> ClaimPrekeysResponse;
         sealing_keys(token: &'a Bytes, account: AccountId) -> SealingKeys;
         send_direct(token: &'a Bytes, request: &'a SendDirectRequest) -> SendResponse;
+        direct_ephemeral(token: &'a Bytes, request: &'a DirectEphemeralRequest) -> ();
         groups(token: &'a Bytes) -> GroupList;
         create_group(token: &'a Bytes, request: &'a CreateGroupRequest) -> Group;
         group(token: &'a Bytes, group: GroupId) -> Group;

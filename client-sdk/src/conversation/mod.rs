@@ -105,7 +105,8 @@ impl Conversation {
 
     /// Tells the others who are there that this account is writing a message here, by
     /// [`Event::Typing`](crate::Event::Typing). Now or never: nothing is kept for who is not there. While somebody
-    /// writes, once in a few seconds is enough. In a direct conversation nobody is told yet.
+    /// writes, once in a few seconds is enough. In a direct conversation the other's devices are told to which this one has
+    /// written before.
     ///
     /// # Errors
     /// [`Error::Offline`] if the relay cannot be reached.

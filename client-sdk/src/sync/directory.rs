@@ -21,6 +21,9 @@ use crate::{
 /// So much time a device of this account has to join its groups by itself.
 const JOINS_ITSELF_MS: u64 = 60_000;
 
+/// Those that cannot be added, as they have no key packages, are tried again after this time: the others' are used up by it.
+const GATHER_AGAIN_MS: u64 = 24 * 60 * 60 * 1_000;
+
 /// What the relay said of an account.
 enum Said {
     /// Its devices.
@@ -36,20 +39,20 @@ pub(super) async fn run(engine: Arc<Engine>) {
     let mut changed = engine.store.work_changed();
     let mut connection = engine.connection();
     let mut backoff = Backoff::new(engine.entropy);
-    let mut connected = true;
+    let mut own = Own { connected: true, gathered_ms: None };
     loop {
         changed.mark_unchanged();
         let online = *connection.borrow_and_update() == Connection::Online;
         let failed = online
             && tokio::select! {
-                looked = look_at_all(&engine, &mut connected) => looked.is_err(),
+                looked = look_at_all(&engine, &mut own) => looked.is_err(),
                 () = engine.stopped() => return,
             };
         if !failed {
             backoff.reset();
         }
         tokio::select! {
-            Ok(()) = connection.changed() => connected = true,
+            Ok(()) = connection.changed() => own.connected = true,
             Ok(()) = changed.changed(), if !failed => {}
             () = engine.clock.pass(backoff.wait()), if failed => {}
             () = engine.stopped() => return,
@@ -57,30 +60,45 @@ pub(super) async fn run(engine: Arc<Engine>) {
     }
 }
 
+/// What is to be done about this account.
+struct Own {
+    /// The connection is new.
+    connected: bool,
+    /// When those of its devices that are missing in groups were last to be added, and by which version of its list.
+    gathered_ms: Option<(u64, u64)>,
+}
+
 /// Looks at all who are to be looked at; at this account too if the connection is new.
-async fn look_at_all(engine: &Engine, connected: &mut bool) -> Result<(), Error> {
+async fn look_at_all(engine: &Engine, about_own: &mut Own) -> Result<(), Error> {
     let own = engine.identity().account();
-    if *connected {
+    if about_own.connected {
         engine.store.with_tx(move |tx| tx.look_at_account(own).map_err(Error::from)).await?;
-        *connected = false;
+        about_own.connected = false;
     }
     while let Some((account, looks)) = engine.store.with_tx(move |tx| tx.next_look(own).map_err(Error::from)).await? {
         let said = look(engine, account).await?;
         let (identity, entropy, now_ms) = (engine.identity(), engine.entropy, engine.clock.now_ms());
-        let message_id = engine.message_id()?;
-        engine
+        let (message_id, gathered_ms) = (engine.message_id()?, about_own.gathered_ms);
+        let gathered = engine
             .store
             .with_tx(move |tx| {
                 tx.looked_at(account, looks)?;
                 let context = &inbox::Context { identity: &identity, entropy, now_ms, looked_up: false };
                 settle(tx, context, account, &said)?;
-                if account == own {
-                    gather_own(tx, context)?;
-                    rotation::ask(tx, &identity, message_id, now_ms)?;
+                if account != own {
+                    return Ok::<_, Error>(gathered_ms);
                 }
-                Ok::<_, Error>(())
+                rotation::ask(tx, &identity, message_id, now_ms)?;
+                let version = tx.list_version(own)?;
+                let recently = |(of, at_ms): (u64, u64)| of == version && now_ms.abs_diff(at_ms) < GATHER_AGAIN_MS;
+                if gathered_ms.is_some_and(recently) {
+                    return Ok(gathered_ms);
+                }
+                gather_own(tx, context)?;
+                Ok(Some((version, now_ms)))
             })
             .await?;
+        about_own.gathered_ms = gathered;
     }
     Ok(())
 }

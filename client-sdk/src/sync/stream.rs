@@ -146,6 +146,10 @@ async fn receive(engine: &Engine, backoff: &mut Backoff) -> Ended {
                     Err(error) => Err(error),
                 }
             }
+            ServerFrame::DirectEphemeral { ciphertext } => {
+                ephemeral::hear_directly(engine, ciphertext).await;
+                Ok(())
+            }
             ServerFrame::GroupEphemeral { group_id, epoch, ciphertext } => {
                 ephemeral::hear(engine, group_id, epoch, ciphertext).await;
                 Ok(())

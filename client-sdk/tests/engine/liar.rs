@@ -12,11 +12,12 @@ use undertone::{
 };
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
-    ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, ErrorCode, Group, GroupCommits,
-    GroupEphemeralRequest, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts, LeaveRequest,
-    LoginRequest, MessageId, PipeId, PipePart, Problem, PublishPrekeysRequest, PublishRequest, ReconcileRequest,
-    ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, SealingKeys, SendDirectRequest,
-    SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest, UpdateDeviceListRequest,
+    ClaimResponse, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, DirectEphemeralRequest, ErrorCode,
+    Group, GroupCommits, GroupEphemeralRequest, GroupList, GroupMembers, InstanceRequest, InstanceResponse, KeyCounts,
+    LeaveRequest, LoginRequest, MessageId, PipeId, PipePart, Problem, PublishPrekeysRequest, PublishRequest,
+    ReconcileRequest, ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, SealingKeys,
+    SendDirectRequest, SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest,
+    UpdateDeviceListRequest,
 };
 
 use crate::world::{World, key, registered};
@@ -185,6 +186,7 @@ impl RelayApi for Liar {
         claim_prekeys(token: &'a Bytes, request: &'a ClaimPrekeysRequest) -> ClaimPrekeysResponse;
         sealing_keys(token: &'a Bytes, account: AccountId) -> SealingKeys;
         send_direct(token: &'a Bytes, request: &'a SendDirectRequest) -> SendResponse;
+        direct_ephemeral(token: &'a Bytes, request: &'a DirectEphemeralRequest) -> ();
         groups(token: &'a Bytes) -> GroupList;
         group(token: &'a Bytes, group: GroupId) -> Group;
         group_members(token: &'a Bytes, group: GroupId) -> GroupMembers;

@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use undertone::{Client, Event, Group};
+use undertone::{Client, Conversation, Event, Group};
 
 use crate::world::{World, count_events, has_texts, standing, wait_until};
 
@@ -29,6 +29,40 @@ async fn members_who_are_there_hear_that_somebody_is_typing() {
     groups[0].remove(carol.account().account_id).await.unwrap();
     groups[1].typing().await.unwrap();
     hears_typing(&alice, &bob, &groups[0]).await;
+}
+
+#[tokio::test]
+async fn who_writes_directly_is_heard_typing_by_those_who_know_them() {
+    let world = World::new();
+    let [alice, bob, mallory] =
+        [world.register("alice").await, world.register("bob").await, world.register("mallory").await];
+    let (to_bob, to_alice) = (alice.direct(bob.account().account_id), bob.direct(alice.account().account_id));
+    let said = async |conversation: &Conversation, count| {
+        wait_until("what was written", async || {
+            (conversation.history(10, None).await.unwrap().len() == count).then_some(())
+        })
+        .await;
+    };
+    to_bob.send("hello").await.unwrap();
+    said(&to_alice, 1).await;
+    let typing = count_events(&bob, |event| matches!(event, Event::Typing { .. }));
+    // bob has not said yet that he knows her, nor mallory.
+    mallory.direct(bob.account().account_id).send("hello").await.unwrap();
+    said(&bob.direct(mallory.account().account_id), 1).await;
+    for conversation in [&to_bob, &mallory.direct(bob.account().account_id)] {
+        conversation.typing().await.unwrap();
+    }
+    to_alice.send("hello yourself").await.unwrap();
+    said(&to_bob, 2).await;
+    assert_eq!(typing.load(SeqCst), 0);
+    to_bob.typing().await.unwrap();
+    wait_until("it to be heard", async || (typing.load(SeqCst) == 1).then_some(())).await;
+    to_alice.typing().await.unwrap();
+    let heard = crate::world::event(&alice, |event| match event {
+        Event::Typing { conversation, by } => Some((conversation, by.account_id)),
+        _ => None,
+    });
+    assert_eq!(heard.await, (bob.account().account_id.into(), bob.account().account_id));
 }
 
 #[tokio::test]

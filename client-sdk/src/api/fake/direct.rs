@@ -1,10 +1,12 @@
 //! Direct messages at the fake relay: to all devices of some accounts, or to none.
 
-use undertone_wire::{DeviceId, Envelope, ErrorCode, Problem, SendDirectRequest, SendResponse};
+use undertone_wire::{
+    DeviceId, DirectCiphertext, DirectEphemeralRequest, Envelope, ErrorCode, Problem, SendDirectRequest, SendResponse,
+};
 
 use super::{
     FakeRelay,
-    state::{Caller, Outcome, State, check_bytes, not_found, refused},
+    state::{Caller, Outcome, Said, State, check_bytes, not_found, refused},
 };
 
 impl FakeRelay {
@@ -15,6 +17,15 @@ impl FakeRelay {
 }
 
 impl State {
+    /// Passes on what is said to single devices in passing, to streams that are open and have caught up.
+    pub(super) fn say_directly(&mut self, request: &DirectEphemeralRequest) -> Outcome<()> {
+        for DirectCiphertext { device_id, ciphertext } in &request.ciphertexts {
+            check_bytes("ephemeral_bytes_max", self.limits.ephemeral_bytes_max, ciphertext)?;
+            self.said.push(Said::Device { device: *device_id, ciphertext: ciphertext.clone() });
+        }
+        Ok(())
+    }
+
     pub(super) fn send_direct(&mut self, caller: &Caller, request: &SendDirectRequest) -> Outcome<SendResponse> {
         let once = self.once("direct", None, request.message_id, request)?;
         if self.first_answer(&once)?.is_some() {

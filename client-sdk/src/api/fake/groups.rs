@@ -16,7 +16,7 @@ use undertone_wire::{
     UnackedCommit, WelcomeParts,
 };
 
-use super::state::{Caller, Outcome, State, check_bytes, check_count, not_found, refused};
+use super::state::{Caller, Outcome, Said, State, check_bytes, check_count, not_found, refused};
 
 #[derive(Clone)]
 pub(super) struct GroupState {
@@ -127,7 +127,7 @@ impl State {
         check_bytes("ephemeral_bytes_max", self.limits.ephemeral_bytes_max, &ciphertext)?;
         let data = AuthenticatedData { at, ..AuthenticatedData::default() };
         self.current_group(post, &Header { epoch, data, joins: false })?;
-        self.said.push((post.group, epoch, ciphertext));
+        self.said.push(Said::Group { group_id: post.group, epoch, ciphertext });
         Ok(())
     }
 

@@ -46,12 +46,12 @@ use tokio::sync::Notify;
 use undertone_api::{Answer, ApiError, FrameStream, RelayApi};
 use undertone_wire::{
     Account, AccountId, AckRequest, Bytes, Challenge, ClaimPrekeysRequest, ClaimPrekeysResponse, ClaimRequest,
-    ClaimResponse, ClaimedKeyPackage, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, DeviceId, Group,
-    GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers, InstanceRequest, InstanceResponse,
-    InviteCode, KeyCounts, LeaveRequest, LoginRequest, PipeId, PipePart, PublishPrekeysRequest, PublishRequest,
-    ReconcileRequest, ReconcileResponse, RecoveryRequest, RegisterRequest, RejoinRequest, Relay, SealingKeys,
-    SendDirectRequest, SendRequest, SendResponse, ServerFrame, Session, Succession, SuccessorRequest,
-    UpdateDeviceListRequest, Username, suite,
+    ClaimResponse, ClaimedKeyPackage, ClientFrame, CommitRequest, CommitResponse, CreateGroupRequest, DeviceId,
+    DirectEphemeralRequest, Group, GroupCommits, GroupEphemeralRequest, GroupId, GroupList, GroupMembers,
+    InstanceRequest, InstanceResponse, InviteCode, KeyCounts, LeaveRequest, LoginRequest, PipeId, PipePart,
+    PublishPrekeysRequest, PublishRequest, ReconcileRequest, ReconcileResponse, RecoveryRequest, RegisterRequest,
+    RejoinRequest, Relay, SealingKeys, SendDirectRequest, SendRequest, SendResponse, ServerFrame, Session, Succession,
+    SuccessorRequest, UpdateDeviceListRequest, Username, suite,
 };
 
 pub use self::{clock::FastClock, swap::Backup};
@@ -417,6 +417,10 @@ impl RelayApi for Connection {
 
     fn send_direct<'a>(&'a self, token: &'a Bytes, request: &'a SendDirectRequest) -> Answer<'a, SendResponse> {
         self.request(|state| state.caller(token).and_then(|caller| state.send_direct(&caller, request)))
+    }
+
+    fn direct_ephemeral<'a>(&'a self, token: &'a Bytes, request: &'a DirectEphemeralRequest) -> Answer<'a, ()> {
+        self.request(|state| state.caller(token).and_then(|_| state.say_directly(request)))
     }
 
     fn groups<'a>(&'a self, token: &'a Bytes) -> Answer<'a, GroupList> {

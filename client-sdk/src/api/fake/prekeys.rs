@@ -87,6 +87,15 @@ impl State {
 }
 
 impl FakeRelay {
+    /// A device's keys are over: it has been away for too long.
+    pub fn forget_keys(&self, device: &DeviceId) {
+        self.change(|state| {
+            if let Some(device) = state.devices.get_mut(device) {
+                device.keys = super::keys::Keys::default();
+            }
+        });
+    }
+
     /// Somebody claims a prekey of each device of an account so many times, and writes to nobody. Gives what they were handed.
     pub fn hand_out_prekeys(&self, account: AccountId, times: usize) -> Vec<Prekey> {
         let devices = self.look(|state| {

@@ -45,8 +45,8 @@ pub(super) struct State {
     pub(super) sessions: Vec<OpenSession>,
     pub(super) groups: BTreeMap<GroupId, GroupState>,
     pub(super) pipes: BTreeMap<PipeId, Pipe>,
-    /// What was said in groups in passing: where, in which epoch, what.
-    pub(super) said: Vec<(GroupId, u64, Bytes)>,
+    /// What was said in passing.
+    pub(super) said: Vec<Said>,
     answered: BTreeMap<MessageId, Answered>,
     relay_number: u64,
     draws: u64,
@@ -54,6 +54,15 @@ pub(super) struct State {
     pub(super) tokens_heard: Arc<AtomicU64>,
     /// How often somebody asked who it is.
     pub(super) descriptions_given: Arc<AtomicU64>,
+}
+
+/// What was said in passing, and to whom.
+#[derive(Clone)]
+pub(super) enum Said {
+    /// To the members of a group, in an epoch.
+    Group { group_id: GroupId, epoch: u64, ciphertext: Bytes },
+    /// To one device.
+    Device { device: DeviceId, ciphertext: Bytes },
 }
 
 #[derive(Clone)]

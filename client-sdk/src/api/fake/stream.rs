@@ -8,7 +8,7 @@ use undertone_wire::{ByeReason, Bytes, ClientFrame, Delivery, DeviceId, ErrorCod
 use super::{
     ApiError,
     groups::GroupState,
-    state::{Device, Outcome, State, refused},
+    state::{Device, Outcome, Said, State, refused},
 };
 
 /// One stream of a device.
@@ -135,15 +135,23 @@ impl Stream {
         news.then_some(ServerFrame::CaughtUp { next_seq: device.next_seq })
     }
 
-    /// What is said where the device is a member, as long as the group stands where it did.
+    /// What is said to the device, or where it is a member, as long as the group stands where it did.
     fn in_passing(&mut self, state: &State) -> Option<ServerFrame> {
-        while let Some((group_id, epoch, ciphertext)) = state.said.get(self.heard) {
+        while let Some(said) = state.said.get(self.heard) {
             self.heard += 1;
-            let here =
-                |group: &GroupState| group.position.epoch == *epoch && group.member_devices().contains(&self.device);
-            if state.groups.get(group_id).is_some_and(here) {
-                let (group_id, epoch, ciphertext) = (*group_id, *epoch, ciphertext.clone());
-                return Some(ServerFrame::GroupEphemeral { group_id, epoch, ciphertext });
+            match said.clone() {
+                Said::Device { device, ciphertext } if device == self.device => {
+                    return Some(ServerFrame::DirectEphemeral { ciphertext });
+                }
+                Said::Device { .. } => {}
+                Said::Group { group_id, epoch, ciphertext } => {
+                    let is_here = |group: &GroupState| {
+                        group.position.epoch == epoch && group.member_devices().contains(&self.device)
+                    };
+                    if state.groups.get(&group_id).is_some_and(is_here) {
+                        return Some(ServerFrame::GroupEphemeral { group_id, epoch, ciphertext });
+                    }
+                }
             }
         }
         None

@@ -1,6 +1,7 @@
-//! What a device that was stolen can do with what it has, while it is listed and afterwards.
+//! Devices of one account among themselves, and what one that was stolen can do with what it has, while it is listed and
+//! afterwards.
 
-use undertone_wire::{AccountId, public_key};
+use undertone_wire::{AccountId, Hash, public_key};
 
 use super::{
     until,
@@ -8,8 +9,9 @@ use super::{
 };
 use crate::{
     Client, Error,
+    crypto::Member,
     message::{Body, Content},
-    store::Task,
+    store::{StoreError, Task},
 };
 
 /// Links a device to somebody's account.
@@ -34,6 +36,63 @@ async fn says(device: &Client, to: AccountId, list_version: u64, body: Body) {
     });
     said.await.unwrap();
     assert_eq!(device.outbox_empty(super::PATIENCE).await.unwrap(), 0);
+}
+
+async fn execute(client: &Client, sql: &'static str) {
+    let done =
+        client.engine().store.with_tx(move |tx| tx.execute_batch(sql).map_err(|error| StoreError::from(error).into()));
+    done.await.map_err(|error: Error| error).unwrap();
+}
+
+async fn said(client: &Client, with: AccountId) -> Vec<String> {
+    let history = client.direct(with).history(10, None).await.unwrap();
+    history.iter().map(|message| message.text().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn between_devices_of_one_account_a_broken_session_is_replaced_too() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let of_bob = bob.account().account_id;
+    let phone = link(&world, "phone", &alice).await;
+    alice.direct(of_bob).send("one").await.unwrap();
+    phone.direct(of_bob).send("two").await.unwrap();
+    until("both to have both", async || said(&alice, of_bob).await.len() == 2 && said(&phone, of_bob).await.len() == 2)
+        .await;
+    until("nothing more to be on its way", async || {
+        world.relay.queue_len(&alice.device_id()) + world.relay.queue_len(&phone.device_id()) == 0
+    })
+    .await;
+    execute(&phone, "DELETE FROM sessions").await;
+    alice.direct(of_bob).send("three").await.unwrap();
+    until("the phone to show it", async || said(&phone, of_bob).await.contains(&"three".to_owned())).await;
+    phone.direct(of_bob).send("four").await.unwrap();
+    until("the other to show it", async || said(&alice, of_bob).await.len() == 4).await;
+    assert!(alice.directs().await.unwrap().iter().all(|one| one.with == bob.account()), "that is nothing to be seen");
+}
+
+#[tokio::test]
+async fn a_device_that_cannot_be_asked_holds_nobody_up() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let (own, of_bob) = (alice.account().account_id, bob.account().account_id);
+    let phone = link(&world, "phone", &alice).await;
+    bob.direct(own).send("hello").await.unwrap();
+    until("both to have it", async || said(&alice, of_bob).await.len() + said(&phone, of_bob).await.len() == 2).await;
+    // The phone goes for so long that it has no keys left at the relay.
+    let lost = phone.device_id();
+    phone.shutdown().await;
+    world.relay.forget_keys(&lost);
+    execute(&bob, "DELETE FROM sessions; DELETE FROM seals").await;
+    let of_phone = Member { account: own, device: lost };
+    let asked = bob.engine().store.with_tx(move |tx| {
+        let hashes = vec![Hash::of(b"something")];
+        tx.add_task(own, &Task::AskAgain { of: of_phone, hashes }, None, 0)?;
+        Ok::<_, Error>(())
+    });
+    asked.await.unwrap();
+    bob.direct(own).send("can you hear me?").await.unwrap();
+    until("alice to hear it", async || said(&alice, of_bob).await == ["hello", "can you hear me?"]).await;
 }
 
 #[tokio::test]
@@ -66,10 +125,6 @@ async fn what_a_stolen_device_claims_of_lists_to_come_ends_with_it() {
     is_in(&phone, group[0].id()).await;
     until("the phone to be a member", async || world.relay.group_members(&group[0].id()).len() == 3).await;
     says(&phone, of_bob, u64::MAX, Body::Text { text: "from the future".into() }).await;
-    let said = async |client: &Client, with| {
-        let history = client.direct(with).history(10, None).await.unwrap();
-        history.iter().map(|message| message.text().to_owned()).collect::<Vec<_>>()
-    };
     until("bob to have it", async || said(&bob, own).await == ["from the future"]).await;
     alice.remove_device(phone.device_id()).await.unwrap();
     until("the phone's leaf to be gone", async || {
