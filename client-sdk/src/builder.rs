@@ -123,20 +123,7 @@ impl ClientBuilder<StoreAt> {
         let addresses = self.addresses(&self.relay_urls)?;
         let store = Store::open(&self.store.path, self.store.key.clone()).await?;
         let registered = registration::register(addresses, &store, username, self.invite, Entropy::system()).await;
-        let (profile, api) = match registered {
-            Ok(registered) => registered,
-            Err(error) => {
-                store.close().await;
-                return Err(error);
-            }
-        };
-        set_hold(&store, self.hold_changed).await?;
-        let client = Client::start(api, store, profile, self.clock, Entropy::system(), Engine::start);
-        // Others can add this device from now on. Without an answer, that comes when the relay can be reached again.
-        if let Err(error) = client.engine().publish_keys().await {
-            tracing::debug!(%error, "no key packages are published yet");
-        }
-        Ok(client)
+        begin(store, registered, self.hold_changed, self.clock).await
     }
 
     /// Makes this a new device of an account that has others: shows a code that one of those approves
@@ -168,19 +155,7 @@ impl ClientBuilder<StoreAt> {
         let recovery = recovery_secret(recovery_key)?;
         let (store, addresses) = self.empty_store().await?;
         let recovered = recovered::recover(addresses, &store, &recovery, name, Entropy::system()).await;
-        let (profile, api) = match recovered {
-            Ok(recovered) => recovered,
-            Err(error) => {
-                store.close().await;
-                return Err(error);
-            }
-        };
-        set_hold(&store, self.hold_changed).await?;
-        let client = Client::start(api, store, profile, self.clock, Entropy::system(), Engine::start);
-        if let Err(error) = client.engine().publish_keys().await {
-            tracing::debug!(%error, "no keys are published yet");
-        }
-        Ok(client)
+        begin(store, recovered, self.hold_changed, self.clock).await
     }
 
     /// A store without an account. One that was about to be a device of one when it was closed, and was not, has none.
@@ -284,6 +259,25 @@ impl ClientBuilder<StoreAt> {
 /// A recovery key, as it was written down.
 pub(crate) fn recovery_secret(text: &str) -> Result<RecoverySecret, Error> {
     text.parse().map_err(|error: CryptoError| Error::Invalid(error.to_string()))
+}
+
+/// A client over a store in which an account was made, or its store closed if none was.
+async fn begin(
+    store: Store,
+    made: Result<(Profile, Addresses), Error>,
+    hold_changed: bool,
+    clock: Arc<dyn Clock>,
+) -> Result<Client, Error> {
+    match made {
+        Ok((profile, api)) => {
+            set_hold(&store, hold_changed).await?;
+            Ok(Client::begin(api, store, profile, clock, Entropy::system()).await)
+        }
+        Err(error) => {
+            store.close().await;
+            Err(error)
+        }
+    }
 }
 
 async fn set_hold(store: &Store, hold: bool) -> Result<(), Error> {

@@ -16,7 +16,7 @@ use crate::{
     crypto::{Entropy, link::LinkCode, recovery_key::RecoverySecret},
     event::{Connection, Contact},
     events::{Events, Place},
-    linking::{Device, listed_device},
+    linking::{Device, list, listed_device},
     message::Message,
     safety::{self, Fingerprint, SafetyNumber},
     store::{MessageStatus, Profile, Standing, Store, StoreKey, Tx},
@@ -178,7 +178,7 @@ impl Client {
     /// # Errors
     /// [`Error::Invalid`] if it is this device, or none of this account's; [`Error::Offline`].
     pub async fn remove_device(&self, device: DeviceId) -> Result<(), Error> {
-        listed_device::remove(self.engine(), device).await
+        list::remove(self.engine(), device).await
     }
 
     /// The same of a device that was stolen: the account goes on with another identity key, which its other devices get and its
@@ -190,7 +190,7 @@ impl Client {
     /// As for [`Client::remove_device`]; [`Error::Untrusted`] if the recovery key is missing, or not the account's.
     pub async fn remove_stolen_device(&self, device: DeviceId, recovery_key: Option<&str>) -> Result<(), Error> {
         let recovery = recovery_key.map(builder::recovery_secret).transpose()?;
-        listed_device::remove_stolen(self.engine(), device, recovery.as_ref()).await
+        list::remove_stolen(self.engine(), device, recovery.as_ref()).await
     }
 
     /// A recovery key for this account, to be shown to the user, who writes it down: it is kept nowhere. It holds once it is set
@@ -210,7 +210,7 @@ impl Client {
     /// # Errors
     /// [`Error::Invalid`] if it is none of this account, or there is another already; [`Error::Offline`].
     pub async fn set_recovery_key(&self, key: &str) -> Result<(), Error> {
-        listed_device::set_recovery_key(self.engine(), &builder::recovery_secret(key)?).await
+        list::set_recovery_key(self.engine(), &builder::recovery_secret(key)?).await
     }
 
     /// What this account is known by, to be compared with what a new device of it shows.
@@ -466,6 +466,22 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
+    /// A client whose device is new at the relay. Others can reach it from then on; without an answer, that comes when the relay
+    /// can be reached again.
+    pub(crate) async fn begin(
+        api: Addresses,
+        store: Store,
+        profile: Profile,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+    ) -> Self {
+        let client = Self::start(api, store, profile, clock, entropy, Engine::start);
+        if let Err(error) = client.engine().publish_keys().await {
+            tracing::debug!(%error, "no keys are published yet");
+        }
+        client
+    }
+
     pub(crate) fn start(
         api: Addresses,
         store: Store,

@@ -1,10 +1,11 @@
-//! Devices that come to an account. Linking: a new device shows a code ([`new_device`]), and a device of the account approves it
-//! ([`listed_device`]). If all devices are lost, the recovery key makes another ([`recovered`]). Who is linked and who links
-//! speak through a pipe at the relay, which is over after ten minutes.
+//! Devices that come to an account, and go. Linking: a new device shows a code ([`new_device`]), and a device of the account
+//! approves it ([`listed_device`]); they speak through a pipe at the relay, which is over after ten minutes. If all devices are
+//! lost, the recovery key makes another ([`recovered`]). What devices there are, [`list`] says.
 //!
 //! Invariant: nothing is handed over before the key in the pipe has turned out to be the one in the code, and nothing is
 //! listed that the identity key has not signed.
 
+pub(crate) mod list;
 pub(crate) mod listed_device;
 pub(crate) mod new_device;
 pub(crate) mod recovered;

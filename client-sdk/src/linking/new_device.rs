@@ -22,7 +22,7 @@ use crate::{
     event::Contact,
     safety::{self, Fingerprint},
     store::{Profile, Store, Tx},
-    sync::{Engine, in_turn},
+    sync::in_turn,
 };
 
 /// A device that is to be linked, and shows its code.
@@ -140,11 +140,7 @@ impl Approval {
                 return Err(error);
             }
         };
-        let client = Client::start(api, store, profile, clock, entropy, Engine::start);
-        if let Err(error) = client.engine().publish_keys().await {
-            tracing::debug!(%error, "no keys are published yet");
-        }
-        Ok(client)
+        Ok(Client::begin(api, store, profile, clock, entropy).await)
     }
 
     /// Says that it is not the right account. The code is of no use any more.
