@@ -145,8 +145,8 @@ pub enum DeviceListError {
     /// Devices are missing, repeated or out of order.
     #[error("a device list needs at least one device, each once, in ascending order")]
     BadDevices,
-    /// The list takes back the recovery key that the one before has named, without its word.
-    #[error("only the recovery key changes the recovery key, or the identity key of who has named one")]
+    /// The list drops or replaces the recovery key that the one before has named, or goes on without its word.
+    #[error("only the recovery key changes the identity key of who has named one, and nothing the recovery key")]
     NotRecovered,
     /// The list does not continue the one before.
     #[error("the device list does not continue the one before it")]
