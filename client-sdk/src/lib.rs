@@ -29,6 +29,9 @@
 //!   on by itself when it does not.
 //! - [`Group::add`], [`Group::remove`] and [`Group::leave`] return when the change is in force. If somebody else changes the
 //!   group at the same moment, the change is made again on top of theirs.
+//! - An account may have several devices: [`ClientBuilder::link`] makes one that another approves ([`Client::approve_link`]). What
+//!   one of them sends and reads, the others show. [`Client::remove_stolen_device`] and a recovery key
+//!   ([`Client::set_recovery_key`]) are for when one is in the wrong hands.
 //! - [`Client::events`] gives what happened, in order, over restarts. An app that dies while it handles an event gets it
 //!   again.
 //! - Every [`Error`] has a [`kind`](Error::kind) that says what an app can do about it, and a text fit for a log.
