@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use undertone_wire::GroupId;
 
 use super::{
     PATIENCE, until,
@@ -273,7 +274,7 @@ async fn life_with_devices(dies_at: u64) -> (u64, bool) {
 
     let phone = links(&world, &mut bob, "phone").await;
     let on_phone = phone.group(group.id());
-    until("the phone to be there", async || on_phone.summary().await.is_ok_and(|group| group.active)).await;
+    is_member(&world, group.id(), &phone).await;
     bob.sends(&on_phone, "to the phone").await;
     let stolen = phone.device_id();
     bob.does("to lose the phone", async |bob| {
@@ -289,7 +290,7 @@ async fn life_with_devices(dies_at: u64) -> (u64, bool) {
     // He has the new identity key: what he links is taken.
     let tablet = links(&world, &mut bob, "tablet").await;
     let on_tablet = tablet.group(group.id());
-    until("the tablet to be there", async || on_tablet.summary().await.is_ok_and(|group| group.active)).await;
+    is_member(&world, group.id(), &tablet).await;
     on_tablet.send("from the tablet").await.unwrap();
     reads(&group, "from the tablet").await;
     bob.reads(&group, "from the tablet").await;
@@ -303,6 +304,12 @@ async fn life_with_devices(dies_at: u64) -> (u64, bool) {
     let list = world.relay.device_list(&account).unwrap().verify(&account).unwrap();
     assert_eq!(list.generation(), 1, "the identity key has changed once");
     (passed, died)
+}
+
+/// Waits until a device gets what is said in a group, and can read it.
+async fn is_member(world: &World, group: GroupId, client: &Client) {
+    let device = client.device_id();
+    until("the relay to know it as a member", async || world.relay.group_members(&group).contains(&device)).await;
 }
 
 /// bob links a device, however often it takes.
