@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use tempfile::TempDir;
 use undertone_tests::{Backend, Build, Chance, Person, Relay, Running, Store, on_both, seed, take_all};
 
 on_both!(
@@ -17,21 +18,48 @@ fn messages() -> usize {
     if std::env::var_os("TEST_SOAK").is_some() { 200 } else { 30 }
 }
 
+/// A relay, and the folder of the people there.
+struct Place {
+    folder: TempDir,
+    store: Store,
+    url: String,
+    _relay: Relay,
+}
+
+impl Place {
+    async fn new(backend: Backend) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path(), backend).await;
+        let relay = Relay::start(&store, Build::Workspace).await;
+        Self { folder, store, url: relay.url(), _relay: relay }
+    }
+
+    fn person(&self, name: &str) -> Person {
+        Person::new(self.folder.path(), name)
+    }
+
+    async fn register(&self, name: &str) -> Person {
+        Person::register(self.folder.path(), name, &self.url).await
+    }
+
+    async fn link(&self, of: &Person, name: &str) -> Person {
+        of.link(self.folder.path(), name, &self.url).await
+    }
+}
+
 async fn texts(person: &Person, with: &str) -> Vec<String> {
     person.history(with).await.into_iter().map(|(_, text)| text).collect()
 }
 
 async fn devices_that_come_and_go_end_with_the_same_history(backend: Backend) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(folder.path(), backend).await;
-    let relay = Relay::start(&store, Build::Workspace).await;
-    let url = relay.url();
-    let alice = Person::register(folder.path(), "alice", &url).await;
-    let bob = Person::register(folder.path(), "bob", &url).await;
-    let phone = alice.link(folder.path(), "alices-phone", &url).await;
+    let place = Place::new(backend).await;
+    let store = &place.store;
+    let alice = place.register("alice").await;
+    let bob = place.register("bob").await;
+    let phone = place.link(&alice, "alices-phone").await;
     let mut of_bob = vec![bob.clone()];
     for name in ["bobs-phone", "bobs-tablet"] {
-        of_bob.push(bob.link(folder.path(), name, &url).await);
+        of_bob.push(place.link(&bob, name).await);
     }
     alice.ok(&["send", "@bob", "first"]).await;
     bob.ok(&["sync"]).await;
@@ -76,7 +104,7 @@ async fn devices_that_come_and_go_end_with_the_same_history(backend: Backend) {
         assert!(status.success(), "{}: {rest:?}", devices[at].0.name);
     }
     let people: Vec<_> = devices.iter().map(|(device, _)| device).collect();
-    take_all(&store, &people).await;
+    take_all(store, &people).await;
     let of_alice = texts(&devices[0].0, "@bob").await;
     for (device, with) in &devices[1..] {
         let here = texts(device, with).await;
@@ -89,18 +117,16 @@ async fn devices_that_come_and_go_end_with_the_same_history(backend: Backend) {
 }
 
 async fn a_device_linked_in_the_middle_is_in_everything_at_once(backend: Backend) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(folder.path(), backend).await;
-    let relay = Relay::start(&store, Build::Workspace).await;
-    let url = relay.url();
-    let alice = Person::register(folder.path(), "alice", &url).await;
-    let bob = Person::register(folder.path(), "bob", &url).await;
+    let place = Place::new(backend).await;
+    let store = &place.store;
+    let alice = place.register("alice").await;
+    let bob = place.register("bob").await;
     alice.ok(&["group", "create", "trip", "--add", "bob"]).await;
     bob.ok(&["sync"]).await;
     bob.ok(&["group", "accept", "trip"]).await;
     alice.ok(&["send", "trip", "before"]).await;
     alice.ok(&["send", "@bob", "before"]).await;
-    let phone = alice.link(folder.path(), "phone", &url).await;
+    let phone = place.link(&alice, "phone").await;
     let numbers = [alice.ok(&["safety-number", "bob"]).await, phone.ok(&["safety-number", "bob"]).await];
     let of_bob = bob.ok(&["safety-number", "alice"]).await;
     assert!(numbers.iter().all(|of_alice| *of_alice == of_bob), "{numbers:?} {of_bob:?}");
@@ -112,7 +138,7 @@ async fn a_device_linked_in_the_middle_is_in_everything_at_once(backend: Backend
     bob.ok(&["sync"]).await;
     bob.ok(&["send", "trip", "an answer"]).await;
     bob.ok(&["send", "@alice", "an answer"]).await;
-    take_all(&store, &[&alice, &phone, &bob]).await;
+    take_all(store, &[&alice, &phone, &bob]).await;
     for (conversation, of_bob) in [("trip", "trip"), ("@bob", "@alice")] {
         let all = ["before", "from the phone", "an answer"];
         assert_eq!(texts(&alice, conversation).await, all, "{conversation}");
@@ -125,20 +151,18 @@ async fn a_device_linked_in_the_middle_is_in_everything_at_once(backend: Backend
 }
 
 async fn a_code_of_somebody_else_or_used_before_links_nothing(backend: Backend) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(folder.path(), backend).await;
-    let relay = Relay::start(&store, Build::Workspace).await;
-    let url = relay.url();
-    let alice = Person::register(folder.path(), "alice", &url).await;
-    let mallory = Person::register(folder.path(), "mallory", &url).await;
+    let place = Place::new(backend).await;
+    let url = &place.url;
+    let alice = place.register("alice").await;
+    let mallory = place.register("mallory").await;
     let code = async |linking: &mut Running| {
         let line: serde_json::Value = serde_json::from_str(&linking.line(|line| line.contains("code")).await).unwrap();
         line["code"].as_str().unwrap().to_owned()
     };
-    let phone = Person::new(folder.path(), "phone");
+    let phone = place.person("phone");
     // A stranger has seen the code, and approves it.
     let account = alice.ok(&["whoami"]).await[0]["account_id"].as_str().unwrap().to_owned();
-    let mut linking = phone.start(&["link", "--relay", &url, "--account", &account]);
+    let mut linking = phone.start(&["link", "--relay", url, "--account", &account]);
     let shown = code(&mut linking).await;
     let approving = mallory.run(&["link", "approve", &shown]).await;
     assert_eq!(approving.status.code(), Some(1));
@@ -151,24 +175,22 @@ async fn a_code_of_somebody_else_or_used_before_links_nothing(backend: Backend) 
         assert!(approving.stderr.contains(says), "{}", approving.stderr);
     }
     assert_eq!(alice.ok(&["devices", "list"]).await.len(), 1);
-    let phone = alice.link(folder.path(), "phone", &url).await;
+    let phone = place.link(&alice, "phone").await;
     assert_eq!(phone.ok(&["whoami"]).await[0]["account_id"], alice.ok(&["whoami"]).await[0]["account_id"]);
 }
 
 async fn a_removed_device_is_refused_by_every_node_and_left_out_by_all(backend: Backend) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(folder.path(), backend).await;
-    let relay = Relay::start(&store, Build::Workspace).await;
-    let url = relay.url();
-    let alice = Person::register(folder.path(), "alice", &url).await;
-    let bob = Person::register(folder.path(), "bob", &url).await;
-    let phone = alice.link(folder.path(), "phone", &url).await;
+    let place = Place::new(backend).await;
+    let store = &place.store;
+    let alice = place.register("alice").await;
+    let bob = place.register("bob").await;
+    let phone = place.link(&alice, "phone").await;
     alice.ok(&["group", "create", "trip", "--add", "bob"]).await;
     phone.ok(&["sync"]).await;
     bob.ok(&["sync"]).await;
     bob.ok(&["group", "accept", "trip"]).await;
     phone.ok(&["send", "trip", "I am there"]).await;
-    take_all(&store, &[&alice, &phone, &bob]).await;
+    take_all(store, &[&alice, &phone, &bob]).await;
     let commits = "SELECT MAX(commit_seq) FROM groups";
     let before = store.number(commits).await;
 
@@ -198,12 +220,10 @@ async fn a_removed_device_is_refused_by_every_node_and_left_out_by_all(backend: 
 }
 
 async fn an_account_is_won_back_from_a_thief(backend: Backend) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(folder.path(), backend).await;
-    let relay = Relay::start(&store, Build::Workspace).await;
-    let url = relay.url();
-    let alice = Person::register(folder.path(), "alice", &url).await;
-    let bob = Person::register(folder.path(), "bob", &url).await;
+    let place = Place::new(backend).await;
+    let url = &place.url;
+    let alice = place.register("alice").await;
+    let bob = place.register("bob").await;
     let text = |lines: &[serde_json::Value], field: &str| lines[0][field].as_str().unwrap().to_owned();
     let number = async |person: &Person, with: &str| text(&person.ok(&["safety-number", with]).await, "safety_number");
     alice.ok(&["send", "@bob", "hello"]).await;
@@ -213,7 +233,7 @@ async fn an_account_is_won_back_from_a_thief(backend: Backend) {
     let first = number(&bob, "alice").await;
 
     // A phone is stolen, and left behind with its identity key.
-    let phone = alice.link(folder.path(), "phone", &url).await;
+    let phone = place.link(&alice, "phone").await;
     let stolen = text(&phone.ok(&["whoami"]).await, "device_id");
     alice.ok(&["devices", "remove", &stolen, "--stolen"]).await;
     assert_eq!(phone.run(&["sync"]).await.status.code(), Some(1));
@@ -229,17 +249,17 @@ async fn an_account_is_won_back_from_a_thief(backend: Backend) {
 
     // With a recovery key, a thief who has a device can do nothing that lasts.
     let key = text(&alice.ok(&["recovery-key"]).await, "recovery_key");
-    let tablet = alice.link(folder.path(), "tablet", &url).await;
+    let tablet = place.link(&alice, "tablet").await;
     let of_alice = text(&alice.ok(&["whoami"]).await, "device_id");
     let refused = tablet.run(&["devices", "remove", &of_alice, "--stolen"]).await;
     assert_eq!(refused.status.code(), Some(1));
     assert!(refused.stderr.contains("recovery key"), "{}", refused.stderr);
     tablet.ok(&["devices", "remove", &of_alice]).await;
     assert_eq!(alice.run(&["sync"]).await.status.code(), Some(1));
-    let new = Person::new(folder.path(), "new");
-    let wrong = new.run(&["recover", "ABCD", "--relay", &url]).await;
+    let new = place.person("new");
+    let wrong = new.run(&["recover", "ABCD", "--relay", url]).await;
     assert_eq!(wrong.status.code(), Some(1));
-    let recovered = new.ok(&["recover", &key, "--relay", &url, "--name", "new"]).await;
+    let recovered = new.ok(&["recover", &key, "--relay", url, "--name", "new"]).await;
     assert_eq!(recovered[0]["username"], "alice");
     assert_eq!(tablet.run(&["sync"]).await.status.code(), Some(1));
     assert_eq!(new.ok(&["devices", "list"]).await.len(), 1);

@@ -184,7 +184,7 @@ impl Identity {
         if before.identity_key() != public_key(&self.identity_seed.0) {
             return Err(CryptoError::Invalid("the account has another identity key than this device".into()));
         }
-        Ok(DeviceList { version: before.version + 1, previous: Some(signed.hash()), ..before })
+        Ok(after(before, signed))
     }
 
     fn signed(&self, mut next: DeviceList, identity: &Seed) -> Result<SignedDeviceList, CryptoError> {
@@ -215,10 +215,7 @@ impl Identity {
 
     /// What this device is by its account's verified list: `None` if that is what it is already, or it is not listed.
     pub(crate) fn following(&self, list: &DeviceList) -> Option<Self> {
-        let is_own = |entry: &&DeviceEntry| {
-            entry.certificate.unverified().is_ok_and(|certificate| certificate.device == self.device)
-        };
-        let certificate = list.devices.iter().find(is_own)?.certificate.clone();
+        let certificate = list.devices.iter().find(|entry| entry.is_of(self.device))?.certificate.clone();
         let (first_identity_key, rotations) = (list.first_identity_key, list.rotations.clone());
         let mut now = self.clone();
         now.credential = LeafCredential { first_identity_key, rotations, certificate };
@@ -271,7 +268,7 @@ impl Identity {
         signed: &SignedDeviceList,
     ) -> Result<(Self, SignedDeviceList), CryptoError> {
         let before = signed.verify(&recovery.account).map_err(CryptoError::invalid)?;
-        let mut next = DeviceList { version: before.version + 1, previous: Some(signed.hash()), ..before };
+        let mut next = after(before, signed);
         let identity_seed = Seed(entropy.bytes()?);
         rotate(&mut next, &identity_seed, Authority::Recovery(recovery))?;
         next.devices.clear();
@@ -345,6 +342,11 @@ impl Identity {
 enum Authority<'a> {
     Identity(&'a Seed),
     Recovery(&'a RecoverySecret),
+}
+
+/// The list that follows a verified one, with nothing changed yet.
+fn after(before: DeviceList, signed: &SignedDeviceList) -> DeviceList {
+    DeviceList { version: before.version + 1, previous: Some(signed.hash()), ..before }
 }
 
 /// Goes on with another identity key, which vouches for the devices and the recovery key of before.

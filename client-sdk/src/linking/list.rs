@@ -16,7 +16,7 @@ const ATTEMPTS_MAX: u32 = 8;
 /// [`Error::Invalid`] if it is this device, or is not listed.
 pub(crate) async fn remove(engine: &Engine, device: DeviceId) -> Result<(), Error> {
     listed_with(engine, device).await?;
-    update(engine, |devices| devices.retain(|one| !is_of(one, device))).await.map(drop)
+    update(engine, |devices| devices.retain(|one| !one.is_of(device))).await.map(drop)
 }
 
 /// The account's list, with a device in it that can be taken off.
@@ -25,15 +25,10 @@ async fn listed_with(engine: &Engine, device: DeviceId) -> Result<DeviceList, Er
         return Err(Error::Invalid("a device does not remove itself: let another one do that".into()));
     }
     let (_, list) = engine.learn(engine.identity().account()).await?;
-    match list.devices.iter().any(|one| is_of(one, device)) {
+    match list.devices.iter().any(|one| one.is_of(device)) {
         true => Ok(list),
         false => Err(Error::Invalid("this account has no such device".into())),
     }
-}
-
-/// Whether it is the entry of a device.
-pub(super) fn is_of(entry: &DeviceEntry, device: DeviceId) -> bool {
-    entry.certificate.unverified().is_ok_and(|certificate| certificate.device == device)
 }
 
 /// Takes a device off the list that was stolen, and goes on with another identity key.
@@ -57,10 +52,10 @@ pub(crate) async fn remove_stolen(
     engine.reload_identity().await?;
     let next = |newest: &SignedDeviceList| {
         let list = newest.verify(&engine.identity().account())?;
-        if list.generation() > generation && !list.devices.iter().any(|one| is_of(one, device)) {
+        if list.generation() > generation && !list.devices.iter().any(|one| one.is_of(device)) {
             return Ok(None);
         }
-        let change = |devices: &mut Vec<DeviceEntry>| devices.retain(|one| !is_of(one, device));
+        let change = |devices: &mut Vec<DeviceEntry>| devices.retain(|one| !one.is_of(device));
         Ok(Some(engine.identity().list_of_next_key(newest, recovery, change)?))
     };
     post(engine, next).await.map(drop)

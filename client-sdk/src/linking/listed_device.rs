@@ -1,14 +1,10 @@
 //! The side of a device that is listed: it hands over what the new one needs, and lists it.
 
 use undertone_api::RelayApi as _;
-use undertone_wire::{Account, DeviceEntry, Encoding, ErrorCode, PipePart, SignedDeviceList};
+use undertone_wire::{Account, Bytes, DeviceEntry, Encoding, ErrorCode, PipePart, RelayId, SignedDeviceList};
 use zeroize::Zeroizing;
 
-use super::{
-    Device, NotLinked, checked_name, ends_ms, heard,
-    list::{is_of, update},
-    say,
-};
+use super::{Device, NotLinked, checked_name, ends_ms, heard, list::update, say};
 use crate::{
     Error,
     crypto::{
@@ -17,7 +13,7 @@ use crate::{
         xwing::SealingSecret,
     },
     store::Tx,
-    sync::Engine,
+    sync::{Engine, in_turn},
 };
 
 /// What is handed over, in bytes: with what sealing adds it fits an answer in a pipe. Accounts that do not fit any more are
@@ -34,8 +30,8 @@ pub(crate) async fn approve(engine: &Engine, code: &LinkCode) -> Result<Device, 
             "this device has not got the account's new identity key yet: try again, or with another device".into(),
         ));
     }
-    let asked = engine.signed_in(|_| async move { engine.api.pipe_request(pipe, 0).await }).await;
-    let key = match asked {
+    let said = |number| in_turn(&engine.api, move || engine.api.pipe_request(pipe, number));
+    let key = match said(0).await {
         Ok(part) => part.content,
         Err(error) if error.code() == Some(&ErrorCode::NotFound) => return Err(NotLinked::Over.into()),
         Err(error) => return Err(error.into()),
@@ -51,8 +47,7 @@ pub(crate) async fn approve(engine: &Engine, code: &LinkCode) -> Result<Device, 
     let handover = engine.store.with_tx(move |tx| handover(tx, &identity, reply_key, relay_id));
     let sealed = code.seal(engine.entropy, &key, Part::Handover, &handover.await?)?;
     answer(engine, code, ends_ms, 0, sealed).await?;
-    let look = || engine.signed_in(move |_| async move { engine.api.pipe_request(pipe, 1).await });
-    let sealed = heard(clock, ends_ms, look).await?.ok_or(NotLinked::Over)?;
+    let sealed = heard(clock, ends_ms, || said(1)).await?.ok_or(NotLinked::Over)?;
     let reply = code.open(&reply_secret, Part::Reply, &sealed).map_err(|_| Error::from(NotLinked::Changed))?;
     let Reply::Joins { entry, name } = reply else { return Err(NotLinked::Declined.into()) };
     let listed = list(engine, entry, &name).await;
@@ -70,25 +65,14 @@ pub(crate) async fn approve(engine: &Engine, code: &LinkCode) -> Result<Device, 
     Ok(device)
 }
 
-async fn answer(
-    engine: &Engine,
-    code: &LinkCode,
-    ends_ms: u64,
-    number: u64,
-    content: undertone_wire::Bytes,
-) -> Result<(), Error> {
+async fn answer(engine: &Engine, code: &LinkCode, ends_ms: u64, number: u64, content: Bytes) -> Result<(), Error> {
     let (pipe, part) = (code.pipe(), &PipePart { content });
     let put =
         || engine.signed_in(move |token| async move { engine.api.put_pipe_answer(&token, pipe, number, part).await });
     say(&*engine.clock, ends_ms, put).await
 }
 
-fn handover(
-    tx: &Tx<'_>,
-    identity: &Identity,
-    reply_key: undertone_wire::Bytes,
-    relay_id: undertone_wire::RelayId,
-) -> Result<Handover, Error> {
+fn handover(tx: &Tx<'_>, identity: &Identity, reply_key: Bytes, relay_id: RelayId) -> Result<Handover, Error> {
     let own = identity.account();
     let Account { username, device_list, .. } = tx.account(own)?.ok_or(Error::UnknownAccount)?;
     let mut handover = Handover {
@@ -119,7 +103,7 @@ async fn list(engine: &Engine, entry: DeviceEntry, name: &str) -> Result<(Signed
     let certificate = entry.certificate.unverified()?;
     let (device_id, name) = (certificate.device, checked_name(name)?);
     let change = |devices: &mut Vec<DeviceEntry>| {
-        devices.retain(|one| !is_of(one, device_id));
+        devices.retain(|one| !one.is_of(device_id));
         devices.push(entry.clone());
     };
     let list = update(engine, change).await?;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use undertone_api::RelayApi as _;
-use undertone_wire::{Account, DeviceList, ErrorCode, PipePart, chain_continues};
+use undertone_wire::{Account, AccountId, Bytes, DeviceList, Encoding, ErrorCode, PipePart, chain_continues};
 
 use super::{NotLinked, checked_name, ends_ms, heard, say};
 use crate::{
@@ -101,16 +101,17 @@ impl Linking {
         self.code.open(&self.key, part, &sealed).map_err(|_| NotLinked::Changed.into())
     }
 
-    async fn say(&self, handover: &Handover, reply: &Reply) -> Result<(), Error> {
-        let sealed = self.code.seal(self.entropy, &handover.reply_key, Part::Reply, reply)?;
+    /// Replies to the device that approves, to the key that came with what it handed over.
+    async fn say(&self, key: &Bytes, reply: &Reply) -> Result<(), Error> {
+        let sealed = self.code.seal(self.entropy, key, Part::Reply, reply)?;
         let (part, pipe) = (&PipePart { content: sealed }, self.code.pipe());
         say(&*self.clock, self.ends_ms, || in_turn(&self.api, move || self.api.put_pipe_request(pipe, 1, part))).await
     }
 }
 
 /// The account of a list that is not verified yet.
-fn account_of(handover: &Handover) -> Result<undertone_wire::AccountId, Error> {
-    let list = undertone_wire::Encoding::Cbor.decode::<DeviceList>(handover.device_list.list.as_slice());
+fn account_of(handover: &Handover) -> Result<AccountId, Error> {
+    let list = Encoding::Cbor.decode::<DeviceList>(handover.device_list.list.as_slice());
     list.map(|list| list.account).map_err(|error| Error::Untrusted(error.to_string()))
 }
 
@@ -146,7 +147,7 @@ impl Approval {
     /// Says that it is not the right account. The code is of no use any more.
     pub async fn decline(self) -> Result<(), Error> {
         let Self { linking, handover, .. } = self;
-        let said = linking.say(&handover, &Reply::Declines {}).await;
+        let said = linking.say(&handover.reply_key, &Reply::Declines {}).await;
         linking.store.close().await;
         said
     }
@@ -159,7 +160,7 @@ async fn join(linking: &Linking, handover: Handover, list: &DeviceList) -> Resul
     let (identity, entry) = match joined {
         Ok(joined) => joined,
         Err(error) => {
-            linking.say(&handover, &Reply::Declines {}).await?;
+            linking.say(&handover.reply_key, &Reply::Declines {}).await?;
             return Err(error.into());
         }
     };
@@ -179,9 +180,7 @@ async fn join(linking: &Linking, handover: Handover, list: &DeviceList) -> Resul
         })
         .await?;
     let reply = Reply::Joins { entry, name: linking.name.clone() };
-    let sealed = linking.code.seal(linking.entropy, &reply_key, Part::Reply, &reply)?;
-    let (part, pipe, api) = (&PipePart { content: sealed }, linking.code.pipe(), &linking.api);
-    say(&*linking.clock, linking.ends_ms, || in_turn(api, move || api.put_pipe_request(pipe, 1, part))).await?;
+    linking.say(&reply_key, &reply).await?;
     let device_list = match linking.heard(Part::Verdict, 1).await? {
         Verdict::Listed { device_list } => device_list,
         Verdict::Refused { why } => return Err(NotLinked::Refused(why).into()),

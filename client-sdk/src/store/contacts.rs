@@ -48,13 +48,20 @@ impl Tx<'_> {
         Ok(self.query_row(SELECT, [account.as_bytes()], |row| cbor(row, 0)).optional()?)
     }
 
+    /// The same, decoded: it was verified before it was stored.
+    pub(crate) fn verified_list(&self, account: AccountId) -> Result<Option<DeviceList>, StoreError> {
+        let list = self.device_list(account)?;
+        let list = list.map(|signed| Encoding::Cbor.decode(signed.list.as_slice())).transpose();
+        list.map_err(|error| StoreError::Corrupt(error.to_string()))
+    }
+
     /// Whether any list of its account that was seen here has named a device.
     pub(crate) fn was_listed(&self, one: Member) -> Result<bool, StoreError> {
         const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM once_listed WHERE account = ?1 AND device = ?2)";
         Ok(self.query_row(SELECT, params![one.account.as_bytes(), one.device.as_bytes()], |row| row.get(0))?)
     }
 
-    /// The version of that list; 0 if the account was never seen.
+    /// The version of an account's newest list; 0 if the account was never seen.
     pub(crate) fn list_version(&self, account: AccountId) -> Result<u64, StoreError> {
         const SELECT: &str = "SELECT list_version FROM contacts WHERE account = ?1";
         Ok(self.query_row(SELECT, [account.as_bytes()], |row| row.get(0)).optional()?.unwrap_or(0))
@@ -79,15 +86,12 @@ impl Tx<'_> {
 
     /// The devices of an account, as the newest list that was seen names them.
     pub(crate) fn listed(&self, account: AccountId) -> Result<Option<Listed>, StoreError> {
-        let Some(list) = self.device_list(account)? else { return Ok(None) };
-        // It was verified before it was stored.
-        let list: DeviceList =
-            Encoding::Cbor.decode(list.list.as_slice()).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let Some(list) = self.verified_list(account)? else { return Ok(None) };
         Ok(Some(Listed { account, version: list.version, devices: Correspondent::all(&list)? }))
     }
 
-    /// Notes that one of the account's devices names this version of its list. If no such
-    /// version was ever seen or named before, it is to be looked at.
+    /// Notes that one of the account's devices names this version of its list. If no such version was ever seen or named
+    /// before, it is to be looked at.
     pub(crate) fn note_claim(&self, by: Member, version: u64) -> Result<(), StoreError> {
         const UPDATE: &str = "UPDATE contacts SET claimed_version = ?2, claimed_by = ?3, looks = looks + 1
             WHERE account = ?1 AND claimed_version < ?2 AND list_version < ?2";
@@ -118,17 +122,22 @@ impl Tx<'_> {
             WHERE list_version <= ?3";
         let username = account.username.as_ref().map(Username::as_str);
         let encoded = Encoding::Cbor.encode(&account.device_list);
-        self.execute(UPSERT, params![account.account_id.as_bytes(), username, list.version, encoded])?;
-        const CLAIMED: &str = "SELECT claimed_by FROM contacts WHERE account = ?1 AND claimed_by IS NOT NULL";
-        const FORGET: &str = "UPDATE contacts SET claimed_version = 0, claimed_by = NULL WHERE account = ?1";
-        let claimed_by: rusqlite::Result<DeviceId> =
-            self.query_row(CLAIMED, [account.account_id.as_bytes()], |row| bytes(row, 0));
-        if let Some(by) = claimed_by.optional()?
-            && !list.certificates().flatten().any(|certificate| certificate.device == by)
-        {
-            self.execute(FORGET, [account.account_id.as_bytes()])?;
+        let taken = self.execute(UPSERT, params![account.account_id.as_bytes(), username, list.version, encoded])?;
+        if taken > 0 {
+            self.forget_claim_of_unlisted(account.account_id, list)?;
         }
         self.note_listed(list)
+    }
+
+    /// What a device has said of the account's list counts for as long as that names the device.
+    fn forget_claim_of_unlisted(&self, account: AccountId, list: &DeviceList) -> Result<(), StoreError> {
+        const CLAIMED: &str = "SELECT claimed_by FROM contacts WHERE account = ?1 AND claimed_by IS NOT NULL";
+        const FORGET: &str = "UPDATE contacts SET claimed_version = 0, claimed_by = NULL WHERE account = ?1";
+        let by: Option<DeviceId> = self.query_row(CLAIMED, [account.as_bytes()], |row| bytes(row, 0)).optional()?;
+        if by.is_some_and(|by| !list.devices.iter().any(|entry| entry.is_of(by))) {
+            self.execute(FORGET, [account.as_bytes()])?;
+        }
+        Ok(())
     }
 
     /// These devices were listed once.

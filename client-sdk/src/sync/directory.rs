@@ -114,7 +114,7 @@ async fn look(engine: &Engine, account: AccountId) -> Result<Said, Error> {
 }
 
 /// This account's other devices belong in its groups. Who is not there after a while is added.
-pub(crate) fn gather_own(tx: &Tx<'_>, context: &inbox::Context<'_>) -> Result<(), StoreError> {
+fn gather_own(tx: &Tx<'_>, context: &inbox::Context<'_>) -> Result<(), StoreError> {
     let account = context.identity.account();
     let Some(listed) = tx.listed(account)? else { return Ok(()) };
     for group in tx.groups_with(account)? {

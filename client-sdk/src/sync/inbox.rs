@@ -40,7 +40,7 @@ pub(super) enum Outcome {
     Lacks { live: GroupId, up_to: u64 },
     /// It would take a group on to its successor, of which the relay is to be asked first. Nothing was written.
     Follows { group_id: GroupId },
-    /// It is said to be from a device of this account that is not known here. The relay is to be asked first. Nothing was
+    /// It is said to be from a device of an account that is not known here. The relay is to be asked first. Nothing was
     /// written.
     Unknown { account: AccountId },
 }

@@ -196,6 +196,8 @@ impl Engine {
                 if answer.as_ref().is_err_and(session::has_ended) {
                     // Another relay may have come in between. What it refuses says nothing of this device.
                     self.api.is_still_itself().await?;
+                    // It has just let this device in, and has lost that again: it was restored, say.
+                    return Err(ApiError::Unreachable("the session has ended as soon as it began".into()));
                 }
                 answer
             }

@@ -4,7 +4,7 @@
 //! Invariant: what is followed is the newest verified list in the store, and an identity key is taken only if that list is
 //! signed with it.
 
-use undertone_wire::{Bytes, DeviceList, Encoding, MessageId};
+use undertone_wire::{Bytes, DeviceList, MessageId};
 
 use super::inbox::Context;
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 pub(crate) fn follow(tx: &Tx<'_>, message_id: MessageId, now_ms: u64) -> Result<bool, Error> {
     let Some(mut profile) = tx.profile()? else { return Ok(false) };
     let account = profile.identity.account();
-    let Some(list) = own_list(tx, &profile.identity)? else { return Ok(false) };
+    let Some(list) = tx.verified_list(account)? else { return Ok(false) };
     let Some(now) = profile.identity.following(&list) else { return Ok(false) };
     let gained = now.has_identity_key_of(&list) && !profile.identity.has_identity_key_of(&list);
     if gained && now.has_taken_what_was_made_by(&profile.identity) {
@@ -38,7 +38,7 @@ pub(crate) fn follow(tx: &Tx<'_>, message_id: MessageId, now_ms: u64) -> Result<
 
 /// Asks the account's other devices for its identity key, if this one lacks it.
 pub(super) fn ask(tx: &Tx<'_>, identity: &Identity, message_id: MessageId, now_ms: u64) -> Result<(), StoreError> {
-    match own_list(tx, identity)? {
+    match tx.verified_list(identity.account())? {
         Some(list) if !identity.has_identity_key_of(&list) => {
             say(tx, identity, &list, Body::IdentityKeyWanted {}, message_id, now_ms)
         }
@@ -48,7 +48,7 @@ pub(super) fn ask(tx: &Tx<'_>, identity: &Identity, message_id: MessageId, now_m
 
 /// Another device of this account asks for the identity key.
 pub(super) fn answer(tx: &Tx<'_>, context: &Context<'_>, message_id: MessageId) -> Result<(), StoreError> {
-    match own_list(tx, context.identity)? {
+    match tx.verified_list(context.identity.account())? {
         Some(list) if context.identity.has_identity_key_of(&list) => {
             tell(tx, context.identity, &list, message_id, context.now_ms)
         }
@@ -68,13 +68,6 @@ pub(super) fn take(
     tx.save_profile(&profile)?;
     follow(tx, message_id, context.now_ms).map_err(|error| StoreError::Corrupt(error.to_string()))?;
     Ok(true)
-}
-
-fn own_list(tx: &Tx<'_>, identity: &Identity) -> Result<Option<DeviceList>, StoreError> {
-    // It was verified before it was stored.
-    let list = tx.device_list(identity.account())?;
-    let list = list.map(|list| Encoding::Cbor.decode(list.list.as_slice())).transpose();
-    list.map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
 fn tell(
@@ -97,8 +90,9 @@ fn say(
     now_ms: u64,
 ) -> Result<(), StoreError> {
     let account = identity.account();
-    // What is under way is heard by all.
-    if list.devices.len() < 2 || tx.tasks(account)?.iter().any(|row| matches!(row.task, Task::Send { .. })) {
+    // The same that waits still is heard by all who are listed when it goes.
+    let says_it = |task: &Task| matches!(task, Task::Send { content } if Content::decode(content.as_slice()).is_some_and(|one| one.body == body));
+    if list.devices.len() < 2 || tx.tasks(account)?.iter().any(|row| says_it(&row.task)) {
         return Ok(());
     }
     let content = Content { id: message_id, sent_at_ms: now_ms, list_version: list.version, body }.encode();

@@ -12,7 +12,7 @@ use crate::{
     liar::{Call, Liar, Lie, lied_to, lost, refused, register_at, unknown},
     world::{
         PATIENCE, Standing, World, event, has_commits, has_failed, has_texts, is_sent, joined, key, members, online,
-        standing, wait_until,
+        online_by_another_stream, standing, wait_until,
     },
 };
 
@@ -243,6 +243,17 @@ async fn a_log_in_that_took_too_long_fails_no_message_and_signs_nobody_out() {
     let id = groups[0].send("hello").await.unwrap();
     assert!(alice.message_settled(id, PATIENCE).await.unwrap().is_sent());
     online(&alice).await;
+}
+
+#[tokio::test]
+async fn a_session_that_ends_as_soon_as_it_began_signs_nobody_out() {
+    let world = World::new();
+    let (liar, alice) = lied_to(&world, "alice").await;
+    let streams = world.relay.streams_opened(&alice.device_id());
+    // With the session before, and with a new one: the relay was restored twice.
+    liar.tell(|call| matches!(call, Call::Open(0 | 1)).then(|| Lie::Now(refused(ErrorCode::Unauthenticated))));
+    world.relay.cut_streams();
+    online_by_another_stream(&world, &alice, streams).await;
 }
 
 #[tokio::test]

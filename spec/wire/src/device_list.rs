@@ -281,6 +281,11 @@ impl DeviceEntry {
         Self { certificate: SignedCertificate::issue(&certificate, identity, mls_key), key_set: key_set.into() }
     }
 
+    /// Whether it is the entry of this device.
+    pub fn is_of(&self, device: DeviceId) -> bool {
+        self.certificate.unverified().is_ok_and(|certificate| certificate.device == device)
+    }
+
     /// The key set, decoded.
     pub fn key_set(&self) -> Result<KeySet, DeviceListError> {
         Encoding::Cbor.decode(self.key_set.as_slice()).map_err(|_| DeviceListError::Malformed)

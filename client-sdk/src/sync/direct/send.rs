@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use undertone_api::{ApiError, RelayApi as _};
+use undertone_api::RelayApi as _;
 use undertone_wire::{
     AccountId, Bytes, ClaimPrekeysRequest, DeviceId, DirectCiphertext, DirectRecipient, Encoding, ErrorCode, Hash,
     Limits, Prekey, Problem, SendDirectRequest,
@@ -325,14 +325,6 @@ fn recipients(ciphertexts: BTreeMap<Member, Bytes>) -> Vec<DirectRecipient> {
         of_account.map(|(to, sealed)| DirectCiphertext { device_id: to.device, ciphertext: sealed.clone() }).collect()
     };
     accounts.into_iter().map(|account_id| DirectRecipient { account_id, ciphertexts: of(account_id) }).collect()
-}
-
-/// Posts a message that was encrypted.
-pub(in crate::sync) async fn ask(engine: &Engine, request: &[u8]) -> Result<(), ApiError> {
-    let request: SendDirectRequest =
-        Encoding::Cbor.decode(request).map_err(|error| ApiError::Unreachable(format!("a stored request: {error}")))?;
-    let request = &request;
-    engine.signed_in(|token| async move { engine.api.send_direct(&token, request).await }).await.map(drop)
 }
 
 /// Looks into what the relay's no is about: devices that are listed now, or an account that is gone.

@@ -1,25 +1,26 @@
-//! The client: finding people, groups and conversations, what happens, and shutting down.
+//! The client: finding people, groups and conversations, what happens, and shutting down; [`devices`] and [`trust`] are its
+//! further verbs.
+
+mod devices;
+mod trust;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::sync::Mutex;
 use undertone_api::RelayApi as _;
-use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, PublicKey, Username};
+use undertone_wire::{AccountId, DeviceId, GroupId, MessageId, Username};
 
 use crate::{
     ClientBuilder, Error,
     api::Addresses,
-    builder,
     clock::Clock,
     conversation::{self, Conversation, DirectSummary, Group, GroupSummary},
     conversation_id::ConversationId,
-    crypto::{Entropy, link::LinkCode, recovery_key::RecoverySecret},
+    crypto::Entropy,
     event::{Connection, Contact},
     events::{Events, Place},
-    linking::{Device, list, listed_device},
     message::Message,
-    safety::{self, Fingerprint, SafetyNumber},
-    store::{MessageStatus, Profile, Standing, Store, StoreKey, Tx},
+    store::{MessageStatus, Profile, Standing, Store, StoreKey},
     sync::{Engine, Tasks, unknown_account},
 };
 
@@ -139,143 +140,6 @@ impl Client {
 
     async fn set_standing(&self, account: AccountId, standing: Standing) -> Result<(), Error> {
         self.engine().store.with_tx(move |tx| tx.set_standing(account, standing).map_err(Error::from)).await
-    }
-
-    /// Links a new device, which shows this code, to this account, and returns when it is listed. It gets the account's
-    /// identity key and what this device knows of others, but no history.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if the code is none, [`Error::NotLinked`], [`Error::Offline`] if the relay is away when this is called.
-    pub async fn approve_link(&self, code: &str) -> Result<Device, Error> {
-        let code = code.parse::<LinkCode>().map_err(|error| Error::Invalid(error.to_string()))?;
-        listed_device::approve(self.engine(), &code).await
-    }
-
-    /// The devices of this account, as the relay lists them; offline, as they were last seen.
-    pub async fn devices(&self) -> Result<Vec<Device>, Error> {
-        let (own, this) = (self.engine().identity().account(), self.device_id());
-        match self.engine().learn(own).await {
-            Ok(_) | Err(Error::Offline(_) | Error::OtherRelay) => {}
-            Err(error) => return Err(error),
-        }
-        self.engine()
-            .store
-            .with_tx(move |tx| {
-                let listed = tx.listed(own)?.map(|listed| listed.devices).unwrap_or_default();
-                let device = |device_id| {
-                    let name = tx.device_name(device_id)?.unwrap_or_default();
-                    Ok(Device { device_id, name, this: device_id == this })
-                };
-                listed.into_iter().map(|one| device(one.member.device)).collect()
-            })
-            .await
-    }
-
-    /// Takes another device off this account: from then on the relay refuses it everything, and it is removed from the
-    /// groups. What it has already, it has; and since it holds the account's identity key, one that was stolen can be put
-    /// back by whoever can read its store.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if it is this device, or none of this account's; [`Error::Offline`].
-    pub async fn remove_device(&self, device: DeviceId) -> Result<(), Error> {
-        list::remove(self.engine(), device).await
-    }
-
-    /// The same of a device that was stolen: the account goes on with another identity key, which its other devices get and its
-    /// contacts are told of, so that who has the device's store cannot come back with it. If the account has a recovery key
-    /// that is needed for this. If it has none, whoever has the device can do the same with the key that is in it: who is first
-    /// has the account.
-    ///
-    /// # Errors
-    /// As for [`Client::remove_device`]; [`Error::Untrusted`] if the recovery key is missing, or not the account's.
-    pub async fn remove_stolen_device(&self, device: DeviceId, recovery_key: Option<&str>) -> Result<(), Error> {
-        let recovery = recovery_key.map(builder::recovery_secret).transpose()?;
-        list::remove_stolen(self.engine(), device, recovery.as_ref()).await
-    }
-
-    /// A recovery key for this account, to be shown to the user, who writes it down: it is kept nowhere. It holds once it is set
-    /// ([`Client::set_recovery_key`]).
-    ///
-    /// # Errors
-    /// Those of the system's randomness.
-    pub fn new_recovery_key(&self) -> Result<String, Error> {
-        let engine = self.engine();
-        Ok(RecoverySecret::new(engine.entropy, engine.identity().account())?.to_string())
-    }
-
-    /// From now on an account whose devices are all lost gets a first device again by this key ([`ClientBuilder::recover`]), and
-    /// without it nobody, not even who has stolen a device, can replace the identity key, or the recovery key by another.
-    /// The same key once more changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if it is none of this account, or there is another already; [`Error::Offline`].
-    pub async fn set_recovery_key(&self, key: &str) -> Result<(), Error> {
-        list::set_recovery_key(self.engine(), &builder::recovery_secret(key)?).await
-    }
-
-    /// What this account is known by, to be compared with what a new device of it shows.
-    ///
-    /// # Errors
-    /// Those of the local store.
-    pub async fn fingerprint(&self) -> Result<Fingerprint, Error> {
-        self.fingerprint_of(self.engine().identity().account()).await
-    }
-
-    /// What this account and another are known by to each other: compare it with what they see, by a way on which you know
-    /// them. It changes only with an identity key.
-    ///
-    /// # Errors
-    /// [`Error::UnknownAccount`] if the account was never seen here.
-    pub async fn safety_number(&self, account: AccountId) -> Result<SafetyNumber, Error> {
-        Ok(SafetyNumber::of(&self.fingerprint().await?, &self.fingerprint_of(account).await?))
-    }
-
-    /// The user has compared this safety number with the account's owner. It holds as long as the identity key stays the same; a
-    /// change of it is taken by this too ([`Client::accept_identity`]).
-    ///
-    /// # Errors
-    /// [`Error::UnknownAccount`] if the account was never seen here, [`Error::Untrusted`] if the number is another by now.
-    pub async fn verify(&self, account: AccountId, compared: &SafetyNumber) -> Result<(), Error> {
-        let (own, compared) = (self.fingerprint().await?, compared.clone());
-        self.engine()
-            .store
-            .with_tx(move |tx| {
-                let key = identity_key(tx, account)?;
-                // The key may have changed while they compared.
-                if SafetyNumber::of(&own, &safety::fingerprint(account, &key)) != compared {
-                    return Err(Error::Untrusted("that is not the safety number any more: compare it again".into()));
-                }
-                Ok(tx.set_verified(account, &key)?)
-            })
-            .await
-    }
-
-    /// Whether that was done, and the account has the same identity key still.
-    ///
-    /// # Errors
-    /// [`Error::UnknownAccount`] if the account was never seen here.
-    pub async fn is_verified(&self, account: AccountId) -> Result<bool, Error> {
-        let verified = self
-            .engine()
-            .store
-            .with_tx(move |tx| Ok::<_, Error>(tx.verified_key(account)? == Some(identity_key(tx, account)?)));
-        verified.await
-    }
-
-    /// The user takes an account's new identity key ([`Event::IdentityChanged`](crate::Event::IdentityChanged)) without having
-    /// compared it. What waits for that ([`ClientBuilder::hold_changed_identities`]) is sent.
-    pub async fn accept_identity(&self, account: AccountId) -> Result<(), Error> {
-        self.engine().store.with_tx(move |tx| tx.take_identity(account).map_err(Error::from)).await
-    }
-
-    /// Whether an account has a new identity key to which the user has not said anything yet.
-    pub async fn has_changed_identity(&self, account: AccountId) -> Result<bool, Error> {
-        self.engine().store.with_tx(move |tx| tx.has_changed_identity(account).map_err(Error::from)).await
-    }
-
-    async fn fingerprint_of(&self, account: AccountId) -> Result<Fingerprint, Error> {
-        let key = self.engine().store.with_tx(move |tx| identity_key(tx, account)).await?;
-        Ok(safety::fingerprint(account, &key))
     }
 
     /// Creates a group with this account as its only member. Works offline.
@@ -495,12 +359,6 @@ impl Client {
         let events = Mutex::new(Place::new(&engine));
         Self { inner: Arc::new(Inner { engine, profile, events, tasks }) }
     }
-}
-
-/// The present identity key of an account that was seen.
-fn identity_key(tx: &Tx<'_>, account: AccountId) -> Result<PublicKey, Error> {
-    let list = tx.device_list(account)?.ok_or(Error::UnknownAccount)?;
-    Ok(list.verify(&account)?.identity_key())
 }
 
 /// Whether `who` is the contact's username or id.
