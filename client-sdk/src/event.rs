@@ -169,6 +169,11 @@ pub enum Event {
         /// Devices that are no longer.
         removed: Vec<DeviceId>,
     },
+    /// This account has a recovery key from now on ([`Client::set_recovery_key`]): tell the user. If nobody but somebody with a
+    /// stolen device can have set it, the account is theirs whenever they want, and it is time for another account.
+    ///
+    /// [`Client::set_recovery_key`]: crate::Client::set_recovery_key
+    RecoveryKeySet,
     /// Everything up to a message was read on another device of this account.
     ReadElsewhere {
         /// Where.
@@ -318,6 +323,7 @@ pub(crate) enum StoredEvent {
         added: Vec<DeviceId>,
         removed: Vec<DeviceId>,
     },
+    RecoveryKey,
     ReadElsewhere {
         conversation: ConversationId,
         up_to: MessageId,
@@ -361,6 +367,7 @@ impl StoredEvent {
             | Self::Dropped { .. }
             | Self::Copied
             | Self::Devices { .. }
+            | Self::RecoveryKey
             | Self::ReadElsewhere { .. }
             | Self::OtherRelay { .. } => vec![],
         }

@@ -186,6 +186,7 @@ fn event(tx: &Tx<'_>, stored: StoredEvent) -> Result<Option<Event>, StoreError> 
         StoredEvent::Copied => Event::StoreCopied,
         StoredEvent::Dropped { events } => Event::Dropped { events },
         StoredEvent::OtherRelay { url } => Event::OtherRelay { url },
+        StoredEvent::RecoveryKey => Event::RecoveryKeySet,
         StoredEvent::Devices { added, removed } => Event::DevicesChanged { added, removed },
         StoredEvent::ReadElsewhere { conversation, up_to } => Event::ReadElsewhere { conversation, up_to },
         StoredEvent::Identity { account } => Event::IdentityChanged { account: contact(tx, account)? },

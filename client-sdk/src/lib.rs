@@ -64,7 +64,7 @@ mod sync;
 pub use builder::{ClientBuilder, StoreAt};
 pub use client::Client;
 pub use clock::{Clock, SystemClock};
-pub use conversation::{Conversation, DirectSummary, Group, GroupSummary};
+pub use conversation::{Conversation, DirectSummary, Group, GroupSummary, NewGroup};
 pub use conversation_id::ConversationId;
 pub use error::{Error, ErrorKind};
 pub use event::{Connection, Contact, Event, Recovered};

@@ -6,7 +6,8 @@
 //!
 //! Invariant: a device that leaves the list, by a newer one or with its account, loses its sessions, keys, memberships
 //! and queue in the transaction that changes the list ([`remove_devices`] is the only way). One whose certificate is
-//! replaced loses its key packages, one whose log-in key is replaced its sessions ([`take_back`]).
+//! replaced loses its key packages, one whose key set is its prekeys and sealing key, one whose device key is its sessions
+//! ([`take_back`]).
 
 use std::collections::BTreeSet;
 
@@ -14,9 +15,9 @@ use axum::{extract::State, response::Response};
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use undertone_wire::{
-    Account, AccountId, Certificate, DeviceId, DeviceList, DeviceListError, Domain, Encoding, ErrorCode, Hash, Problem,
-    RecoveryRequest, RegisterRequest, Registration, Relay, RelayId, SignedDeviceList, UpdateDeviceListRequest,
-    Username, path, verify,
+    Account, AccountId, Certificate, DeviceEntry, DeviceId, DeviceList, DeviceListError, Domain, Encoding, ErrorCode,
+    Hash, Problem, RecoveryRequest, RegisterRequest, Registration, Relay, RelayId, SignedDeviceList,
+    UpdateDeviceListRequest, Username, path, suite, verify,
 };
 
 use crate::{
@@ -47,7 +48,7 @@ pub(crate) async fn relay(State(node): State<Node>, accept: Accept) -> Result<Re
         relay_id: identity.relay_id,
         incarnation: identity.incarnation,
         time_ms: node.now_ms(),
-        suites: mls::SUITES.to_vec(),
+        suites: suite::MLS.to_vec(),
         registration: node.registration,
         limits: node.limits.clone(),
     }))
@@ -116,7 +117,7 @@ async fn add_account(tx: &mut Tx, request: RegisterRequest, list: &DeviceList) -
             None => Err(Error::refused(ErrorCode::UsernameTaken, "choose another username")),
         };
     }
-    put_devices(tx, list).await?;
+    put_devices(tx, list, &[]).await?;
     Ok((Account { account_id, username, device_list }, true))
 }
 
@@ -263,7 +264,7 @@ async fn replace_list(
         return Err(stale_list());
     }
     remove_devices(tx, &unlisted, departure, unlisting).await?;
-    put_devices(tx, list).await?;
+    put_devices(tx, list, &before.devices).await?;
     Ok(Account { account_id: list.account, username: known.username, device_list: signed })
 }
 
@@ -346,28 +347,41 @@ async fn remove_devices(
     Ok(())
 }
 
-async fn put_devices(tx: &mut Tx, list: &DeviceList) -> Result<(), Error> {
+/// Makes the devices those of a list, of which `before` were listed already.
+async fn put_devices(tx: &mut Tx, list: &DeviceList, before: &[DeviceEntry]) -> Result<(), Error> {
     for (certificate, entry) in certificates(list)?.into_iter().zip(&list.devices) {
         let device = StoredDevice {
             account: list.account,
             device_key: entry.key_set().map_err(|error| bad_list(error.to_string()))?.device_key,
             certificate_hash: mls::certificate_hash(&entry.certificate),
         };
+        let was = before.iter().find(|one| one.is_of(certificate.device));
         let before = accounts::device(tx, &certificate.device).await?;
         if !accounts::put_device(tx, &certificate.device, &device).await? {
             return Err(bad_list("a device in the list belongs to another account"));
         }
         if let Some(before) = before {
-            take_back(tx, &certificate.device, &before, &device).await?;
+            let has_other_keys = was.is_none_or(|was| was.key_set != entry.key_set);
+            take_back(tx, &certificate.device, &before, &device, has_other_keys).await?;
         }
     }
     Ok(())
 }
 
-/// Takes from a listed device what hangs on what was replaced: key packages on its certificate, sessions on its key.
-async fn take_back(tx: &mut Tx, id: &DeviceId, before: &StoredDevice, now: &StoredDevice) -> Result<(), StoreError> {
+/// Takes from a listed device what hangs on what was replaced: key packages on its certificate, prekeys and the sealing key on
+/// its key set, sessions on its device key.
+async fn take_back(
+    tx: &mut Tx,
+    id: &DeviceId,
+    before: &StoredDevice,
+    now: &StoredDevice,
+    has_other_keys: bool,
+) -> Result<(), StoreError> {
     if before.certificate_hash != now.certificate_hash {
         accounts::delete_key_packages(tx, id).await?;
+    }
+    if has_other_keys {
+        accounts::delete_keys(tx, id).await?;
     }
     if before.device_key != now.device_key {
         accounts::end_sessions(tx, id).await?;

@@ -20,9 +20,6 @@ use undertone_wire::{
 
 use crate::error::Error;
 
-/// Cipher suites for which key packages are taken.
-pub(crate) const SUITES: &[u16] = &[suite::DEFAULT];
-
 /// What kind of message a header announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
@@ -120,7 +117,7 @@ pub(crate) struct VerifiedKeyPackage {
 /// Verifies a key package with all that can be told from its bytes.
 pub(crate) fn key_package(bytes: &[u8]) -> Result<VerifiedKeyPackage, Error> {
     let suite = peek_suite(bytes).ok_or_else(unparsable)?;
-    if !SUITES.contains(&suite) {
+    if !suite::MLS.contains(&suite) {
         return Err(Error::refused(ErrorCode::UnsupportedSuite, format!("suite {suite:#06x} is not taken here")));
     }
     guarded(|| verify_key_package(bytes, suite)).unwrap_or_else(|| Err(unparsable()))

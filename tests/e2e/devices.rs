@@ -122,9 +122,12 @@ async fn a_device_linked_in_the_middle_is_in_everything_at_once(backend: Backend
     let alice = place.register("alice").await;
     let bob = place.register("bob").await;
     alice.ok(&["group", "create", "trip", "--add", "bob"]).await;
+    alice.ok(&["group", "create", "later", "--add", "bob", "--post-quantum"]).await;
     bob.ok(&["sync"]).await;
-    bob.ok(&["group", "accept", "trip"]).await;
-    alice.ok(&["send", "trip", "before"]).await;
+    for group in ["trip", "later"] {
+        bob.ok(&["group", "accept", group]).await;
+        alice.ok(&["send", group, "before"]).await;
+    }
     alice.ok(&["send", "@bob", "before"]).await;
     let phone = place.link(&alice, "phone").await;
     let numbers = [alice.ok(&["safety-number", "bob"]).await, phone.ok(&["safety-number", "bob"]).await];
@@ -134,17 +137,20 @@ async fn a_device_linked_in_the_middle_is_in_everything_at_once(backend: Backend
 
     phone.ok(&["sync"]).await;
     phone.ok(&["send", "trip", "from the phone"]).await;
+    phone.ok(&["send", "later", "from the phone"]).await;
     phone.ok(&["send", "@bob", "from the phone"]).await;
     bob.ok(&["sync"]).await;
     bob.ok(&["send", "trip", "an answer"]).await;
+    bob.ok(&["send", "later", "an answer"]).await;
     bob.ok(&["send", "@alice", "an answer"]).await;
     take_all(store, &[&alice, &phone, &bob]).await;
-    for (conversation, of_bob) in [("trip", "trip"), ("@bob", "@alice")] {
+    for (conversation, of_bob) in [("trip", "trip"), ("later", "later"), ("@bob", "@alice")] {
         let all = ["before", "from the phone", "an answer"];
         assert_eq!(texts(&alice, conversation).await, all, "{conversation}");
         assert_eq!(texts(&bob, of_bob).await, all, "{conversation}");
         assert_eq!(texts(&phone, conversation).await, all[1..], "{conversation}");
     }
+    assert_eq!(phone.ok(&["group", "show", "later"]).await[0]["post_quantum"], true);
     let devices = phone.ok(&["devices", "list"]).await;
     let named = |name: &str| devices.iter().find(|one| one["name"] == name).unwrap();
     assert_eq!((devices.len(), &named("phone")["this"]), (2, &true.into()));

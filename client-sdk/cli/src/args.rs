@@ -185,6 +185,9 @@ pub(crate) enum GroupCommand {
         /// Add this account at once; may be repeated
         #[arg(long = "add", value_name = "USER")]
         add: Vec<String>,
+        /// Keep what is said there secret from who records it now and has a quantum computer later; for up to 100 devices
+        #[arg(long)]
+        post_quantum: bool,
     },
     /// Add an account with all its devices
     Add {
@@ -313,7 +316,7 @@ mod tests {
 
     #[test]
     fn add_may_be_repeated() {
-        let Command::Group(GroupCommand::Create { name, add }) =
+        let Command::Group(GroupCommand::Create { name, add, post_quantum: false }) =
             parse("group create team --add bob --add carol").unwrap().command
         else {
             panic!("another command");

@@ -14,7 +14,7 @@ use crate::{
     ClientBuilder, Error,
     api::Addresses,
     clock::Clock,
-    conversation::{self, Conversation, DirectSummary, Group, GroupSummary},
+    conversation::{self, Conversation, DirectSummary, Group, GroupSummary, NewGroup},
     conversation_id::ConversationId,
     crypto::Entropy,
     event::{Connection, Contact},
@@ -142,12 +142,12 @@ impl Client {
         self.engine().store.with_tx(move |tx| tx.set_standing(account, standing).map_err(Error::from)).await
     }
 
-    /// Creates a group with this account as its only member. Works offline.
+    /// Creates a group with this account as its only member, when it is awaited. Works offline.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the name is empty or longer than 256 bytes.
-    pub async fn create_group(&self, name: &str) -> Result<Group, Error> {
-        Group::create(self.clone(), name).await
+    pub fn create_group<'a>(&'a self, name: &'a str) -> NewGroup<'a> {
+        NewGroup::new(self, name)
     }
 
     /// The messages of all conversations that have all of these words, or words that begin with them, the newest first: at most

@@ -2,13 +2,16 @@
 
 use std::ops::Deref;
 
+use futures_util::future::BoxFuture;
 use undertone_wire::{AccountId, GroupId};
 
 use super::{Conversation, GroupSummary, accept, contact, decline, know, usable};
 use crate::{
     Client, Error,
-    crypto::Member,
-    crypto::group::{self, NAME_BYTES_MAX, Profile},
+    crypto::{
+        Member, Suite,
+        group::{self, NAME_BYTES_MAX, Profile},
+    },
     event::Connection,
     message::Body,
     store::{GroupRow, GroupState, StoreError, Task, Tx},
@@ -20,6 +23,36 @@ use crate::{
 pub struct Group {
     conversation: Conversation,
     id: GroupId,
+}
+
+/// A group that is to be created; it is when this is awaited ([`Client::create_group`]).
+#[must_use = "a group is created when this is awaited"]
+pub struct NewGroup<'a> {
+    client: &'a Client,
+    name: &'a str,
+    suite: Suite,
+}
+
+impl<'a> NewGroup<'a> {
+    pub(crate) fn new(client: &'a Client, name: &'a str) -> Self {
+        Self { client, name, suite: Suite::default() }
+    }
+
+    /// Its keys are agreed on with ML-KEM-768 beside X25519 (suite 0x004F of draft-ietf-mls-pq-ciphersuites), so that who
+    /// records its messages now cannot read them by a quantum computer later. Signatures stay as they are. It has at most 100
+    /// devices, and its commits are some twenty times as large.
+    pub fn post_quantum(self) -> Self {
+        Self { suite: Suite::Hybrid, ..self }
+    }
+}
+
+impl<'a> IntoFuture for NewGroup<'a> {
+    type Output = Result<Group, Error>;
+    type IntoFuture = BoxFuture<'a, Result<Group, Error>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(Group::create(self.client.clone(), self.name, self.suite))
+    }
 }
 
 impl Deref for Group {
@@ -35,7 +68,7 @@ impl Group {
         Self { conversation: Conversation::new(client, id.into()), id }
     }
 
-    pub(crate) async fn create(client: Client, name: &str) -> Result<Self, Error> {
+    async fn create(client: Client, name: &str, suite: Suite) -> Result<Self, Error> {
         let name = checked_name(name)?;
         let engine = client.engine();
         let id = GroupId::from_random(engine.entropy.bytes()?);
@@ -43,11 +76,11 @@ impl Group {
             .store
             .with_tx(move |tx| {
                 let identity = tx.identity()?;
-                let created =
-                    group::create(&tx.mls(), &identity, id, &Profile { name: name.clone(), continues: None })?;
+                let profile = Profile { name: name.clone(), continues: None };
+                let created = group::create(&tx.mls(), &identity, suite, id, &profile)?;
                 let rejoin_key = created.rejoin_key;
                 let state = GroupState::Active;
-                tx.save_group(&GroupRow { id, live: id, name, state, commit_seq: 0, rejoin_key })?;
+                tx.save_group(&GroupRow { id, live: id, suite, name, state, commit_seq: 0, rejoin_key })?;
                 let own = Member { account: identity.account(), device: identity.device() };
                 tx.save_members(id, &[own], &[])?;
                 let sealed_group_info = created.sealed_group_info;
@@ -181,5 +214,6 @@ pub(crate) fn summary(tx: &Tx<'_>, group: GroupRow) -> Result<GroupSummary, Erro
         active: matches!(group.state, GroupState::Active | GroupState::Recovering),
         requested_by,
         members,
+        post_quantum: group.suite == Suite::Hybrid,
     })
 }

@@ -4,8 +4,8 @@
 
 mod group;
 
-pub use group::Group;
 pub(crate) use group::summary;
+pub use group::{Group, NewGroup};
 
 use undertone_wire::{AccountId, GroupId, MessageId};
 
@@ -360,4 +360,6 @@ pub struct GroupSummary {
     pub requested_by: Option<Contact>,
     /// The accounts that are members, as of the last thing this device knows.
     pub members: Vec<Contact>,
+    /// Whether it is post-quantum ([`NewGroup::post_quantum`]).
+    pub post_quantum: bool,
 }

@@ -21,7 +21,7 @@ use undertone_wire::{AuthenticatedData, Bytes, DeviceId, Encoding, GroupId, Welc
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{
-    CryptoError, Identity, Member, PROFILE_EXTENSION, Provider, REJOIN_EXTENSION,
+    CryptoError, Identity, Member, PROFILE_EXTENSION, Provider, REJOIN_EXTENSION, Suite,
     changes::{By, Changes, check_authenticated},
     create_config, join_config, key_package,
     member::{VerifiedLeaf, check_tree, leaves, member_at, no_such_leaf},
@@ -140,6 +140,7 @@ pub(crate) struct Joined {
     pub(crate) group: GroupId,
     /// Who added this device.
     pub(crate) by: Member,
+    pub(crate) suite: Suite,
     pub(crate) profile: Profile,
     pub(crate) rejoin_key: RejoinKey,
 }
@@ -148,10 +149,11 @@ pub(crate) struct Joined {
 pub(crate) fn create(
     provider: &impl Provider,
     identity: &Identity,
+    suite: Suite,
     group: GroupId,
     profile: &Profile,
 ) -> Result<Created, CryptoError> {
-    let config = create_config(context(profile)?);
+    let config = create_config(suite, context(profile)?);
     let mls = MlsGroup::new_with_group_id(provider, identity, &config, mls_group_id(group), identity.credential())
         .map_err(CryptoError::storage)?;
     let rejoin_key = exported(provider, &mls)?;
@@ -197,10 +199,11 @@ pub(crate) fn stage(
     let removed: Vec<_> = leaves.iter().filter(|(_, leaf)| change.remove.contains(&leaf.member.device)).collect();
     let staying: Vec<_> =
         leaves.iter().map(|(_, leaf)| leaf.member.device).filter(|device| !change.remove.contains(device)).collect();
+    let suite = Suite::of(mls.ciphersuite())?;
     let mut key_packages = Vec::new();
     let mut added = Vec::new();
     for (owner, bytes) in change.add.iter().filter(|(owner, _)| !staying.contains(&owner.device)) {
-        key_packages.push(key_package::check(provider, bytes, *owner, now_ms)?);
+        key_packages.push(key_package::check(provider, bytes, *owner, suite, now_ms)?);
         added.push(owner.device);
     }
     let before = profile_of(mls.extensions())?;
@@ -320,10 +323,11 @@ pub(crate) fn open(provider: &impl Provider, group: GroupId, at: u64, bytes: &[u
     }
 }
 
-/// Joins a group by the two parts of a Welcome.
+/// Joins a group by the two parts of a Welcome. One that is known has the suite that it has.
 pub(crate) fn join(
     provider: &impl Provider,
     group: GroupId,
+    known: Option<Suite>,
     commit_seq: u64,
     group_info: &Bytes,
     secrets: &Bytes,
@@ -335,6 +339,10 @@ pub(crate) fn join(
         || processed.unverified_group_info().epoch().as_u64() != commit_seq
     {
         return Err(CryptoError::Invalid("the Welcome is for another group or epoch".into()));
+    }
+    let suite = Suite::of(processed.unverified_group_info().ciphersuite())?;
+    if known.is_some_and(|known| known != suite) {
+        return Err(CryptoError::Invalid("the Welcome is of another cipher suite than the group".into()));
     }
     let handed_over = processed
         .unverified_group_info()
@@ -357,7 +365,7 @@ pub(crate) fn join(
     let mls = staged.into_group(provider).map_err(welcome_error)?;
     let rejoin_key = handed_over.map_or_else(|| exported(provider, &mls), Ok)?;
     provider.keep(mls);
-    Ok(Joined { group, by, profile, rejoin_key })
+    Ok(Joined { group, by, suite, profile, rejoin_key })
 }
 
 /// The members, in ascending order of accounts and devices.
@@ -502,7 +510,7 @@ mod tests {
         }
 
         fn key_package(&self) -> (Member, Bytes) {
-            (self.member(), key_package::make(&self.provider, &self.identity, now_ms(), false).unwrap())
+            (self.member(), key_package::make(&self.provider, &self.identity, Suite::Classic, now_ms(), false).unwrap())
         }
 
         fn stage(&self, at: u64, key: &RejoinKey, change: &Change) -> Staged {
@@ -519,7 +527,7 @@ mod tests {
 
         fn join(&self, at: u64, parts: &WelcomeParts) -> Result<Joined, CryptoError> {
             let own = parts.secrets.iter().find(|entry| entry.device_id == self.identity.device()).unwrap();
-            join(&self.provider, group_id(), at, &parts.group_info, &own.secrets)
+            join(&self.provider, group_id(), None, at, &parts.group_info, &own.secrets)
         }
     }
 
@@ -541,7 +549,7 @@ mod tests {
     /// alice's group with bob in it, at commit 1.
     fn alice_and_bob() -> (Device, Device, RejoinKey) {
         let (alice, bob) = (Device::new(), Device::new());
-        let created = create(&alice.provider, &alice.identity, group_id(), &profile()).unwrap();
+        let created = create(&alice.provider, &alice.identity, Suite::Classic, group_id(), &profile()).unwrap();
         let staged = alice.stage(0, &created.rejoin_key, &Change { add: vec![bob.key_package()], ..Change::default() });
         merge_pending(&alice.provider, group_id()).unwrap();
         let joined = bob.join(1, &staged.welcome.unwrap()).unwrap();

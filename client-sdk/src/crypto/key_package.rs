@@ -6,7 +6,7 @@ use openmls::prelude::{
 use openmls_traits::storage::StorageProvider as _;
 use undertone_wire::{Bytes, DeviceList, Limits};
 
-use super::{CryptoError, Identity, Member, Provider, SUITE, capabilities, member::VerifiedLeaf};
+use super::{CryptoError, Identity, Member, Provider, Suite, capabilities, member::VerifiedLeaf};
 
 const DAY_S: u64 = 24 * 60 * 60;
 
@@ -17,17 +17,18 @@ pub(crate) const LIFETIME_S: u64 = 90 * DAY_S;
 pub(crate) fn make(
     provider: &impl Provider,
     identity: &Identity,
+    suite: Suite,
     now_ms: u64,
     last_resort: bool,
 ) -> Result<Bytes, CryptoError> {
     let now_s = now_ms / 1_000;
     let mut builder = KeyPackage::builder()
         .key_package_lifetime(Lifetime::init(now_s.saturating_sub(DAY_S), now_s + LIFETIME_S))
-        .leaf_node_capabilities(capabilities());
+        .leaf_node_capabilities(capabilities(suite));
     if last_resort {
         builder = builder.mark_as_last_resort();
     }
-    let bundle = builder.build(SUITE, provider, identity, identity.credential()).map_err(CryptoError::storage)?;
+    let bundle = builder.build(suite.mls(), provider, identity, identity.credential()).map_err(CryptoError::storage)?;
     Ok(bundle.key_package().tls_serialize_detached().map_err(CryptoError::invalid)?.into())
 }
 
@@ -49,18 +50,19 @@ pub(crate) fn forget_expired(
 }
 
 /// A key package that may enter a commit: it verifies, has enough of its lifetime left for a member that applies the
-/// commit as late as retention allows, and belongs to `owner` as the account's verified `list` says.
+/// commit as late as retention allows, is of the group's suite, and belongs to `owner` as the account's verified `list` says.
 pub(super) fn check(
     provider: &impl Provider,
     bytes: &Bytes,
     owner: Member,
+    suite: Suite,
     now_ms: u64,
 ) -> Result<KeyPackage, CryptoError> {
     let key_package = KeyPackageIn::tls_deserialize_exact(bytes.as_slice())
         .map_err(CryptoError::invalid)?
         .validate(provider.crypto(), ProtocolVersion::Mls10)
         .map_err(CryptoError::invalid)?;
-    if key_package.ciphersuite() != SUITE {
+    if key_package.ciphersuite() != suite.mls() {
         return Err(CryptoError::Invalid("the key package is for another cipher suite".into()));
     }
     let limits = Limits::default();
@@ -78,8 +80,8 @@ pub(super) fn check(
 }
 
 /// Whether a key package may enter a commit.
-pub(crate) fn is_usable(provider: &impl Provider, bytes: &Bytes, owner: Member, now_ms: u64) -> bool {
-    check(provider, bytes, owner, now_ms).is_ok()
+pub(crate) fn is_usable(provider: &impl Provider, bytes: &Bytes, owner: Member, suite: Suite, now_ms: u64) -> bool {
+    check(provider, bytes, owner, suite, now_ms).is_ok()
 }
 
 /// The devices of a verified list.

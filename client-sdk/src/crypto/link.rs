@@ -15,7 +15,7 @@ use undertone_wire::{
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::{
-    CryptoError, Entropy,
+    CryptoError, Entropy, Suite,
     group::RejoinKey,
     identity::Seed,
     shown,
@@ -71,6 +71,7 @@ pub(crate) struct Handover {
 pub(crate) struct HandedGroup {
     pub(crate) id: GroupId,
     pub(crate) live: GroupId,
+    pub(crate) suite: Suite,
     pub(crate) name: String,
     pub(crate) commit_seq: u64,
     pub(crate) rejoin_key: RejoinKey,

@@ -4,7 +4,7 @@
 
 use openmls::prelude::{Credential, LeafNode, LeafNodeIndex, MlsGroup};
 use serde::{Deserialize, Serialize};
-use undertone_wire::{AccountId, DeviceId, LeafCredential, Rotation, chain_continues};
+use undertone_wire::{AccountId, DeviceId, LeafCredential, PublicKey, Rotation, chain_continues};
 
 use super::CryptoError;
 
@@ -21,6 +21,8 @@ pub(crate) struct Member {
 #[derive(Debug, Clone)]
 pub(super) struct VerifiedLeaf {
     pub(super) member: Member,
+    /// The device's, for its whole life.
+    mls_key: PublicKey,
     rotations: Vec<Rotation>,
 }
 
@@ -30,7 +32,7 @@ impl VerifiedLeaf {
         let credential = LeafCredential::decode(credential.serialized_content()).map_err(CryptoError::invalid)?;
         let certificate = credential.verify(signature_key).map_err(CryptoError::invalid)?;
         let member = Member { account: certificate.account, device: certificate.device };
-        Ok(Self { member, rotations: credential.rotations })
+        Ok(Self { member, mls_key: certificate.mls_key, rotations: credential.rotations })
     }
 
     /// A leaf that stands in the tree: it was verified when it entered, and what is in the store is trusted.
@@ -38,7 +40,7 @@ impl VerifiedLeaf {
         let credential = LeafCredential::decode(credential.serialized_content()).map_err(CryptoError::invalid)?;
         let certificate = credential.certificate.unverified().map_err(CryptoError::invalid)?;
         let member = Member { account: certificate.account, device: certificate.device };
-        Ok(Self { member, rotations: credential.rotations })
+        Ok(Self { member, mls_key: certificate.mls_key, rotations: credential.rotations })
     }
 
     /// A leaf as openmls hands it out.
@@ -50,6 +52,9 @@ impl VerifiedLeaf {
     pub(super) fn may_replace(&self, before: &Self) -> Result<(), CryptoError> {
         if self.member != before.member {
             return Err(CryptoError::Invalid("a commit must not change its sender's device".into()));
+        }
+        if self.mls_key != before.mls_key {
+            return Err(CryptoError::Invalid("a device keeps its MLS key for as long as it lives".into()));
         }
         if !chain_continues(&self.rotations, &before.rotations) {
             return Err(CryptoError::Invalid("the leaf goes back on its account's identity key".into()));
@@ -99,4 +104,21 @@ pub(super) fn check_tree(leaves: &[VerifiedLeaf]) -> Result<(), CryptoError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_takes_the_place_of_a_device_by_its_name() {
+        let member =
+            Member { account: AccountId::from_identity_key(&[1; 32].into()), device: DeviceId::from_random([2; 16]) };
+        let leaf = |member, mls_key: u8| VerifiedLeaf { member, mls_key: [mls_key; 32].into(), rotations: vec![] };
+        let before = leaf(member, 3);
+        assert!(leaf(member, 3).may_replace(&before).is_ok());
+        assert!(leaf(member, 4).may_replace(&before).is_err());
+        let other = Member { device: DeviceId::from_random([5; 16]), ..member };
+        assert!(leaf(other, 3).may_replace(&before).is_err());
+    }
 }

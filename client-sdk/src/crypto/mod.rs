@@ -22,6 +22,7 @@ pub(crate) mod rejoin;
 mod seal;
 pub(crate) mod session;
 mod shown;
+mod suite;
 mod welcome;
 pub(crate) mod xwing;
 
@@ -30,10 +31,10 @@ use openmls::prelude::{
     MIXED_CIPHERTEXT_WIRE_FORMAT_POLICY, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig, OpenMlsProvider,
     ProtocolVersion, SenderRatchetConfiguration,
 };
-use openmls_traits::types::Ciphersuite;
 
 pub(crate) use identity::{Entropy, Identity};
 pub(crate) use member::Member;
+pub(crate) use suite::Suite;
 
 /// What an openmls provider must be for this SDK: its storage is the caller's open transaction.
 pub(crate) trait Provider: OpenMlsProvider {
@@ -79,9 +80,6 @@ impl CryptoError {
     }
 }
 
-/// The suite of every group: `MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519`.
-const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
-
 /// Group context extension with the group's name and whatever else its members share (private-use range).
 const PROFILE_EXTENSION: u16 = 0xF1A0;
 
@@ -96,11 +94,12 @@ fn sender_ratchet() -> SenderRatchetConfiguration {
     SenderRatchetConfiguration::new(16, 2_000)
 }
 
-/// What every leaf supports. It is part of each leaf, so it names our own suite and extensions only.
-fn capabilities() -> Capabilities {
+/// What every leaf of a group of this suite supports. It is part of each leaf, so it names that suite and our own extensions
+/// only.
+fn capabilities(suite: Suite) -> Capabilities {
     Capabilities::builder()
         .versions(vec![ProtocolVersion::Mls10])
-        .ciphersuites(vec![SUITE])
+        .ciphersuites(vec![suite.mls()])
         .extensions(vec![
             ExtensionType::LastResort,
             ExtensionType::Unknown(PROFILE_EXTENSION),
@@ -114,15 +113,15 @@ fn capabilities() -> Capabilities {
 // epoch can follow a commit, and no past epoch's secrets need to be kept.
 const PAST_EPOCHS: usize = 0;
 
-fn create_config(context: Extensions<GroupContext>) -> MlsGroupCreateConfig {
+fn create_config(suite: Suite, context: Extensions<GroupContext>) -> MlsGroupCreateConfig {
     MlsGroupCreateConfig::builder()
-        .ciphersuite(SUITE)
+        .ciphersuite(suite.mls())
         .wire_format_policy(MIXED_CIPHERTEXT_WIRE_FORMAT_POLICY)
         .padding_size(PADDING_BYTES)
         .max_past_epochs(PAST_EPOCHS)
         .sender_ratchet_configuration(sender_ratchet())
         .use_ratchet_tree_extension(true)
-        .capabilities(capabilities())
+        .capabilities(capabilities(suite))
         .with_group_context_extensions(context)
         .build()
 }

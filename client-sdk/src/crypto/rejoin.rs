@@ -11,7 +11,7 @@ use openmls::prelude::{
 use undertone_wire::{AuthenticatedData, Bytes, Encoding, Group};
 
 use super::{
-    CryptoError, Identity, Member, Provider, capabilities,
+    CryptoError, Identity, Member, Provider, Suite, capabilities,
     group::{self, Profile, RejoinKey},
     join_config,
     member::{VerifiedLeaf, check_tree},
@@ -27,10 +27,11 @@ pub(crate) struct Rejoin {
     pub(crate) profile: Profile,
 }
 
-/// Makes a commit by which this device joins, where the relay says that the group stands.
+/// Makes a commit by which this device joins a group of this suite, where the relay says that the group stands.
 pub(crate) fn rejoin(
     aside: &impl Provider,
     identity: &Identity,
+    suite: Suite,
     at: &Group,
     rejoin_key: &RejoinKey,
 ) -> Result<Rejoin, CryptoError> {
@@ -43,6 +44,9 @@ pub(crate) fn rejoin(
     if info.group_id().as_slice() != at.group_id.as_bytes() || info.epoch().as_u64() != at.position.epoch {
         return Err(CryptoError::Invalid("the group info is of another group or epoch".into()));
     }
+    if info.ciphersuite() != suite.mls() {
+        return Err(CryptoError::Invalid("the group info is of another cipher suite".into()));
+    }
     let own = Member { account: identity.account(), device: identity.device() };
     let credential = identity.credential();
     let removed = has_leaf(&info, own, &credential)?.then_some(own.device);
@@ -54,7 +58,7 @@ pub(crate) fn rejoin(
         .skip_lifetime_validation()
         .build_group(aside, info, credential)
         .map_err(CryptoError::invalid)?
-        .leaf_node_parameters(LeafNodeParameters::builder().with_capabilities(capabilities()).build())
+        .leaf_node_parameters(LeafNodeParameters::builder().with_capabilities(capabilities(suite)).build())
         .load_psks(aside.storage())
         .map_err(CryptoError::storage)?
         .use_ratchet_tree_extension(true)

@@ -204,6 +204,7 @@ pub(super) async fn listed(
         return Err(Error::Untrusted("the relay serves a list that does not name this device".into()));
     }
     list.keeps_recovery_key(&before)?;
+    list.keeps_devices(&before)?;
     let profile = Profile { registered: true, ..profile };
     let finished = profile.clone();
     store

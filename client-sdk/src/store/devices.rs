@@ -32,9 +32,9 @@ impl Tx<'_> {
     pub(crate) fn handed_groups(&self) -> Result<Vec<HandedGroup>, StoreError> {
         let mut handed = Vec::new();
         for group in self.groups()? {
-            let GroupRow { id, live, name, state, commit_seq, rejoin_key } = group;
+            let GroupRow { id, live, suite, name, state, commit_seq, rejoin_key } = group;
             if !state.is_over() && self.requested_by(id)?.is_none() {
-                handed.push(HandedGroup { id, live, name, commit_seq, rejoin_key });
+                handed.push(HandedGroup { id, live, suite, name, commit_seq, rejoin_key });
             }
         }
         Ok(handed)
@@ -60,9 +60,10 @@ impl Tx<'_> {
             self.set_standing(account, said)?;
         }
         for group in handover.groups {
-            let HandedGroup { id, live, name, commit_seq, rejoin_key } = group;
+            let HandedGroup { id, live, suite, name, commit_seq, rejoin_key } = group;
+            let state = GroupState::Active;
             // Without MLS state: the engine comes back into it, as into one that was lost.
-            self.save_group(&GroupRow { id, live, name, state: GroupState::Active, commit_seq, rejoin_key })?;
+            self.save_group(&GroupRow { id, live, suite, name, state, commit_seq, rejoin_key })?;
         }
         for account in handover.directs {
             self.add_conversation(account.into())?;

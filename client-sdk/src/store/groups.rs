@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension as _, Row, params};
 use undertone_wire::{AccountId, DeviceId, GroupId};
 
 use super::{StoreError, Tx, bytes, not_expected};
-use crate::crypto::{Member, group::RejoinKey};
+use crate::crypto::{Member, Suite, group::RejoinKey};
 
 /// Whether a group can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub(crate) struct GroupRow {
     pub(crate) id: GroupId,
     /// The newest of the chain, by which the relay and MLS know it.
     pub(crate) live: GroupId,
+    pub(crate) suite: Suite,
     pub(crate) name: String,
     pub(crate) state: GroupState,
     /// The number of the last commit that was applied.
@@ -68,7 +69,7 @@ impl GroupState {
 const SELECT: &str = "SELECT id, name,
         CASE WHEN state = 'active' AND EXISTS (SELECT 1 FROM recoveries WHERE group_id = id AND step <> 'none')
              THEN 'recovering' ELSE state END,
-        commit_seq, rejoin_key, live FROM groups";
+        commit_seq, rejoin_key, live, suite FROM groups";
 
 impl Tx<'_> {
     /// A group, in whatever state.
@@ -95,10 +96,11 @@ impl Tx<'_> {
 
     /// Writes a group, new or not.
     pub(crate) fn save_group(&self, group: &GroupRow) -> Result<(), StoreError> {
-        const UPDATE: &str = "UPDATE groups SET name = ?2, state = ?3, commit_seq = ?4, rejoin_key = ?5, live = ?6
+        const UPDATE: &str =
+            "UPDATE groups SET name = ?2, state = ?3, commit_seq = ?4, rejoin_key = ?5, live = ?6, suite = ?7
             WHERE id = ?1";
-        const INSERT: &str = "INSERT INTO groups (id, name, state, commit_seq, rejoin_key, live)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        const INSERT: &str = "INSERT INTO groups (id, name, state, commit_seq, rejoin_key, live, suite)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
         let values = params![
             group.id.as_bytes(),
             group.name,
@@ -106,6 +108,7 @@ impl Tx<'_> {
             group.commit_seq,
             group.rejoin_key.as_bytes(),
             group.live.as_bytes(),
+            group.suite.number(),
         ];
         if self.execute(UPDATE, values)? == 0 {
             self.add_conversation(group.id.into())?;
@@ -283,6 +286,7 @@ fn group_from(row: &Row<'_>) -> rusqlite::Result<GroupRow> {
     Ok(GroupRow {
         id: bytes(row, 0)?,
         live: bytes(row, 5)?,
+        suite: Suite::try_from(row.get::<_, u16>(6)?).map_err(|error| not_expected(6, &error))?,
         name: row.get(1)?,
         state: GroupState::from_row(row, 2)?,
         commit_seq: row.get(3)?,

@@ -70,7 +70,7 @@ mod tests {
     use crate::{
         Clock as _, Error, StoreKey, SystemClock,
         crypto::{
-            CryptoError, Identity, Member,
+            CryptoError, Identity, Member, Suite,
             group::{self, Change, Opened, Profile},
             key_package,
         },
@@ -98,14 +98,15 @@ mod tests {
         let (provider, now_ms) = (OpenMlsRustCrypto::default(), SystemClock.now_ms());
         let [alice, bob] = [(), ()].map(|()| Identity::random());
         let owner = Member { account: bob.account(), device: bob.device() };
-        let made = store.with_tx(move |tx| Ok::<_, Error>(key_package::make(&tx.mls(), &bob, now_ms, false)?));
+        let made =
+            store.with_tx(move |tx| Ok::<_, Error>(key_package::make(&tx.mls(), &bob, Suite::Classic, now_ms, false)?));
         let change = Change { add: vec![(owner, made.await.unwrap())], ..Change::default() };
-        let created = group::create(&provider, &alice, group_id(1), &profile()).unwrap();
+        let created = group::create(&provider, &alice, Suite::Classic, group_id(1), &profile()).unwrap();
         let staged = group::stage(&provider, &alice, group_id(1), 0, &created.rejoin_key, &change, now_ms).unwrap();
         group::merge_pending(&provider, group_id(1)).unwrap();
         let parts = staged.unwrap().welcome.unwrap();
         let join = store.with_tx(move |tx| {
-            group::join(&tx.mls(), group_id(1), 1, &parts.group_info, &parts.secrets[0].secrets)?;
+            group::join(&tx.mls(), group_id(1), None, 1, &parts.group_info, &parts.secrets[0].secrets)?;
             Ok::<_, Error>(())
         });
         join.await.unwrap();
@@ -194,7 +195,7 @@ mod tests {
         for byte in 0..u8::try_from(GROUPS_MAX).unwrap() + 2 {
             let identity = identity.clone();
             let used = store.with_tx(move |tx| {
-                group::create(&tx.mls(), &identity, group_id(byte), &profile())?;
+                group::create(&tx.mls(), &identity, Suite::Classic, group_id(byte), &profile())?;
                 Ok::<_, Error>(group::members(&tx.mls(), group_id(0))?)
             });
             used.await.unwrap();

@@ -47,6 +47,8 @@ pub enum SendFailure {
     NotMember,
     /// The relay has lost the group.
     GroupStuck,
+    /// What the relay says of the receiver's devices or keys does not verify, or is not the newest.
+    Untrusted,
     /// The relay has refused it.
     Refused,
 }
@@ -125,13 +127,14 @@ impl MessageStatus {
 }
 
 impl SendFailure {
-    const ALL: [Self; 3] = [Self::NotMember, Self::GroupStuck, Self::Refused];
+    const ALL: [Self; 4] = [Self::NotMember, Self::GroupStuck, Self::Untrusted, Self::Refused];
 
     /// As stored and as shown to scripts.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotMember => "not_member",
             Self::GroupStuck => "group_stuck",
+            Self::Untrusted => "untrusted",
             Self::Refused => "refused",
         }
     }
@@ -141,6 +144,7 @@ impl SendFailure {
         match error {
             Error::NotMember | Error::UnknownGroup => Self::NotMember,
             Error::GroupStuck => Self::GroupStuck,
+            Error::Untrusted(_) => Self::Untrusted,
             _ => Self::Refused,
         }
     }

@@ -1,13 +1,13 @@
 //! The seam between MLS and the store: an openmls provider whose storage is the open transaction, and whose groups are
 //! those that are at hand.
 
-use openmls::prelude::{GroupId as MlsGroupId, KeyPackage, KeyPackageRef, MlsGroup};
+use openmls::prelude::{GroupId as MlsGroupId, MlsGroup};
 use openmls_rust_crypto::RustCrypto;
 use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
 use openmls_traits::OpenMlsProvider;
 use rusqlite::Connection;
 
-use undertone_wire::{GroupId, Hash};
+use undertone_wire::GroupId;
 
 use super::{StoreError, Tx, loaded::Loaded};
 use crate::crypto::{Provider, group};
@@ -73,12 +73,6 @@ impl Provider for MlsProvider<'_> {
     }
 }
 
-/// The public half of a stored key package. What else is stored with it is not read.
-#[derive(serde::Deserialize)]
-struct Public {
-    key_package: KeyPackage,
-}
-
 impl<'a> MlsProvider<'a> {
     /// MLS whose storage is this connection.
     pub(super) fn over(crypto: &'a RustCrypto, connection: &'a Connection, loaded: Option<&'a Loaded>) -> Self {
@@ -92,31 +86,6 @@ pub(super) fn group_key(group: GroupId) -> Result<Vec<u8>, StoreError> {
 }
 
 impl Tx<'_> {
-    /// The public halves of all key packages whose private halves are kept.
-    pub(crate) fn key_packages(&self) -> Result<Vec<KeyPackage>, StoreError> {
-        let mut select = self.prepare_cached("SELECT key_package FROM openmls_key_packages")?;
-        let stored = select.query_map([], |row| Ok(Cbor::from_slice(row.get_ref(0)?.as_blob()?)))?;
-        let mut key_packages = Vec::new();
-        for one in stored {
-            let Public { key_package } = one?.map_err(|error| StoreError::Corrupt(error.to_string()))?;
-            key_packages.push(key_package);
-        }
-        Ok(key_packages)
-    }
-
-    /// The references (RFC 9420, section 5.2) of all key packages whose private halves are kept.
-    pub(crate) fn key_package_refs(&self) -> Result<Vec<Hash>, StoreError> {
-        let mut select = self.prepare_cached("SELECT key_package_ref FROM openmls_key_packages")?;
-        let stored = select.query_map([], |row| Ok(Cbor::from_slice::<KeyPackageRef>(row.get_ref(0)?.as_blob()?)))?;
-        let mut references = Vec::new();
-        for one in stored {
-            let reference = one?.map_err(|error| StoreError::Corrupt(error.to_string()))?;
-            let bytes = <[u8; 32]>::try_from(reference.as_slice());
-            references.push(bytes.map_err(|error| StoreError::Corrupt(error.to_string()))?.into());
-        }
-        Ok(references)
-    }
-
     /// Whether there is any MLS state of a group.
     pub(crate) fn has_mls_state(&self, group: GroupId) -> Result<bool, StoreError> {
         const SELECT: &str = "SELECT EXISTS (SELECT 1 FROM openmls_group_data WHERE group_id = ?1)";

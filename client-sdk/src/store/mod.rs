@@ -14,6 +14,7 @@ mod events;
 mod groups;
 mod healings;
 mod held;
+mod key_packages;
 mod loaded;
 mod messages;
 mod mls;
@@ -53,6 +54,7 @@ pub(crate) use aside::Aside;
 pub(crate) use contacts::Listed;
 pub(crate) use groups::{GroupRow, GroupState};
 pub(crate) use healings::Healing;
+pub(crate) use key_packages::LastResort;
 use loaded::Loaded;
 pub(crate) use messages::{HistoryPage, MessageRow};
 pub use messages::{MessageStatus, SendFailure};
@@ -90,6 +92,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0014_healings.sql"),
     include_str!("schema/0015_devices.sql"),
     include_str!("schema/0016_trust.sql"),
+    include_str!("schema/0017_suites.sql"),
+    include_str!("schema/0018_untrusted.sql"),
 ];
 
 /// The one after which the history is to be found by its words.

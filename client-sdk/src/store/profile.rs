@@ -85,34 +85,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Whether the last-resort key package was handed out and is to be replaced.
-    pub(crate) fn last_resort_used(&self) -> Result<bool, StoreError> {
-        Ok(self.query_row("SELECT last_resort_used FROM profile", [], |row| row.get(0))?)
-    }
-
-    /// Notes that the last-resort key package was handed out, or that a new one was made.
-    pub(crate) fn set_last_resort_used(&self, used: bool) -> Result<(), StoreError> {
-        self.execute("UPDATE profile SET last_resort_used = ?1", [used])?;
-        Ok(())
-    }
-
-    /// The last-resort key package is to be replaced, and not only after a while.
-    pub(crate) fn renew_last_resort_now(&self) -> Result<(), StoreError> {
-        self.execute("UPDATE profile SET last_resort_used = 1, last_resort_renewed_ms = 0", [])?;
-        Ok(())
-    }
-
-    /// When the last-resort key package was last replaced because it had been handed out; 0 if never.
-    pub(crate) fn last_resort_renewed_ms(&self) -> Result<u64, StoreError> {
-        Ok(self.query_row("SELECT last_resort_renewed_ms FROM profile", [], |row| row.get(0))?)
-    }
-
-    /// Notes that the last-resort key package was replaced because it had been handed out.
-    pub(crate) fn set_last_resort_renewed(&self, now_ms: u64) -> Result<(), StoreError> {
-        self.execute("UPDATE profile SET last_resort_renewed_ms = ?1", [now_ms])?;
-        self.set_last_resort_used(false)
-    }
-
     /// How often something was missed since the relay was asked where the groups stand.
     pub(crate) fn looks_at_groups(&self) -> Result<u64, StoreError> {
         Ok(self.query_row("SELECT look_at_groups FROM profile", [], |row| row.get(0))?)
@@ -228,23 +200,6 @@ mod tests {
             Ok::<_, Error>(())
         });
         done.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn the_wish_for_a_new_last_resort_key_package_outlives_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let open = async || Store::open(folder.path(), StoreKey::Raw32([1; 32])).await.unwrap();
-        let store = open().await;
-        let profile = profile(&[]);
-        let wished = store.with_tx(move |tx| {
-            tx.save_profile(&profile)?;
-            assert!(!tx.last_resort_used()?);
-            tx.set_last_resort_used(true).map_err(Error::from)
-        });
-        wished.await.unwrap();
-        store.close().await;
-        let used = open().await.with_tx(|tx| tx.last_resort_used().map_err(Error::from)).await;
-        assert!(used.unwrap());
     }
 
     #[test]

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use crate::{
         Error, MessageStatus, StoreKey,
-        crypto::group::RejoinKey,
+        crypto::{Suite, group::RejoinKey},
         store::{GroupRow, GroupState, Store},
     };
 
@@ -120,7 +120,15 @@ mod tests {
         let written = store.with_tx(|tx| {
             let rejoin_key = RejoinKey::from_bytes(vec![1; 32]);
             let (id, state) = (group(), GroupState::Active);
-            tx.save_group(&GroupRow { id, live: id, name: "trip".into(), state, commit_seq: 0, rejoin_key })?;
+            tx.save_group(&GroupRow {
+                id,
+                live: id,
+                suite: Suite::Classic,
+                name: "trip".into(),
+                state,
+                commit_seq: 0,
+                rejoin_key,
+            })?;
             let body = Body::Text { text: TEXT.into() };
             let row = MessageRow {
                 conversation: id.into(),

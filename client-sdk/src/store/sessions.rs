@@ -10,6 +10,9 @@ use zeroize::Zeroizing;
 use super::{StoreError, Tx, bytes, cbor};
 use crate::crypto::{Member, session::Session};
 
+/// So many sessions with a device are kept beside the one that it used last.
+const SESSIONS_MAX: u32 = 8;
+
 const HOUR_MS: u64 = 60 * 60 * 1_000;
 
 /// A session, and what is known of it.
@@ -78,6 +81,11 @@ impl Tx<'_> {
             WHERE account = ?1 AND device = ?2 AND id <> ?3 AND (read_only, -generation, id) >
             (SELECT read_only, -generation, id FROM sessions WHERE account = ?1 AND device = ?2 AND id = ?3)";
         self.execute(DELETE, params![with.account.as_bytes(), with.device.as_bytes(), id])?;
+        // Who begins others all the time keeps none but the last.
+        const FEW: &str = "DELETE FROM sessions WHERE account = ?1 AND device = ?2 AND id <> ?3 AND id NOT IN
+            (SELECT id FROM sessions WHERE account = ?1 AND device = ?2
+             ORDER BY read_only, generation DESC, id LIMIT ?4)";
+        self.execute(FEW, params![with.account.as_bytes(), with.device.as_bytes(), id, SESSIONS_MAX])?;
         Ok(())
     }
 

@@ -5,12 +5,12 @@
 use std::collections::HashMap;
 
 use undertone_api::{ApiError, RelayApi as _};
-use undertone_wire::{AccountId, Bytes, ClaimRequest, GroupId, Limits, suite};
+use undertone_wire::{AccountId, Bytes, ClaimRequest, GroupId, Limits};
 
 use super::{Engine, inbox, session, unknown_account};
 use crate::{
     Error,
-    crypto::{Member, key_package},
+    crypto::{Member, Suite, key_package},
     store::{OutboxRow, StoreError, Task, Tx},
 };
 
@@ -36,25 +36,29 @@ pub(super) async fn claim_for(engine: &Engine, row: &OutboxRow) -> Result<Claims
         return Ok(Claims::default());
     }
     let group = row.group()?;
-    let staying = engine.store.with_tx(move |tx| {
+    let known = engine.store.with_tx(move |tx| {
         let gone = tx.gone(group)?;
-        Ok::<_, Error>(tx.members(group)?.into_iter().filter(|one| !gone.contains(&one.device)).collect::<Vec<_>>())
+        let staying: Vec<_> = tx.members(group)?.into_iter().filter(|one| !gone.contains(&one.device)).collect();
+        Ok::<_, Error>((tx.group(group)?.ok_or(Error::UnknownGroup)?.suite, staying))
     });
-    let staying = staying.await?;
+    let (suite, staying) = known.await?;
     let joins = |one: &Member| !staying.contains(one);
     let of_one = |key_packages| Claims { key_packages, ..Claims::default() };
     match &row.task {
-        Task::Add { account } => claim_of(engine, *account, joins).await.map(of_one),
-        Task::LetIn { account, device } => claim_of(engine, *account, |one| one.device == *device).await.map(of_one),
-        Task::Gather { accounts } => claim_possible(engine, accounts, joins).await,
+        Task::Add { account } => claim_of(engine, *account, suite, joins).await.map(of_one),
+        Task::LetIn { account, device } => {
+            claim_of(engine, *account, suite, |one| one.device == *device).await.map(of_one)
+        }
+        Task::Gather { accounts } => claim_possible(engine, accounts, suite, joins).await,
         _ => Ok(Claims::default()),
     }
 }
 
-/// Key packages for those devices of an account that are wanted.
+/// Key packages of a suite for those devices of an account that are wanted.
 async fn claim_of(
     engine: &Engine,
     account: AccountId,
+    suite: Suite,
     is_wanted: impl Fn(&Member) -> bool,
 ) -> Result<Vec<(Member, Bytes)>, Error> {
     let (_, list) = engine.learn(account).await?;
@@ -62,7 +66,7 @@ async fn claim_of(
     if wanted.is_empty() {
         return Ok(vec![]);
     }
-    let request = &ClaimRequest { account_id: account, suite: suite::DEFAULT };
+    let request = &ClaimRequest { account_id: account, suite: suite.number() };
     let answer = engine.signed_in(|token| async move { engine.api.claim(&token, request).await }).await;
     let claims = answer.map_err(unknown_account)?.key_packages;
     let usable: Vec<_> = claims
@@ -77,12 +81,13 @@ async fn claim_of(
 async fn claim_possible(
     engine: &Engine,
     accounts: &[AccountId],
+    suite: Suite,
     is_wanted: impl Fn(&Member) -> bool,
 ) -> Result<Claims, Error> {
     let most = Limits::default().commit_added_max;
     let mut claims = Claims::default();
     for (n, account) in accounts.iter().enumerate() {
-        let of_account = match claim_of(engine, *account, &is_wanted).await {
+        let of_account = match claim_of(engine, *account, suite, &is_wanted).await {
             Ok(of_account) => of_account,
             Err(Error::Offline(ApiError::Refused(problem))) => {
                 tracing::debug!(code = %problem.code, "an account cannot be added now");

@@ -6,22 +6,21 @@
 //! Invariant: applying is decided by the entry and the store alone. An error here is the store's and means: nothing
 //! was written, try again.
 
-use undertone_wire::{
-    Account, AccountId, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues, suite,
-};
+use undertone_wire::{Account, AccountId, Bytes, Delivery, DeviceList, Envelope, GroupId, Hash, chain_continues};
 
 use super::{content, direct, recovery, successor, updates, welcome};
 use crate::{
     Error,
     conversation_id::ConversationId,
     crypto::{
-        Entropy, Identity, Member,
+        Entropy, Identity, Member, Suite,
         group::{self, Applied, Opened},
         key_package,
     },
     event::StoredEvent,
     store::{
-        GroupRow, GroupState, MessageStatus, OutboxRow, OutboxState, SendFailure, StoreError, Successor, Task, Tx, Why,
+        GroupRow, GroupState, LastResort, MessageStatus, OutboxRow, OutboxState, SendFailure, StoreError, Successor,
+        Task, Tx, Why,
     },
 };
 
@@ -136,11 +135,10 @@ fn keep(tx: &Tx<'_>, live: GroupId, envelope: &Envelope) -> Result<Outcome, Stor
 
 /// The wish to replace the last-resort key package outlives the entry that brought it.
 fn last_resort_used(tx: &Tx<'_>, suite: u16) -> Result<Outcome, StoreError> {
-    let ours = suite == suite::DEFAULT;
-    if ours {
-        tx.set_last_resort_used(true)?;
-    }
-    Ok(Outcome::Applied(Effect { keys_wanted: ours, ..Effect::default() }))
+    let Ok(suite) = Suite::try_from(suite) else { return Ok(Outcome::default()) };
+    let before = tx.last_resort(suite)?;
+    tx.set_last_resort(suite, LastResort { used: true, ..before })?;
+    Ok(Outcome::Applied(Effect { keys_wanted: true, ..Effect::default() }))
 }
 
 /// Remembers a verified device list, and tells the app if the account's identity key has changed.
@@ -157,6 +155,7 @@ pub(super) fn remember(tx: &Tx<'_>, said: &Account, list: &DeviceList) -> Result
         let next = before.version.checked_add(1) == Some(list.version);
         if before.version >= list.version
             || !chain_continues(&list.rotations, &before.rotations)
+            || list.keeps_devices(&before).is_err()
             || (next && list.continues(&before, &known.hash()).is_err())
         {
             return Err(Error::Untrusted("the device list does not go on from one seen before".into()));

@@ -121,7 +121,7 @@ async fn taken(engine: &Engine, request: InstanceRequest, acked: u64) -> Result<
 fn begin_anew(tx: &Tx<'_>, entropy: Entropy, now_ms: u64) -> Result<(), StoreError> {
     tracing::warn!("the store is a copy of an earlier state: it comes into its groups with new keys");
     tx.add_event(&StoredEvent::Copied)?;
-    tx.renew_last_resort_now()?;
+    tx.renew_last_resorts_now()?;
     tx.renew_prekeys_now()?;
     tx.only_read_sessions(now_ms)?;
     for group in tx.groups()?.iter().filter(|group| !group.state.is_over()) {

@@ -251,7 +251,11 @@ impl Engine {
         let changed = self.store.with_tx(move |tx| {
             let own = said.account_id;
             let before = tx.listed(own)?;
+            let had_recovery_key = tx.verified_list(own)?.is_some_and(|list| list.recovery_key.is_some());
             inbox::remember(tx, &said, &list)?;
+            if list.recovery_key.is_some() && !had_recovery_key {
+                tx.add_event(&StoredEvent::RecoveryKey)?;
+            }
             // One's own waits for nobody.
             tx.take_identity(own)?;
             if let Some(before) = before {

@@ -287,7 +287,7 @@ async fn prepare(engine: &Engine, recovery: &Recovery) -> Result<(), Error> {
             return set_back(tx, row, attempts, again_ms);
         }
         let (aside, identity) = (Aside::new()?, tx.identity()?);
-        let made = tx.attempt(|| rejoin::rejoin(&aside.mls(), &identity, &described, &row.rejoin_key))?;
+        let made = tx.attempt(|| rejoin::rejoin(&aside.mls(), &identity, row.suite, &described, &row.rejoin_key))?;
         let Some(Rejoin { commit, commit_seq, sealed_group_info, profile }) = made else {
             return Ok(tx.set_step(row.id, RecoveryStep::Ask, now_ms)?);
         };

@@ -152,7 +152,8 @@ pub(super) fn follow(
     let accounts: Vec<_> = group::members(&tx.mls(), joined.group)?.iter().map(|member| member.account).collect();
     let with_culprit = recovery.culprit.is_some_and(|culprit| accounts.contains(&culprit));
     let continues = Some(Continues { group: row.live, at: successor.at });
-    if with_culprit || joined.profile.continues != continues || successor.group != joined.group {
+    let another = successor.group != joined.group || joined.suite != row.suite;
+    if with_culprit || joined.profile.continues != continues || another {
         tracing::warn!("a group that is said to go on in the place of another is not fit for that");
         group::forget(&tx.mls(), joined.group)?;
         tx.note_unfit(row.id, successor.group)?;
@@ -316,7 +317,7 @@ pub(super) async fn succeed(engine: &Engine, recovery: &Recovery) -> Result<(), 
         }
         let aside = Aside::new()?;
         let profile = Profile { name: row.name.clone(), continues: Some(Continues { group: row.live, at }) };
-        let created = group::create(&aside.mls(), &identity, successor, &profile)?;
+        let created = group::create(&aside.mls(), &identity, row.suite, successor, &profile)?;
         let create = CreateGroupRequest { group_id: successor, sealed_group_info: created.sealed_group_info };
         let succeed = SuccessorRequest { message_id, at, successor, replaces: recorded };
         let (mls, rejoin_key) = (aside.into_bytes()?, created.rejoin_key);

@@ -27,8 +27,10 @@ pub(super) fn apply(tx: &Tx<'_>, context: &Context<'_>, envelope: &Envelope) -> 
     if i64::try_from(commit_seq).is_err() {
         return Ok(Outcome::default());
     }
-    let join = || group::join(&tx.mls(), live, commit_seq, group_info, secrets);
-    let Some(group) = tx.group_by_live(live)? else {
+    let known = tx.group_by_live(live)?;
+    let suite = known.as_ref().map(|group| group.suite);
+    let join = || group::join(&tx.mls(), live, suite, commit_seq, group_info, secrets);
+    let Some(group) = known else {
         return match tx.recovery_towards(live)? {
             Some(recovery) => match successor::stance(&recovery, context.now_ms) {
                 Stance::Follows => successor::follow(tx, context, &recovery, commit_seq, join),
@@ -118,6 +120,7 @@ pub(super) fn enter(tx: &Tx<'_>, id: GroupId, commit_seq: u64, joined: &Joined) 
     tx.save_group(&GroupRow {
         id,
         live: joined.group,
+        suite: joined.suite,
         name: joined.profile.name.clone(),
         state: GroupState::Active,
         commit_seq,

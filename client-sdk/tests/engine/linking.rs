@@ -67,6 +67,7 @@ async fn a_linked_device_is_in_all_groups_and_conversations_and_shows_what_the_o
     let world = World::new();
     let (alice, bob) = (register(&world, "alice").await, register(&world, "bob").await);
     let group = world.group(&[&alice, &bob]).await;
+    let post_quantum = alice.create_group("later too").post_quantum().await.unwrap();
     let to_bob = alice.direct(bob.account().account_id);
     to_bob.send("before").await.unwrap();
     has_said(&bob.direct(alice.account().account_id), &["before"]).await;
@@ -86,6 +87,11 @@ async fn a_linked_device_is_in_all_groups_and_conversations_and_shows_what_the_o
         (world.relay.group_members(&group[0].id()).len() == 3).then_some(())
     })
     .await;
+    let as_secret = phone.group(post_quantum.id());
+    active(&as_secret).await;
+    as_secret.send("for later").await.unwrap();
+    has_texts(&post_quantum, &["for later"]).await;
+    assert!(as_secret.summary().await.unwrap().post_quantum);
     // What each sends, all others have.
     on_phone.send("from the phone").await.unwrap();
     for group in &group {
@@ -344,9 +350,14 @@ async fn who_has_written_down_a_recovery_key_has_the_last_word() {
     bob.direct(account.account_id).send("before").await.unwrap();
     has_said(&phone.direct(of_bob), &["before"]).await;
     let key = alice.new_recovery_key().unwrap();
+    assert!(!phone.has_recovery_key().await.unwrap());
     for _ in 0..2 {
         alice.set_recovery_key(&key).await.unwrap();
     }
+    // The other devices tell their user of it.
+    phone.devices().await.unwrap();
+    event(&phone, |event| matches!(event, Event::RecoveryKeySet).then_some(())).await;
+    assert!(phone.has_recovery_key().await.unwrap());
     let other = alice.new_recovery_key().unwrap();
     assert!(matches!(alice.set_recovery_key(&other).await, Err(Error::Invalid(_))), "there is one already");
     assert!(matches!(bob.set_recovery_key(&key).await, Err(Error::Invalid(_))), "it is another account's");

@@ -14,6 +14,7 @@ mod messages;
 mod nodes;
 mod other_relay;
 mod passing;
+mod post_quantum;
 mod prekeys;
 mod receipts;
 mod requests;

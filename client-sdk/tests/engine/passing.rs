@@ -34,8 +34,8 @@ async fn members_who_are_there_hear_that_somebody_is_typing() {
 #[tokio::test]
 async fn who_writes_directly_is_heard_typing_by_those_who_know_them() {
     let world = World::new();
-    let [alice, bob, mallory] =
-        [world.register("alice").await, world.register("bob").await, world.register("mallory").await];
+    let [alice, bob] = [world.register("alice").await, world.register("bob").await];
+    let [carol, mallory] = [world.register("carol").await, world.register("mallory").await];
     let (to_bob, to_alice) = (alice.direct(bob.account().account_id), bob.direct(alice.account().account_id));
     let said = async |conversation: &Conversation, count| {
         wait_until("what was written", async || {
@@ -49,14 +49,22 @@ async fn who_writes_directly_is_heard_typing_by_those_who_know_them() {
     // bob has not said yet that he knows her, nor mallory.
     mallory.direct(bob.account().account_id).send("hello").await.unwrap();
     said(&bob.direct(mallory.account().account_id), 1).await;
+    let (to_carol, from_carol) = (bob.direct(carol.account().account_id), carol.direct(bob.account().account_id));
+    to_carol.send("hello").await.unwrap();
+    said(&from_carol, 1).await;
+    from_carol.send("hello").await.unwrap();
+    said(&to_carol, 2).await;
     for conversation in [&to_bob, &mallory.direct(bob.account().account_id)] {
         conversation.typing().await.unwrap();
     }
+    // Whom he knows comes last.
+    from_carol.typing().await.unwrap();
+    wait_until("carol to be heard", async || (typing.load(SeqCst) > 0).then_some(())).await;
+    assert_eq!(typing.load(SeqCst), 1);
     to_alice.send("hello yourself").await.unwrap();
     said(&to_bob, 2).await;
-    assert_eq!(typing.load(SeqCst), 0);
     to_bob.typing().await.unwrap();
-    wait_until("it to be heard", async || (typing.load(SeqCst) == 1).then_some(())).await;
+    wait_until("it to be heard", async || (typing.load(SeqCst) == 2).then_some(())).await;
     to_alice.typing().await.unwrap();
     let heard = crate::world::event(&alice, |event| match event {
         Event::Typing { conversation, by } => Some((conversation, by.account_id)),

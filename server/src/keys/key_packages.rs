@@ -5,6 +5,7 @@
 use axum::{extract::State, response::Response};
 use undertone_wire::{
     Bytes, ClaimRequest, ClaimResponse, ClaimedKeyPackage, ErrorCode, Hash, KeyCounts, Problem, PublishRequest, path,
+    suite,
 };
 
 use super::{Claimed, check_lifetime, claim_of, store_all};
@@ -13,7 +14,7 @@ use crate::{
     encoding::{Accept, Body},
     error::Error,
     limits,
-    mls::{self, SUITES, bad_key_package},
+    mls::{self, bad_key_package},
     node::Node,
     once::{Once, Purpose},
     store::{accounts, keys::NewKey},
@@ -57,7 +58,8 @@ pub(crate) async fn publish(
 }
 
 fn check_all(node: &Node, caller: &Caller, request: PublishRequest) -> Result<Vec<Checked>, Error> {
-    let max = node.limits.one_time_keys_max;
+    // Of each suite there may be as many; how many there are of one then is looked at when they are stored.
+    let max = node.limits.one_time_keys_max.saturating_mul(suite::MLS.len() as u64);
     limits::count("one_time_keys_max", max, request.key_packages.len() as u64)?;
     let one_time = request.key_packages.into_iter().map(|bytes| (bytes, false));
     let last_resort = request.last_resort.into_iter().map(|bytes| (bytes, true));
@@ -94,7 +96,7 @@ pub(crate) async fn claim(
     accept: Accept,
     Body(request): Body<ClaimRequest>,
 ) -> Result<Response, Error> {
-    if !SUITES.contains(&request.suite) {
+    if !suite::MLS.contains(&request.suite) {
         return Err(Error::refused(ErrorCode::UnsupportedSuite, "see `suites` of the relay's description"));
     }
     let claimed = claim_of(&node, caller, request.account_id, request.suite, |_| true).await?;

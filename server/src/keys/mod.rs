@@ -252,7 +252,7 @@ pub(crate) fn must_live_until_ms(node: &Node) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{mls::SUITES, node::testing};
+    use crate::node::testing;
     use undertone_wire::PublicKey;
 
     #[tokio::test]
@@ -261,7 +261,7 @@ mod tests {
         let node = testing::node(folder.path()).await;
         let (alice, bob) = (testing::caller(&node, 1).await, testing::caller(&node, 2).await);
         let claim = async |account: AccountId| {
-            let claimed = claim_of(&node, alice, account, SUITES[0], |_| true).await;
+            let claimed = claim_of(&node, alice, account, suite::DEFAULT, |_| true).await;
             (claimed.map(drop), node.claims.kept())
         };
         for byte in 100..200 {

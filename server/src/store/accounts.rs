@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use undertone_wire::{Account, AccountId, DeviceId, Hash, PublicKey, SignedDeviceList, Username};
+use undertone_wire::{Account, AccountId, DeviceId, Hash, PublicKey, SignedDeviceList, Username, suite};
 
 use super::{
     Conn, StoreError, Tx,
@@ -67,8 +67,11 @@ const ADD_CURSOR: &str = "
 /// Ends all sessions of a device.
 const DELETE_SESSIONS: &str = "DELETE FROM sessions WHERE device_id = $1";
 
-/// Deletes a device's key packages.
-const DELETE_KEY_PACKAGES: &str = "DELETE FROM key_packages WHERE device_id = $1";
+/// Deletes a device's keys of all suites.
+const DELETE_KEYS: &str = "DELETE FROM key_packages WHERE device_id = $1";
+
+/// Deletes those of suites up to `$2`.
+const DELETE_KEYS_UP_TO: &str = "DELETE FROM key_packages WHERE device_id = $1 AND suite <= $2";
 
 /// Deletes a device's cursor; its queue must be empty.
 const DELETE_CURSOR: &str = "DELETE FROM cursors WHERE device_id = $1";
@@ -228,10 +231,10 @@ pub(crate) async fn put_device(tx: &mut Tx, id: &DeviceId, device: &StoredDevice
     Ok(true)
 }
 
-/// Deletes a device with its sessions, key packages and cursor. Its queue and memberships must have ended before.
+/// Deletes a device with its sessions, keys and cursor. Its queue and memberships must have ended before.
 pub(crate) async fn delete_device(tx: &mut Tx, device: &DeviceId) -> Result<(), StoreError> {
     let device = device.as_bytes().as_slice();
-    for statement in [DELETE_SESSIONS, DELETE_KEY_PACKAGES, DELETE_CURSOR, DELETE_DEVICE] {
+    for statement in [DELETE_SESSIONS, DELETE_KEYS, DELETE_CURSOR, DELETE_DEVICE] {
         execute!(**tx, statement, device)?;
     }
     Ok(())
@@ -243,9 +246,15 @@ pub(crate) async fn end_sessions(tx: &mut Tx, device: &DeviceId) -> Result<(), S
     Ok(())
 }
 
-/// Deletes all key packages of a device.
+/// Deletes all key packages of a device. Its prekeys and sealing key stay.
 pub(crate) async fn delete_key_packages(tx: &mut Tx, device: &DeviceId) -> Result<(), StoreError> {
-    execute!(**tx, DELETE_KEY_PACKAGES, device.as_bytes().as_slice())?;
+    execute!(**tx, DELETE_KEYS_UP_TO, device.as_bytes().as_slice(), i64::from(suite::MLS_MAX))?;
+    Ok(())
+}
+
+/// Deletes all keys of a device.
+pub(crate) async fn delete_keys(tx: &mut Tx, device: &DeviceId) -> Result<(), StoreError> {
+    execute!(**tx, DELETE_KEYS, device.as_bytes().as_slice())?;
     Ok(())
 }
 

@@ -43,7 +43,7 @@ async fn json_is_spoken_to_those_who_ask_for_nothing(on: Backend) {
     assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/json");
     let described: Relay = Reply::read(answer).await.unwrap().yes();
     assert_eq!(described.limits, Limits::default());
-    assert_eq!(described.suites, [3]);
+    assert_eq!(described.suites, [0x0003, 0x004F]);
 }
 
 async fn requests_that_cannot_be_understood_are_told_why(on: Backend) {

@@ -6,8 +6,8 @@ use openmls::prelude::{Ciphersuite, Lifetime, tls_codec::Serialize as _};
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use undertone_server::{Clock as _, SystemClock};
 use undertone_wire::{
-    Account as WireAccount, ByeReason, ClaimRequest, ErrorCode, FetchResponse, KeyCounts, KeyPackageCount, Limits,
-    PublishRequest, ServerFrame, path, suite,
+    Account as WireAccount, ByeReason, Bytes, ClaimRequest, Envelope, ErrorCode, FetchResponse, KeyCounts,
+    KeyPackageCount, Limits, PublishRequest, ServerFrame, path, suite,
 };
 
 use crate::support::{Account, Backend, Device, Keys, Message, TestRelay, both};
@@ -15,12 +15,14 @@ use crate::support::{Account, Backend, Device, Keys, Message, TestRelay, both};
 both! {
     what_is_published_is_counted_and_handed_out_once_then_the_last_resort_again_and_again,
     a_claim_answers_for_each_listed_device_in_order,
+    key_packages_of_another_suite_are_counted_and_handed_out_apart,
     thirty_two_at_once_get_twenty_different_ones_and_twelve_times_the_last_resort,
     publishing_again_does_not_bring_a_claimed_key_back,
     a_new_last_resort_replaces_the_old_one,
     each_broken_rule_has_its_code_and_nothing_is_stored,
     the_certificate_must_be_the_listed_one,
     what_hangs_on_a_replaced_certificate_goes_with_it,
+    a_certificate_that_is_issued_anew_leaves_prekeys_and_the_sealing_key,
     a_one_time_key_package_is_handed_out_once_even_if_it_is_published_anew,
     what_does_not_live_long_enough_is_not_handed_out,
 }
@@ -72,8 +74,38 @@ async fn a_claim_answers_for_each_listed_device_in_order(on: Backend) {
 
     let nobody = ClaimRequest { account_id: Account::new(1).account_id, suite: suite::DEFAULT };
     bob.post(path::CLAIM, &nobody).await.no(ErrorCode::NotFound);
-    let hybrid = ClaimRequest { account_id: alice[0].account_id(), suite: 0x004F };
-    bob.post(path::CLAIM, &hybrid).await.no(ErrorCode::UnsupportedSuite);
+    for suite in [0x0001, suite::PREKEY] {
+        let other = ClaimRequest { account_id: alice[0].account_id(), suite };
+        bob.post(path::CLAIM, &other).await.no(ErrorCode::UnsupportedSuite);
+    }
+}
+
+async fn key_packages_of_another_suite_are_counted_and_handed_out_apart(on: Backend) {
+    let relay = TestRelay::start(on).await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    let lifetime = Lifetime::init(now_s() - DAY_S, now_s() + 90 * DAY_S);
+    let hybrid = |last_resort| {
+        let (provider, suite) = (OpenMlsRustCrypto::default(), Ciphersuite::try_from(suite::HYBRID).unwrap());
+        let key_package = alice.key_package_in(&provider, suite, lifetime, last_resort);
+        Bytes::from(key_package.tls_serialize_detached().unwrap())
+    };
+    let (once, last_resort, classic) = (hybrid(false), hybrid(true), alice.key_package(false));
+    let published = alice.publish(vec![once.clone(), classic.clone()], Some(last_resort.clone())).await;
+    let count = |suite, one_time, last_resort| KeyPackageCount { suite, one_time, last_resort };
+    let both = vec![count(suite::DEFAULT, 1, false), count(suite::HYBRID, 1, true)];
+    assert_eq!(published.yes::<KeyCounts>().key_packages, both);
+    for expected in [&once, &last_resort, &last_resort] {
+        let entry = bob.claim_of(alice.account_id(), suite::HYBRID).await.key_packages.remove(0);
+        assert_eq!((entry.key_package.as_ref(), entry.last_resort), (Some(expected), *expected == last_resort));
+    }
+    assert_eq!(bob.claim(alice.account_id()).await.key_packages[0].key_package, Some(classic));
+    assert_eq!(alice.get(path::KEYS).await.yes::<KeyCounts>().key_packages, [count(suite::HYBRID, 0, true)]);
+    // Each is told of by itself.
+    let told: Vec<_> = alice.fetch(0).await.deliveries.into_iter().map(|entry| entry.envelope).collect();
+    for suite in [suite::DEFAULT, suite::HYBRID] {
+        assert!(told.contains(&Envelope::KeysLow { suite, one_time: 0 }), "{told:?}");
+    }
+    assert!(told.contains(&Envelope::LastResortUsed { suite: suite::HYBRID }), "{told:?}");
 }
 
 async fn thirty_two_at_once_get_twenty_different_ones_and_twelve_times_the_last_resort(on: Backend) {
@@ -187,6 +219,23 @@ async fn what_hangs_on_a_replaced_certificate_goes_with_it(on: Backend) {
     assert_eq!(stream.next().await, Some(ServerFrame::Bye { reason: ByeReason::Unauthenticated }));
     alice[0].get(path::QUEUE).await.no(ErrorCode::Unauthenticated);
     alice[1].get(path::QUEUE).await.yes::<FetchResponse>();
+}
+
+async fn a_certificate_that_is_issued_anew_leaves_prekeys_and_the_sealing_key(on: Backend) {
+    let relay = TestRelay::start(on).await;
+    let (alice, bob) = (relay.device().await, relay.device().await);
+    alice.stock(2).await;
+    alice.publish_prekeys(vec![alice.prekey(false)], Some(alice.sealing_key(60))).await.yes::<KeyCounts>();
+    let rotated = alice.account.next(vec![alice.keys.clone()]).rotated();
+    alice.put_list(&rotated).await.yes::<WireAccount>();
+    let counts = alice.get(path::KEYS).await.yes::<KeyCounts>();
+    assert!(counts.key_packages.is_empty(), "{counts:?}");
+    assert_eq!((counts.prekeys.one_time, counts.sealing_key), (1, true));
+    assert!(bob.claim_prekeys(&rotated).await[0].prekey.is_some());
+    // With another key set they go.
+    let renewed = rotated.next(vec![Keys::renewed(&alice.keys)]);
+    alice.put_list(&renewed).await.yes::<WireAccount>();
+    assert_eq!(relay.rows("key_packages").await, 0);
 }
 
 async fn a_one_time_key_package_is_handed_out_once_even_if_it_is_published_anew(on: Backend) {

@@ -1,48 +1,58 @@
 //! Real MLS through the relay: what openmls makes is taken, and what comes out of the queue works.
 
 use openmls::prelude::{
-    Ciphersuite, GroupId as MlsGroupId, Lifetime, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig, MlsMessageBodyIn,
-    MlsMessageIn, OpenMlsProvider as _, PURE_CIPHERTEXT_WIRE_FORMAT_POLICY, ProcessedMessageContent, StagedWelcome,
+    Capabilities, Ciphersuite, GroupId as MlsGroupId, Lifetime, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig,
+    MlsMessageBodyIn, MlsMessageIn, OpenMlsProvider as _, PURE_CIPHERTEXT_WIRE_FORMAT_POLICY, ProcessedMessageContent,
+    StagedWelcome,
     tls_codec::{Deserialize as _, Serialize as _},
 };
 use openmls_rust_crypto::OpenMlsRustCrypto;
 use undertone_server::{Clock as _, SystemClock};
 use undertone_wire::{
     AuthenticatedData, Bytes, CommitRequest, CommitResponse, Encoding, Envelope, KeyCounts, SendRequest, SendResponse,
-    WelcomeParts, WelcomeSecrets, path,
+    WelcomeParts, WelcomeSecrets, path, suite,
 };
 
 use crate::support::{Backend, Message, TestRelay, both};
 
 both! {
     two_devices_talk_in_a_group,
+    two_devices_talk_in_a_hybrid_group,
 }
-
-const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519;
 
 fn aad(data: &AuthenticatedData) -> Vec<u8> {
     Encoding::Cbor.encode(data)
 }
 
 async fn two_devices_talk_in_a_group(on: Backend) {
+    two_devices_talk(on, suite::DEFAULT).await;
+}
+
+async fn two_devices_talk_in_a_hybrid_group(on: Backend) {
+    two_devices_talk(on, suite::HYBRID).await;
+}
+
+async fn two_devices_talk(on: Backend, number: u16) {
+    let suite = Ciphersuite::try_from(number).unwrap();
     let relay = TestRelay::start(on).await;
     let (alice, bob) = (relay.device().await, relay.device().await);
     let (alices, bobs) = (OpenMlsRustCrypto::default(), OpenMlsRustCrypto::default());
     let now_s = SystemClock.now_ms() / 1_000;
     let lifetime = Lifetime::init(now_s - 60, now_s + 80 * 24 * 60 * 60);
-    let published = bob.key_package_in(&bobs, SUITE, lifetime, false).tls_serialize_detached().unwrap();
+    let published = bob.key_package_in(&bobs, suite, lifetime, false).tls_serialize_detached().unwrap();
     bob.publish(vec![published.into()], None).await.yes::<KeyCounts>();
 
     let group_id = alice.create_group().await;
     let config = MlsGroupCreateConfig::builder()
-        .ciphersuite(SUITE)
+        .ciphersuite(suite)
+        .capabilities(Capabilities::builder().ciphersuites(vec![suite]).build())
         .wire_format_policy(PURE_CIPHERTEXT_WIRE_FORMAT_POLICY)
         .use_ratchet_tree_extension(true)
         .build();
     let id = MlsGroupId::from_slice(group_id.as_bytes());
     let mut group = MlsGroup::new_with_group_id(&alices, &alice, &config, id, alice.credential()).unwrap();
 
-    let claimed = alice.claim(bob.account_id()).await.key_packages.remove(0).key_package.unwrap();
+    let claimed = alice.claim_of(bob.account_id(), number).await.key_packages.remove(0).key_package.unwrap();
     let key_package = openmls::prelude::KeyPackageIn::tls_deserialize_exact(claimed.as_slice())
         .unwrap()
         .validate(alices.crypto(), openmls::prelude::ProtocolVersion::Mls10)

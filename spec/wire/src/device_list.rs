@@ -220,6 +220,12 @@ impl DeviceList {
             return Err(DeviceListError::NotNext);
         }
         self.keeps_recovery_key(before)?;
+        self.keeps_devices(before)
+    }
+
+    /// Whether each device that this verified list, however much later than `before` it is, has in common with that has the same
+    /// MLS key there: a device's name is for one life.
+    pub fn keeps_devices(&self, before: &Self) -> Result<(), DeviceListError> {
         let old: Vec<_> = before.certificates().collect::<Result<_, _>>()?;
         for certificate in self.certificates() {
             let certificate = certificate?;

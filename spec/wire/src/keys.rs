@@ -10,6 +10,13 @@ use crate::{AccountId, Bytes, DeviceId, Hash, MessageId, PrekeyCount};
 pub mod suite {
     /// `MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519`: the default.
     pub const DEFAULT: u16 = 0x0003;
+    /// `MLS_128_MLKEM768X25519_AES128GCM_SHA256_Ed25519` (draft-ietf-mls-pq-ciphersuites): what is said in a group of it stays
+    /// secret from who records it now and has a quantum computer later.
+    pub const HYBRID: u16 = 0x004F;
+    /// Up to here a number is one of MLS's own (RFC 9420, section 17.1).
+    pub const MLS_MAX: u16 = 0xEFFF;
+    /// Those of MLS.
+    pub const MLS: [u16; 2] = [DEFAULT, HYBRID];
     /// Prekeys: X25519, for Olm sessions with whole message authentication codes.
     pub const PREKEY: u16 = 0xF0A0;
     /// Sealing keys: HPKE (RFC 9180) with X-Wing, HKDF-SHA-256 and ChaCha20-Poly1305.

@@ -47,7 +47,7 @@ limits! {
     /// The body of any other request.
     body_bytes_max = MIB;
     /// A key package.
-    key_package_bytes_max = 16 * KIB;
+    key_package_bytes_max = 24 * KIB;
     /// A device list.
     device_list_bytes_max = 128 * KIB;
     /// A frame that a device sends on its stream.

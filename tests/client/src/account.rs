@@ -16,6 +16,7 @@ use undertone_wire::{
     KeyCounts, KeySet, LeafCredential, LoginRequest, Prekey, PublicKey, PublishPrekeysRequest, PublishRequest,
     RecoveryKey, RecoveryRequest, RegisterRequest, Relay, Rotation, RotationAuthority, SealingKey, SealingKeys,
     Session, SignedCertificate, SignedDeviceList, UpdateDeviceListRequest, Username, X25519Key, path, public_key,
+    suite,
 };
 
 use crate::{Api, Message, Reply, now_ms, random};
@@ -367,7 +368,12 @@ impl Device {
 
     /// Claims one key package of each device of an account.
     pub async fn claim(&self, account_id: AccountId) -> ClaimResponse {
-        self.post(path::CLAIM, &ClaimRequest { account_id, suite: undertone_wire::suite::DEFAULT }).await.yes()
+        self.claim_of(account_id, suite::DEFAULT).await
+    }
+
+    /// The same of a suite.
+    pub async fn claim_of(&self, account_id: AccountId, suite: u16) -> ClaimResponse {
+        self.post(path::CLAIM, &ClaimRequest { account_id, suite }).await.yes()
     }
 
     /// A prekey with the usual life.

@@ -26,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(client: &Client, command: GroupCommand, output: Output) -> Result<(), Failure> {
     match command {
-        GroupCommand::Create { name, add } => create(client, &name, &add, output).await,
+        GroupCommand::Create { name, add, post_quantum } => create(client, &name, &add, post_quantum, output).await,
         GroupCommand::Add { group, user } => add(client, &group, &user, output).await,
         GroupCommand::Remove { group, user } => remove(client, &group, &user, output).await,
         GroupCommand::Rename { group, name } => rename(client, &group, &name, output).await,
@@ -38,10 +38,17 @@ pub(super) async fn run(client: &Client, command: GroupCommand, output: Output) 
     }
 }
 
-async fn create(client: &Client, name: &str, add: &[String], output: Output) -> Result<(), Failure> {
+async fn create(
+    client: &Client,
+    name: &str,
+    add: &[String],
+    post_quantum: bool,
+    output: Output,
+) -> Result<(), Failure> {
     let online = matches!(catch_up(client, CATCH_UP).await?, Connection::Online | Connection::CatchingUp);
     let members = if online { accounts(client, add).await? } else { vec![] };
-    let group = client.create_group(name).await?;
+    let new = client.create_group(name);
+    let group = if post_quantum { new.post_quantum() } else { new }.await?;
     let name = group.summary().await?.name;
     output.tell(&Object::created(group.id(), &name), || {
         format!("created {}  {}", people::clean_line(&name), group.id())

@@ -64,6 +64,7 @@ fn why_not(why: SendFailure) -> Failure {
     let reason = match why {
         SendFailure::NotMember => Error::NotMember.to_string(),
         SendFailure::GroupStuck => Error::GroupStuck.to_string(),
+        SendFailure::Untrusted => "what the relay says of the receiver does not verify".to_owned(),
         _ => "the relay refused it".to_owned(),
     };
     Failure::Refused(format!("the message was not sent: {reason}"))

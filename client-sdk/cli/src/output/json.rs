@@ -29,7 +29,14 @@ pub(crate) enum Object {
     /// `group list`, one each
     Listed { group_id: Text<GroupId>, name: String, members: usize, requested: bool },
     /// `group show`
-    Group { group_id: Text<GroupId>, name: String, active: bool, requested: bool, members: Vec<Member> },
+    Group {
+        group_id: Text<GroupId>,
+        name: String,
+        active: bool,
+        requested: bool,
+        post_quantum: bool,
+        members: Vec<Member>,
+    },
     /// `group add`, `group remove`
     Changed { group_id: Text<GroupId>, account_id: Text<AccountId>, username: Option<String> },
     /// `group leave`, `group decline`
@@ -71,6 +78,7 @@ pub(crate) enum EventObject {
         added: Vec<Text<DeviceId>>,
         removed: Vec<Text<DeviceId>>,
     },
+    RecoveryKeySet,
     ReadElsewhere {
         #[serde(flatten)]
         place: Place,
@@ -235,6 +243,7 @@ impl Object {
             name: group.name.clone(),
             active: group.active,
             requested: group.requested_by.is_some(),
+            post_quantum: group.post_quantum,
             members: members.map(|one| Member { account_id: Text(one.account_id), username: username(one) }).collect(),
         }
     }
@@ -321,6 +330,7 @@ impl Object {
                 let text = |these: &[DeviceId]| these.iter().copied().map(Text).collect();
                 EventObject::DevicesChanged { added: text(added), removed: text(removed) }
             }
+            Event::RecoveryKeySet => EventObject::RecoveryKeySet,
             Event::ReadElsewhere { conversation, up_to } => {
                 EventObject::ReadElsewhere { place: (*conversation).into(), up_to: Text(*up_to) }
             }

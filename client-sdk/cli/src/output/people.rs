@@ -57,6 +57,9 @@ pub(crate) fn group_line(group: &GroupSummary) -> String {
 /// A group with its members.
 pub(crate) fn group(group: &GroupSummary) -> String {
     let mut lines = vec![group_line(group)];
+    if group.post_quantum {
+        lines.push("  post-quantum".to_owned());
+    }
     if !group.active {
         lines.push("  when last seen:".to_owned());
     }
@@ -133,6 +136,11 @@ pub(crate) fn event(event: &Event, group: Option<&str>, now: &Zoned) -> Option<S
             "this account has a new device; if that was not you, take it off: undertone devices list".to_owned()
         }
         Event::DevicesChanged { .. } => "this account has one device less".to_owned(),
+        Event::RecoveryKeySet => {
+            "this account has a recovery key from now on; if nobody of you has set it, whoever has takes the account whenever \
+             they want"
+                .to_owned()
+        }
         Event::ReadElsewhere { .. } => return None,
         Event::IdentityChanged { account } => {
             format!("{} has a new identity key: ask them whether that is right", account.name())

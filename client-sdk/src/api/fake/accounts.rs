@@ -5,11 +5,12 @@
 use undertone_wire::{
     Account, AccountId, Bytes, Challenge, DeviceId, DeviceList, DeviceListError, Domain, ErrorCode, LoginRequest,
     Nonce, Problem, RecoveryRequest, RegisterRequest, Session, SignedDeviceList, UpdateDeviceListRequest, Username,
-    suite, verify,
+    verify,
 };
 
 use super::{
     FakeRelay,
+    keys::Keys,
     state::{Caller, Device, OpenSession, Outcome, State, check_bytes, check_count, not_found, refused},
 };
 
@@ -120,7 +121,7 @@ impl State {
     }
 
     /// Makes the devices those of a list. Key packages on a certificate that was replaced go.
-    fn put_devices(&mut self, list: &DeviceList) -> Outcome<()> {
+    pub(super) fn put_devices(&mut self, list: &DeviceList) -> Outcome<()> {
         let certificates: Vec<_> = list.certificates().collect::<Result<_, _>>().map_err(bad_list)?;
         let of_another = |device: &DeviceId| self.devices.get(device).is_some_and(|one| one.account != list.account);
         if certificates.iter().any(|certificate| of_another(&certificate.device)) {
@@ -131,8 +132,15 @@ impl State {
             match self.devices.get_mut(&certificate.device) {
                 Some(known) if known.certificate == entry.certificate => {}
                 Some(known) => {
+                    known.keys.forget_key_packages();
+                    if known.certificate.unverified().map_err(bad_list)?.key_set != certificate.key_set {
+                        known.keys = Keys::default();
+                    }
                     known.certificate = entry.certificate.clone();
-                    known.keys.forget_suite(suite::DEFAULT);
+                    if known.device_key != device_key {
+                        known.device_key = device_key;
+                        self.sessions.retain(|session| session.device != certificate.device);
+                    }
                 }
                 None => {
                     let device = Device::new(list.account, device_key, entry.certificate.clone());

@@ -43,9 +43,14 @@ pub(super) struct Claimed {
 }
 
 impl Keys {
-    /// Forgets the keys of a suite.
-    pub(super) fn forget_suite(&mut self, suite: u16) {
-        self.0.remove(&suite);
+    /// Of a suite, there is this key alone.
+    pub(super) fn replace(&mut self, suite: u16, key: StoredKey) {
+        self.0.insert(suite, OfSuite { one_time: VecDeque::new(), last_resort: Some(key) });
+    }
+
+    /// Forgets the key packages of all suites.
+    pub(super) fn forget_key_packages(&mut self) {
+        self.0.retain(|of, _| !suite::MLS.contains(of));
     }
 }
 
@@ -57,7 +62,14 @@ impl State {
             let one_time: Vec<_> =
                 request.key_packages.iter().map(|bytes| check(bytes, false)).collect::<Result<_, _>>()?;
             let last_resort = request.last_resort.as_ref().map(|bytes| check(bytes, true)).transpose()?;
-            self.store_keys(&caller.device, suite::DEFAULT, one_time, last_resort)?;
+            let of = |of: u16| one_time.iter().filter(move |(suite, _)| *suite == of).map(|(_, key)| key.clone());
+            for suite in suite::MLS {
+                self.check_room(&caller.device, suite, of(suite).count())?;
+            }
+            for suite in suite::MLS {
+                let last_resort = last_resort.clone().filter(|(of, _)| *of == suite).map(|(_, key)| key);
+                self.store_keys(&caller.device, suite, of(suite).collect(), last_resort)?;
+            }
             self.remember(&once, 0);
         }
         Ok(self.key_counts(&caller.device))
@@ -71,13 +83,21 @@ impl State {
         one_time: Vec<StoredKey>,
         last_resort: Option<StoredKey>,
     ) -> Outcome<()> {
-        let max = self.limits.one_time_keys_max;
+        self.check_room(device, suite, one_time.len())?;
         let Some(device) = self.devices.get_mut(device) else { return Ok(()) };
         let stored = device.keys.0.entry(suite).or_default();
-        check_count("one_time_keys_max", max, stored.one_time.len() + one_time.len())?;
         stored.one_time.extend(one_time);
         stored.last_resort = last_resort.or_else(|| stored.last_resort.take());
         Ok(())
+    }
+
+    fn check_room(&self, device: &DeviceId, suite: u16, new: usize) -> Outcome<()> {
+        let keys = self.devices.get(device).and_then(|device| device.keys.0.get(&suite));
+        check_count(
+            "one_time_keys_max",
+            self.limits.one_time_keys_max,
+            keys.map_or(0, |keys| keys.one_time.len()) + new,
+        )
     }
 
     pub(super) fn reconcile(&mut self, device: &DeviceId, request: &ReconcileRequest) -> ReconcileResponse {
@@ -96,7 +116,8 @@ impl State {
         ReconcileResponse { available, counts: self.key_counts(device) }
     }
 
-    fn checked_key(&self, caller: &Caller, bytes: &Bytes, last_resort: bool) -> Outcome<StoredKey> {
+    /// A key package, verified, with its suite.
+    fn checked_key(&self, caller: &Caller, bytes: &Bytes, last_resort: bool) -> Outcome<(u16, StoredKey)> {
         check_bytes("key_package_bytes_max", self.limits.key_package_bytes_max, bytes)?;
         let key_package = verified(bytes)?;
         let (certificate, signed) = leaf_certificate(&key_package)?;
@@ -111,7 +132,8 @@ impl State {
         }
         let (not_before_s, not_after_s) = (key_package.life_time().not_before(), key_package.life_time().not_after());
         self.check_lifetime(not_before_s, not_after_s)?;
-        Ok(StoredKey { bytes: bytes.clone(), hash_ref: hash_ref(&key_package)?, not_after_s })
+        let stored = StoredKey { bytes: bytes.clone(), hash_ref: hash_ref(&key_package)?, not_after_s };
+        Ok((key_package.ciphersuite().into(), stored))
     }
 
     pub(super) fn check_lifetime(&self, not_before_s: u64, not_after_s: u64) -> Outcome<()> {
@@ -123,7 +145,7 @@ impl State {
     }
 
     pub(super) fn claim(&mut self, request: &ClaimRequest) -> Outcome<ClaimResponse> {
-        if request.suite != suite::DEFAULT {
+        if !suite::MLS.contains(&request.suite) {
             return Err(refused(ErrorCode::UnsupportedSuite, "see `suites` of the relay's description"));
         }
         let claimed = self.claim_of(&request.account_id, request.suite, |_| true)?;
@@ -172,9 +194,11 @@ impl State {
     }
 
     pub(super) fn key_counts(&self, device: &DeviceId) -> KeyCounts {
-        let (one_time, last_resort) = self.keys_of(device, suite::DEFAULT);
-        let count = KeyPackageCount { suite: suite::DEFAULT, one_time, last_resort };
-        let key_packages = if one_time > 0 || last_resort { vec![count] } else { vec![] };
+        let count = |suite| {
+            let (one_time, last_resort) = self.keys_of(device, suite);
+            (one_time > 0 || last_resort).then_some(KeyPackageCount { suite, one_time, last_resort })
+        };
+        let key_packages = suite::MLS.into_iter().filter_map(count).collect();
         let (one_time, fallback) = self.keys_of(device, suite::PREKEY);
         let (_, sealing_key) = self.keys_of(device, suite::SEALING);
         KeyCounts { key_packages, prekeys: PrekeyCount { one_time, fallback }, sealing_key }
@@ -224,6 +248,11 @@ impl From<Claimed> for ClaimedKeyPackage {
 }
 
 impl StoredKey {
+    /// One that nobody names.
+    pub(super) fn new(bytes: Bytes, not_after_s: u64) -> Self {
+        Self { hash_ref: Hash::of(bytes.as_slice()), bytes, not_after_s }
+    }
+
     pub(super) fn lives_until(&self, until_s: u64) -> bool {
         self.not_after_s >= until_s
     }
@@ -233,7 +262,7 @@ impl StoredKey {
 fn verified(bytes: &Bytes) -> Outcome<KeyPackage> {
     // The suite follows the 2 bytes of the version.
     match bytes.as_slice() {
-        [_, _, high, low, ..] if u16::from_be_bytes([*high, *low]) == suite::DEFAULT => {}
+        [_, _, high, low, ..] if suite::MLS.contains(&u16::from_be_bytes([*high, *low])) => {}
         [_, _, _, _, ..] => return Err(refused(ErrorCode::UnsupportedSuite, "this suite is not taken here")),
         _ => return Err(bad_key_package("too short")),
     }

@@ -37,12 +37,22 @@ impl FakeRelay {
 
     /// A device's key packages that can still be handed out: one-time ones, and whether there is a last-resort one.
     pub fn key_packages(&self, device: &DeviceId) -> (u64, bool) {
-        self.look(|state| state.keys_of(device, suite::DEFAULT))
+        self.key_packages_of(device, suite::DEFAULT)
+    }
+
+    /// The same of a suite.
+    pub fn key_packages_of(&self, device: &DeviceId, suite: u16) -> (u64, bool) {
+        self.look(|state| state.keys_of(device, suite))
     }
 
     /// A device's last-resort key package.
     pub fn last_resort(&self, device: &DeviceId) -> Option<Bytes> {
-        self.look(|state| state.devices.get(device)?.keys.last_resort(suite::DEFAULT).map(|key| key.bytes.clone()))
+        self.last_resort_of(device, suite::DEFAULT)
+    }
+
+    /// The same of a suite.
+    pub fn last_resort_of(&self, device: &DeviceId, suite: u16) -> Option<Bytes> {
+        self.look(|state| state.devices.get(device)?.keys.last_resort(suite).map(|key| key.bytes.clone()))
     }
 
     /// Where a group stands; `None` if there is none.

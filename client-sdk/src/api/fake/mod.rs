@@ -23,6 +23,7 @@ mod accounts;
 mod clock;
 mod direct;
 mod groups;
+mod hostile;
 mod keys;
 mod look;
 mod pipes;
@@ -224,7 +225,12 @@ impl FakeRelay {
 
     /// Somebody claims key packages of an account so many times, and adds nobody. Gives what they were handed.
     pub fn hand_out(&self, account: AccountId, times: usize) -> Vec<ClaimedKeyPackage> {
-        let request = ClaimRequest { account_id: account, suite: suite::DEFAULT };
+        self.hand_out_of(account, suite::DEFAULT, times)
+    }
+
+    /// The same of a suite.
+    pub fn hand_out_of(&self, account: AccountId, suite: u16, times: usize) -> Vec<ClaimedKeyPackage> {
+        let request = ClaimRequest { account_id: account, suite };
         let claimed = (0..times).filter_map(|_| self.change(|state| state.claim(&request)).ok());
         claimed.flat_map(|answer| answer.key_packages).collect()
     }

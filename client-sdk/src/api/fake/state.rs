@@ -142,7 +142,7 @@ impl State {
             relay_id: self.relay_id,
             incarnation: self.incarnation,
             time_ms: self.now_ms,
-            suites: vec![suite::DEFAULT],
+            suites: suite::MLS.to_vec(),
             limits: self.limits.clone(),
         }
     }

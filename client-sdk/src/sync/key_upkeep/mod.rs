@@ -17,12 +17,6 @@ use undertone_wire::{Incarnation, KeyCounts, ReconcileRequest};
 use super::{Engine, backoff::Backoff, session};
 use crate::{Error, event::Connection, store::Publication};
 
-/// A device has so many one-time keys of a kind after topping up.
-const FULL: u64 = 100;
-
-/// It tops up when fewer than this are left.
-const LOW: u64 = 50;
-
 /// Tops up whenever the connection is new, a key was used, the relay says that few are left, or some are to be replaced,
 /// until the engine stops.
 pub(super) async fn run(engine: Arc<Engine>) {
@@ -83,9 +77,10 @@ impl Kept {
     }
 }
 
-/// How many one-time keys are to be made.
-fn missing(one_time: u64) -> u64 {
-    if one_time < LOW { FULL.saturating_sub(one_time) } else { 0 }
+/// How many one-time keys are to be made of a kind of which a device has `full` after topping up. It tops up when no more than
+/// half of them are left.
+fn missing(one_time: u64, full: u64) -> u64 {
+    if one_time <= full / 2 { full.saturating_sub(one_time) } else { 0 }
 }
 
 /// What the relay can hand out. At first, and whenever there is a reason, it forgets all whose private halves are not

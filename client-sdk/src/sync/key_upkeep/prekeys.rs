@@ -15,6 +15,9 @@ use crate::{
     sync::Engine,
 };
 
+/// So many one-time prekeys a device has after topping up.
+const FULL: u64 = 100;
+
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// The fallback prekey and the sealing key are replaced when they are so old.
@@ -36,7 +39,7 @@ pub(super) async fn make_missing(engine: &Engine, counts: &KeyCounts) -> Result<
     let due_in_ms = [due_in_ms(ages.fallback_ms), due_in_ms(ages.sealing_key_ms)];
     let fallback = due_in_ms[0] == 0 || !counts.prekeys.fallback;
     let sealing_key = due_in_ms[1] == 0 || !counts.sealing_key;
-    let missing = missing(counts.prekeys.one_time);
+    let missing = missing(counts.prekeys.one_time, FULL);
     if missing > 0 || fallback || sealing_key {
         make(engine, missing, fallback, sealing_key).await?;
     }

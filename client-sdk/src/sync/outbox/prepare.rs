@@ -1,6 +1,6 @@
 //! Making a request for a group: once, in the transaction that stores it.
 
-use undertone_wire::{CommitRequest, Encoding, LeaveRequest, SendRequest};
+use undertone_wire::{Bytes, CommitRequest, DeviceId, Encoding, LeaveRequest, SendRequest};
 
 use super::Claimed;
 use crate::{
@@ -70,7 +70,7 @@ pub(super) async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claime
             group::drop_pending(&mls, group.live)?;
             let mut gathered = vec![];
             if let Task::Gather { accounts } = &row.task {
-                add.retain(|(owner, bytes)| key_package::is_usable(&mls, bytes, *owner, now_ms));
+                add.retain(|(owner, bytes)| key_package::is_usable(&mls, bytes, *owner, group.suite, now_ms));
                 gathered = claims::gather_in_parts(tx, &row, accounts, &claims, own_now_ms)?;
             }
             let mut remove = tx.gone(group.id)?;
@@ -85,6 +85,7 @@ pub(super) async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claime
                 }
                 remove.push(device);
             }
+            check_size(tx, &group, &add, &remove)?;
             let rename = if let Task::Rename { name } = &row.task { Some(name.clone()) } else { None };
             let change = Change { add, remove, rename, update: row.task == Task::Update };
             let staged =
@@ -98,6 +99,19 @@ pub(super) async fn stage(engine: &Engine, row: &OutboxRow, claimed: &mut Claime
             tx.set_posted(row.id, message_id, &bytes, &request.commit).map_err(Error::from)
         })
         .await
+}
+
+/// Whether a group may grow as it is to.
+fn check_size(tx: &Tx<'_>, group: &GroupRow, add: &[(Member, Bytes)], remove: &[DeviceId]) -> Result<(), Error> {
+    let Some(max) = group.suite.devices_max().filter(|_| !add.is_empty()) else { return Ok(()) };
+    let members = tx.members(group.id)?;
+    let stays = |one: &&Member| !remove.contains(&one.device);
+    let joins = |(one, _): &&(Member, Bytes)| remove.contains(&one.device) || !members.contains(one);
+    let then = members.iter().filter(stays).count() + add.iter().filter(joins).count();
+    if then > max && then > members.len() {
+        return Err(Error::Invalid(format!("a post-quantum group has at most {max} devices")));
+    }
+    Ok(())
 }
 
 /// The row's group, if it can be used now. If it cannot any more, the row is ended; if it is to be recovered first, the
@@ -118,4 +132,60 @@ fn group_to_use(tx: &Tx<'_>, row: &OutboxRow, entropy: Entropy, now_ms: u64) -> 
         _ => inbox::finish(tx, row, Err(Error::NotMember))?,
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use undertone_wire::AccountId;
+
+    use super::*;
+    use crate::{
+        StoreKey,
+        crypto::{Suite, group::RejoinKey},
+        store::Store,
+    };
+
+    fn devices(numbers: std::ops::Range<u8>) -> Vec<Member> {
+        let account = AccountId::from_identity_key(&[7; 32].into());
+        numbers.map(|number| Member { account, device: DeviceId::from_random([number; 16]) }).collect()
+    }
+
+    #[tokio::test]
+    async fn a_hybrid_group_has_no_more_devices_than_it_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), StoreKey::Raw32([1; 32])).await.unwrap();
+        let max = u8::try_from(Suite::Hybrid.devices_max().unwrap()).unwrap();
+        let fits = store.with_tx(move |tx| {
+            let fits = |suite, members, add, remove: &[Member]| {
+                let (id, rejoin_key) =
+                    (undertone_wire::GroupId::from_random([suite as u8; 16]), RejoinKey::from_bytes(vec![]));
+                let group = GroupRow {
+                    id,
+                    live: id,
+                    suite,
+                    name: "trip".into(),
+                    state: GroupState::Active,
+                    commit_seq: 0,
+                    rejoin_key,
+                };
+                tx.save_group(&group).unwrap();
+                tx.save_members(id, &devices(members), &[]).unwrap();
+                let add: Vec<_> = devices(add).into_iter().map(|one| (one, Bytes::from(vec![]))).collect();
+                let remove: Vec<_> = remove.iter().map(|one| one.device).collect();
+                check_size(tx, &group, &add, &remove).is_ok()
+            };
+            Ok::<_, Error>([
+                fits(Suite::Hybrid, 0..max - 1, max - 1..max, &[]),
+                fits(Suite::Hybrid, 0..max, max..max + 1, &[]),
+                fits(Suite::Hybrid, 0..max, max..max + 1, &devices(3..4)),
+                // In its own place.
+                fits(Suite::Hybrid, 0..max, 3..4, &devices(3..4)),
+                fits(Suite::Hybrid, 0..max, 0..0, &[]),
+                // Who is in it by themselves is let in again all the same.
+                fits(Suite::Hybrid, 0..max + 1, 3..4, &devices(3..4)),
+                fits(Suite::Classic, 0..max, max..max + 1, &[]),
+            ])
+        });
+        assert_eq!(fits.await.unwrap(), [true, false, true, true, true, true, true]);
+    }
 }

@@ -5,6 +5,7 @@
 mod crashes;
 mod devices;
 mod direct;
+mod hostile;
 mod insider;
 mod recovery;
 mod updates;
@@ -28,7 +29,7 @@ use crate::{
     Client, Clock, Connection, Error, MessageStatus, StoreKey, SystemClock,
     api::fake::FakeRelay,
     crypto::{
-        Entropy, Identity, Member,
+        Entropy, Identity, Member, Suite,
         group::{self, Change, Profile},
         key_package,
     },
@@ -99,13 +100,20 @@ impl Scene {
     async fn crafted(&self, id: GroupId, detours: u64) -> WelcomeParts {
         let provider = OpenMlsRustCrypto::default();
         let identity = &self.mallory.engine().identity();
-        let mut key = group::create(&provider, identity, id, &Profile { name: "ski trip".into(), continues: None })
-            .unwrap()
-            .rejoin_key;
+        let mut key = group::create(
+            &provider,
+            identity,
+            Suite::Classic,
+            id,
+            &Profile { name: "ski trip".into(), continues: None },
+        )
+        .unwrap()
+        .rejoin_key;
         let mut at = 0;
         for _ in 0..detours {
             let other = Identity::random();
-            let package = key_package::make(&OpenMlsRustCrypto::default(), &other, now_ms(), false).unwrap();
+            let package =
+                key_package::make(&OpenMlsRustCrypto::default(), &other, Suite::Classic, now_ms(), false).unwrap();
             let owner = Member { account: other.account(), device: other.device() };
             let add = Change { add: vec![(owner, package)], ..Change::default() };
             group::stage(&provider, identity, id, at, &key, &add, now_ms()).unwrap().unwrap();
@@ -231,7 +239,7 @@ async fn private_halves_are_forgotten_when_their_key_packages_are_over() {
     let alice = builder.store(folder.path(), StoreKey::Raw32([1; 32])).register("alice").await.unwrap();
     let engine = alice.engine();
     let kept = async || engine.store.with_tx(|tx| tx.key_packages().map_err(Error::from)).await.unwrap();
-    until("key packages to be made", async || kept().await.len() == 101).await;
+    until("key packages to be made", async || kept().await.len() == 101 + 41).await;
     let first = kept().await;
     engine.publish_keys().await.unwrap();
     assert_eq!(kept().await, first, "they live");

@@ -9,6 +9,7 @@ use super::{now_ms, until};
 use crate::{
     Client, Clock, Connection, Group, StoreKey,
     api::fake::{FakeRelay, FastClock},
+    crypto::Suite,
 };
 
 /// So much faster time goes here.
@@ -48,7 +49,13 @@ impl World {
 
     /// A group of these, as each of them sees it.
     pub(super) async fn group(&self, clients: &[&Client]) -> Vec<Group> {
-        let group = clients[0].create_group("ski trip").await.unwrap();
+        self.group_of(Suite::Classic, clients).await
+    }
+
+    /// The same of a suite.
+    pub(super) async fn group_of(&self, suite: Suite, clients: &[&Client]) -> Vec<Group> {
+        let new = clients[0].create_group("ski trip");
+        let group = if suite == Suite::Hybrid { new.post_quantum() } else { new }.await.unwrap();
         for other in &clients[1..] {
             group.add(other.account().account_id).await.unwrap();
         }

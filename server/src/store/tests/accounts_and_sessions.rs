@@ -1,8 +1,11 @@
 //! Accounts, devices, challenges and sessions: what happens the second time, and what `None` and `false` mean.
 
 use super::*;
-use crate::store::{keys, sessions};
-use undertone_wire::Username;
+use crate::store::{
+    keys::{self, NewKey},
+    sessions,
+};
+use undertone_wire::{Username, suite};
 
 pub(super) async fn challenges_are_taken_once(fresh: &Fresh) {
     done(&fresh.db, |tx| {
@@ -118,9 +121,16 @@ pub(super) async fn accounts_go_with_all_they_had(fresh: &Fresh) {
 
             accounts::end_sessions(tx, &device_id(2)).await?;
             assert_eq!((holds(tx, 1).await, holds(tx, 2).await), (Some((device_id(1), account_id(1))), None));
+            let prekey = NewKey { suite: suite::PREKEY, ..key_packages::key("prekey", false, 30) };
+            keys::add(tx, &device_id(2), &[prekey]).await?;
+            let stored = async |tx: &mut Tx, device| {
+                let counts = keys::counts(tx, &device_id(device), 0).await.unwrap();
+                counts.into_iter().map(|count| (count.suite, count.one_time)).collect::<Vec<_>>()
+            };
             accounts::delete_key_packages(tx, &device_id(2)).await?;
-            assert_eq!(keys::stored_one_time(tx, &device_id(1), key_packages::SUITE).await?, 1);
-            assert_eq!(keys::stored_one_time(tx, &device_id(2), key_packages::SUITE).await?, 0);
+            assert_eq!(stored(tx, 2).await, [(suite::PREKEY, 1)]);
+            accounts::delete_keys(tx, &device_id(2)).await?;
+            assert_eq!((stored(tx, 1).await, stored(tx, 2).await), (vec![(key_packages::SUITE, 1)], vec![]));
 
             for device in [1, 2] {
                 accounts::delete_device(tx, &device_id(device)).await?;

@@ -106,7 +106,7 @@ async fn each_key_package_is_claimed_once_and_then_the_last_resort() {
         (alice.key_package(1, fresh(), false), ErrorCode::BadKeyPackage),
         (vec![0, 1, 0, 3, 9].into(), ErrorCode::BadKeyPackage),
         (vec![0, 1, 0, 1, 9].into(), ErrorCode::UnsupportedSuite),
-        (vec![0; 20_000].into(), ErrorCode::TooLarge),
+        (vec![0; 30_000].into(), ErrorCode::TooLarge),
     ];
     for (key_package, expected) in refusals {
         assert_eq!(code(scene.api.publish(&alices[0], &publish(vec![key_package], None)).await), expected);

@@ -8,12 +8,13 @@ use undertone_wire::{CommitRequest, CreateGroupRequest, Envelope, ErrorCode, Gro
 
 use self::scene::{Scene, found, live, members_of};
 use super::{
+    hostile::is_unchecked,
     until,
     world::{is_in, reads},
 };
 use crate::{
     Client, Error,
-    crypto::{Provider as _, group::mls_group_id},
+    crypto::{Provider as _, Suite, group::mls_group_id},
 };
 
 #[tokio::test]
@@ -110,13 +111,47 @@ async fn a_successor_with_the_one_who_ended_the_group_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_successor_of_a_weaker_suite_is_replaced_by_one_of_the_same() {
+    let mut scene = Scene::of(Suite::Hybrid).await;
+    let (at, bob) = (scene.at(), scene.away(1));
+    bob.engine().stop();
+    scene.garbage(&[]).await;
+    let weaker = scene.successor_by(&bob, Suite::Classic, &bob, at).await;
+    bob.shutdown().await;
+    if is_unchecked("successor-suite") {
+        return scene.is_weaker().await;
+    }
+    scene.returns("bob").await;
+    scene.goes_on_in(at, 1, 2).await;
+    let recorded = scene.world.relay.successors(&scene.id());
+    assert!(recorded[0].1 == weaker && recorded[1].1 != weaker, "{recorded:?}");
+    for group in &scene.groups {
+        assert!(group.summary().await.unwrap().post_quantum);
+    }
+}
+
+#[tokio::test]
+async fn a_group_is_not_swapped_for_one_of_a_weaker_suite_that_is_called_the_same() {
+    let scene = Scene::of(Suite::Hybrid).await;
+    let at = scene.at();
+    scene.swaps_the_group(Suite::Classic).await;
+    if is_unchecked("welcome-suite") {
+        return scene.is_weaker().await;
+    }
+    scene.goes_on(at, 1).await;
+    for group in &scene.groups {
+        assert!(group.summary().await.unwrap().post_quantum);
+    }
+}
+
+#[tokio::test]
 async fn who_was_removed_pulls_nobody_away() {
     let scene = Scene::new().await;
     let at = scene.at();
     let (before, insider) = (scene.id(), scene.insider.account().account_id);
     scene.groups[0].remove(insider).await.unwrap();
     // In the name of those who stood in the epoch before.
-    found(&scene.insider, &OpenMlsRustCrypto::default(), before, at).await;
+    found(&scene.insider, &OpenMlsRustCrypto::default(), Suite::Classic, before, at).await;
     scene.is_whole().await;
     scene.all_have_taken_all().await;
     scene.talks().await;
@@ -205,7 +240,7 @@ async fn a_founder_who_adds_nobody_is_not_waited_for() {
     let (at, bob) = (scene.at(), scene.away(1));
     bob.engine().stop();
     scene.garbage(&[]).await;
-    found(&bob, &OpenMlsRustCrypto::default(), scene.id(), at).await;
+    found(&bob, &OpenMlsRustCrypto::default(), Suite::Classic, scene.id(), at).await;
     bob.shutdown().await;
     scene.groups[0].send("nobody waits").await.unwrap();
     scene.returns("bob").await;

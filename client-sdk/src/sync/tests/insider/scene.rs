@@ -7,7 +7,7 @@ use openmls_rust_crypto::OpenMlsRustCrypto;
 use undertone_api::RelayApi as _;
 use undertone_wire::{
     AuthenticatedData, Bytes, ClaimRequest, CommitRequest, CreateGroupRequest, DeviceId, Encoding, GroupId,
-    SuccessorRequest, suite,
+    SuccessorRequest, WelcomeParts,
 };
 
 use super::super::{
@@ -17,7 +17,7 @@ use super::super::{
 use crate::{
     Client, Error, Group,
     crypto::{
-        Provider as _,
+        Member, Provider as _, Suite,
         group::{self, Change, Continues, Profile},
     },
 };
@@ -34,12 +34,17 @@ const NAMES: [&str; 4] = ["alice", "bob", "carol", "mallory"];
 
 impl Scene {
     pub(super) async fn new() -> Self {
+        Self::of(Suite::Classic).await
+    }
+
+    /// The same in a group of a suite.
+    pub(super) async fn of(suite: Suite) -> Self {
         let world = World::new();
         let mut clients = Vec::new();
         for name in NAMES {
             clients.push(world.register(name).await);
         }
-        let mut groups = world.group(&clients.iter().collect::<Vec<_>>()).await;
+        let mut groups = world.group_of(suite, &clients.iter().collect::<Vec<_>>()).await;
         groups[0].send("before").await.unwrap();
         for group in &groups {
             reads(group, "before").await;
@@ -75,18 +80,30 @@ impl Scene {
 
     /// Posts what stands for a commit, with a group info that opens, or not.
     pub(super) async fn post(&self, commit: Bytes, sealed_group_info: Bytes) {
+        self.post_with(commit, None, sealed_group_info).await;
+    }
+
+    async fn post_with(&self, commit: Bytes, welcome: Option<WelcomeParts>, sealed_group_info: Bytes) {
         let (engine, id) = (self.insider.engine(), self.id());
         let message_id = engine.message_id().unwrap();
-        let request = &CommitRequest { message_id, commit, welcome: None, sealed_group_info };
+        let request = &CommitRequest { message_id, commit, welcome, sealed_group_info };
         engine.signed_in(|token| async move { engine.api.commit(&token, id, request).await }).await.unwrap();
     }
 
     /// Posts bytes that only look like a commit.
     pub(super) async fn garbage(&self, removed: &[DeviceId]) {
+        self.post(self.no_commit(&[], removed), vec![1; 200].into()).await;
+    }
+
+    /// What is told to add and remove these.
+    fn no_commit(&self, added: &[DeviceId], removed: &[DeviceId]) -> Bytes {
         let position = self.world.relay.group_position(&self.id()).unwrap();
-        let mut removed = removed.to_vec();
-        removed.sort_unstable();
-        let told = AuthenticatedData { at: position.commit_seq, added: vec![], removed };
+        let [added, removed] = [added, removed].map(|devices| {
+            let mut devices = devices.to_vec();
+            devices.sort_unstable();
+            devices
+        });
+        let told = AuthenticatedData { at: position.commit_seq, added, removed };
         let vector = |bytes: Vec<u8>| VLBytes::new(bytes).tls_serialize_detached().unwrap();
         let bytes = [
             vec![0, 1, 0, 2],
@@ -97,7 +114,49 @@ impl Scene {
             vector(vec![7; 28]),
             vector(vec![9; 300]),
         ];
-        self.post(bytes.concat().into(), vec![1; 200].into()).await;
+        bytes.concat().into()
+    }
+
+    /// Has all others taken out and in again, by Welcomes to a group of this suite that is called as theirs.
+    pub(super) async fn swaps_the_group(&self, suite: Suite) {
+        let (engine, id, at) = (self.insider.engine(), self.id(), self.at());
+        let (provider, identity) = (OpenMlsRustCrypto::default(), engine.identity());
+        let profile = Profile { name: "ski trip".into(), continues: None };
+        let key = group::create(&provider, &identity, suite, id, &profile).unwrap().rejoin_key;
+        for at in 0..at {
+            let update = Change { update: true, ..Change::default() };
+            group::stage(&provider, &identity, id, at, &key, &update, now_ms()).unwrap().unwrap();
+            group::merge_pending(&provider, id).unwrap();
+        }
+        let change = Change { add: self.claimed(&self.insider, suite, None).await, ..Change::default() };
+        let staged = group::stage(&provider, &identity, id, at, &key, &change, now_ms()).unwrap().unwrap();
+        let others: Vec<_> = self.clients.iter().map(Client::device_id).collect();
+        self.post_with(self.no_commit(&others, &others), staged.welcome, staged.sealed_group_info).await;
+    }
+
+    /// Waits until all are in a group of the weaker suite.
+    pub(super) async fn is_weaker(&self) {
+        for group in &self.groups {
+            until("to be in a weaker group", async || {
+                let summary = group.summary().await.unwrap();
+                summary.active && !summary.post_quantum
+            })
+            .await;
+        }
+    }
+
+    /// A key package of each of the others but one.
+    async fn claimed(&self, by: &Client, suite: Suite, left_out: Option<&Client>) -> Vec<(Member, Bytes)> {
+        let engine = by.engine();
+        let mut claimed = Vec::new();
+        let left_out = left_out.map(Client::device_id);
+        for client in self.clients.iter().filter(|client| Some(client.device_id()) != left_out) {
+            let request = &ClaimRequest { account_id: client.account().account_id, suite: suite.number() };
+            let answer =
+                engine.signed_in(|token| async move { engine.api.claim(&token, request).await }).await.unwrap();
+            claimed.push((member(client), answer.key_packages[0].key_package.clone().unwrap()));
+        }
+        claimed
     }
 
     /// Makes a commit that does what it should but tells the relay something else.
@@ -117,19 +176,17 @@ impl Scene {
         self.post(made.await.unwrap(), vec![1; 200].into()).await;
     }
 
-    /// Founds a group that is said to go on in the place of this one, with all who are in it but `left_out`.
+    /// The insider founds a group that is said to go on in the place of this one, with all who are in it but `left_out`.
     pub(super) async fn bogus_successor(&self, left_out: &Client) -> GroupId {
-        let engine = self.insider.engine();
+        self.successor_by(&self.insider, Suite::Classic, left_out, self.at()).await
+    }
+
+    /// Somebody founds one, of a suite, for those who stand there.
+    pub(super) async fn successor_by(&self, founder: &Client, suite: Suite, left_out: &Client, at: u64) -> GroupId {
+        let engine = founder.engine();
         let (provider, identity) = (OpenMlsRustCrypto::default(), engine.identity());
-        let (successor, rejoin_key) = found(&self.insider, &provider, self.id(), self.at()).await;
-        let mut add = Vec::new();
-        for client in self.clients.iter().filter(|client| client.device_id() != left_out.device_id()) {
-            let request = &ClaimRequest { account_id: client.account().account_id, suite: suite::DEFAULT };
-            let claimed =
-                engine.signed_in(|token| async move { engine.api.claim(&token, request).await }).await.unwrap();
-            add.push((member(client), claimed.key_packages[0].key_package.clone().unwrap()));
-        }
-        let change = Change { add, ..Change::default() };
+        let (successor, rejoin_key) = found(founder, &provider, suite, self.id(), at).await;
+        let change = Change { add: self.claimed(founder, suite, Some(left_out)).await, ..Change::default() };
         let staged = group::stage(&provider, &identity, successor, 0, &rejoin_key, &change, now_ms());
         let group::Staged { commit, welcome, sealed_group_info } = staged.unwrap().unwrap();
         let message_id = engine.message_id().unwrap();
@@ -220,13 +277,14 @@ impl Scene {
 pub(super) async fn found(
     founder: &Client,
     provider: &OpenMlsRustCrypto,
+    suite: Suite,
     id: GroupId,
     at: u64,
 ) -> (GroupId, group::RejoinKey) {
     let engine = founder.engine();
     let successor = GroupId::from_random(engine.entropy.bytes().unwrap());
     let profile = Profile { name: "ski trip".into(), continues: Some(Continues { group: id, at }) };
-    let created = group::create(provider, &engine.identity(), successor, &profile).unwrap();
+    let created = group::create(provider, &engine.identity(), suite, successor, &profile).unwrap();
     let create = &CreateGroupRequest { group_id: successor, sealed_group_info: created.sealed_group_info };
     engine.signed_in(|token| async move { engine.api.create_group(&token, create).await }).await.unwrap();
     let request = &SuccessorRequest { message_id: engine.message_id().unwrap(), at, successor, replaces: None };
