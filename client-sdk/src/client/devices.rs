@@ -53,13 +53,20 @@ impl Client {
     /// The same of a device that was stolen: the account goes on with another identity key, which its other devices get and its
     /// contacts are told of, so that who has the device's store cannot come back with it. If the account has a recovery key
     /// that is needed for this. If it has none, whoever has the device can do the same with the key that is in it: who is first
-    /// has the account.
+    /// has the account. Who has the device may have linked others before: the new key is for those in `keeping`, by the word of
+    /// the user, who was shown them ([`Client::devices`]), and for this one.
     ///
     /// # Errors
-    /// As for [`Client::remove_device`]; [`Error::Untrusted`] if the recovery key is missing, or not the account's.
-    pub async fn remove_stolen_device(&self, device: DeviceId, recovery_key: Option<&str>) -> Result<(), Error> {
+    /// As for [`Client::remove_device`]; [`Error::Untrusted`] if the recovery key is missing, or not the account's, or if the
+    /// account has other devices than these.
+    pub async fn remove_stolen_device(
+        &self,
+        device: DeviceId,
+        keeping: &[DeviceId],
+        recovery_key: Option<&str>,
+    ) -> Result<(), Error> {
         let recovery = recovery_key.map(builder::recovery_secret).transpose()?;
-        list::remove_stolen(self.engine(), device, recovery.as_ref()).await
+        list::remove_stolen(self.engine(), device, keeping, recovery.as_ref()).await
     }
 
     /// A recovery key for this account, to be shown to the user, who writes it down: it is kept nowhere. It holds once it is set

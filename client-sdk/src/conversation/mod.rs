@@ -245,7 +245,7 @@ impl Draft {
 }
 
 /// Who is written to is known from then on.
-fn begin(tx: &Tx<'_>, conversation: ConversationId) -> Result<(), StoreError> {
+pub(crate) fn begin(tx: &Tx<'_>, conversation: ConversationId) -> Result<(), StoreError> {
     match conversation {
         ConversationId::Group(_) => Ok(()),
         ConversationId::Direct(account) => {
@@ -256,7 +256,7 @@ fn begin(tx: &Tx<'_>, conversation: ConversationId) -> Result<(), StoreError> {
 }
 
 /// Whoever has begun the conversation is known now.
-fn accept(tx: &Tx<'_>, conversation: ConversationId) -> Result<(), StoreError> {
+pub(crate) fn accept(tx: &Tx<'_>, conversation: ConversationId) -> Result<(), StoreError> {
     if let Some(by) = tx.requested_by(conversation)? {
         know(tx, by)?;
         tx.set_requested(conversation, None)?;

@@ -9,8 +9,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use undertone_wire::{
-    Account, AccountId, Bytes, DeviceEntry, DeviceId, Encoding, GroupId, Hash, PipeId, RelayId, SignedDeviceList,
-    Username,
+    Account, AccountId, Bytes, DeviceEntry, DeviceId, Encoding, GroupId, Hash, PipeId, PublicKey, RelayId,
+    SignedDeviceList, Username,
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -61,9 +61,21 @@ pub(crate) struct Handover {
     pub(crate) contacts: Vec<Account>,
     /// The accounts known (`false`) or blocked (`true`).
     pub(crate) standings: Vec<(AccountId, bool)>,
+    /// What the user has said of identity keys, or still has to.
+    pub(crate) trust: Vec<Trust>,
     pub(crate) groups: Vec<HandedGroup>,
     /// With whom there are direct conversations.
     pub(crate) directs: Vec<AccountId>,
+}
+
+/// What the user has said of an account's identity key.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Trust {
+    pub(crate) account: AccountId,
+    /// The one that was compared.
+    pub(crate) verified: Option<PublicKey>,
+    /// Whether it has changed since without the user having said anything to that.
+    pub(crate) changed: bool,
 }
 
 /// A group, as far as one needs to know it to join it on one's own.

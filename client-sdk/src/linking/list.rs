@@ -34,10 +34,12 @@ async fn listed_with(engine: &Engine, device: DeviceId) -> Result<DeviceList, Er
 /// Takes a device off the list that was stolen, and goes on with another identity key.
 ///
 /// # Errors
-/// As for [`remove`]; [`Error::Untrusted`] if the account has named a recovery key, and this is not it.
+/// As for [`remove`]; [`Error::Untrusted`] if the account has named a recovery key, and this is not it, or if there are devices
+/// that are not among those that are to stay.
 pub(crate) async fn remove_stolen(
     engine: &Engine,
     device: DeviceId,
+    keeping: &[DeviceId],
     recovery: Option<&RecoverySecret>,
 ) -> Result<(), Error> {
     let generation = listed_with(engine, device).await?.generation();
@@ -54,6 +56,12 @@ pub(crate) async fn remove_stolen(
         let list = newest.verify(&engine.identity().account())?;
         if list.generation() > generation && !list.devices.iter().any(|one| one.is_of(device)) {
             return Ok(None);
+        }
+        let own = engine.identity().device();
+        let stays = |one: &DeviceEntry| keeping.iter().chain([&device, &own]).any(|known| one.is_of(*known));
+        if !list.devices.iter().all(stays) {
+            let reason = "the account has a device that is not among those that are to stay: look at them again";
+            return Err(Error::Untrusted(reason.into()));
         }
         let change = |devices: &mut Vec<DeviceEntry>| devices.retain(|one| !one.is_of(device));
         Ok(Some(engine.identity().list_of_next_key(newest, recovery, change)?))

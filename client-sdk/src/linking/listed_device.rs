@@ -84,17 +84,20 @@ fn handover(tx: &Tx<'_>, identity: &Identity, reply_key: Bytes, relay_id: RelayI
         names: tx.device_names()?,
         contacts: vec![],
         standings: tx.standings()?,
+        trust: tx.trust()?,
         groups: tx.handed_groups()?,
         directs: tx.directs()?.into_iter().filter(|(_, requested)| !requested).map(|(account, _)| account).collect(),
     };
     let mut bytes = Zeroizing::new(Encoding::Cbor.encode(&handover)).len();
+    // One that is too large leaves room for those behind it.
+    let fits = |one: &Account| {
+        let with = bytes.saturating_add(Encoding::Cbor.encode(one).len());
+        let fits = with <= HANDOVER_BYTES_MAX;
+        bytes = if fits { with } else { bytes };
+        fits
+    };
     let others = tx.accounts()?.into_iter().filter(|one| one.account_id != own);
-    handover.contacts = others
-        .take_while(|one| {
-            bytes += Encoding::Cbor.encode(one).len();
-            bytes <= HANDOVER_BYTES_MAX
-        })
-        .collect();
+    handover.contacts = others.filter(fits).collect();
     Ok(handover)
 }
 

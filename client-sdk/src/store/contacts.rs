@@ -115,10 +115,11 @@ impl Tx<'_> {
         Ok(self.query_row(SELECT, [account.as_bytes()], |row| row.get(0)).optional()?.unwrap_or(false))
     }
 
-    /// Remembers what the relay says of an account, whose list has been verified. An older list is passed over.
+    /// Remembers what the relay says of an account, whose list has been verified. An older list is passed over; and another name,
+    /// since an account keeps that for life and only the relay's word says what it is.
     pub(crate) fn save_contact(&self, account: &Account, list: &DeviceList) -> Result<(), StoreError> {
         const UPSERT: &str = "INSERT INTO contacts (account, username, list_version, list) VALUES (?1, ?2, ?3, ?4)
-            ON CONFLICT (account) DO UPDATE SET username = ?2, list_version = ?3, list = ?4
+            ON CONFLICT (account) DO UPDATE SET username = coalesce(username, ?2), list_version = ?3, list = ?4
             WHERE list_version <= ?3";
         let username = account.username.as_ref().map(Username::as_str);
         let encoded = Encoding::Cbor.encode(&account.device_list);

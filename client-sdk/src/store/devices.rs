@@ -59,6 +59,9 @@ impl Tx<'_> {
             let said = if blocked { super::Standing::Blocked } else { super::Standing::Known };
             self.set_standing(account, said)?;
         }
+        for said in &handover.trust {
+            self.set_trust(said)?;
+        }
         for group in handover.groups {
             let HandedGroup { id, live, suite, name, commit_seq, rejoin_key } = group;
             let state = GroupState::Active;

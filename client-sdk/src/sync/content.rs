@@ -10,6 +10,7 @@ use super::{
     receipts, rotation,
 };
 use crate::{
+    conversation::{accept, begin},
     conversation_id::ConversationId,
     crypto::Member,
     event::StoredEvent,
@@ -91,6 +92,9 @@ fn add(
     };
     let received = tx.add_message(&row)?;
     if received && own {
+        // Whom the user answers on one device is no stranger on the others.
+        accept(tx, conversation)?;
+        begin(tx, conversation)?;
         tx.confirm_place(content.id, inbox::devices_of_others(tx, context, conversation)?)?;
     }
     if received {

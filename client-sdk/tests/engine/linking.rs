@@ -3,8 +3,8 @@
 use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use undertone::{
-    Approval, Client, ClientBuilder, Clock as _, Connection, Conversation, Error, Event, Group, NotLinked, StoreAt,
-    StoreKey, SystemClock, api::fake::FastClock,
+    Approval, Client, ClientBuilder, Clock as _, Connection, Conversation, DeviceId, Error, Event, Group, NotLinked,
+    StoreAt, StoreKey, SystemClock, api::fake::FastClock,
 };
 
 use crate::world::{World, event, has_texts, joined, online, wait_until};
@@ -49,6 +49,11 @@ async fn link(world: &World, name: &str, to: &Client) -> Client {
     linked
 }
 
+/// What an account has of devices now.
+async fn kept(client: &Client) -> Vec<DeviceId> {
+    client.devices().await.unwrap().into_iter().map(|one| one.device_id).collect()
+}
+
 async fn said(conversation: &Conversation) -> Vec<String> {
     let history = conversation.history(1_000, None).await.unwrap();
     history.iter().map(|message| message.text().to_owned()).collect()
@@ -73,8 +78,11 @@ async fn a_linked_device_is_in_all_groups_and_conversations_and_shows_what_the_o
     has_said(&bob.direct(alice.account().account_id), &["before"]).await;
     bob.direct(alice.account().account_id).accept().await.unwrap();
 
+    let number = alice.safety_number(bob.account().account_id).await.unwrap();
+    alice.verify(bob.account().account_id, &number).await.unwrap();
     let phone = link(&world, "phone", &alice).await;
     assert_eq!(phone.account(), alice.account());
+    assert!(phone.is_verified(bob.account().account_id).await.unwrap());
     let names: Vec<_> = alice.devices().await.unwrap().into_iter().map(|one| (one.name, one.this)).collect();
     assert!(names.contains(&("phone".into(), false)) && names.len() == 2, "{names:?}");
     assert_eq!(
@@ -119,6 +127,29 @@ async fn a_linked_device_is_in_all_groups_and_conversations_and_shows_what_the_o
     joined(&alice, other.id()).await;
     let found = alice.group(other.id()).summary().await.unwrap();
     assert_eq!((found.members.len(), found.requested_by), (1, None));
+}
+
+#[tokio::test]
+async fn who_is_answered_on_one_device_is_no_stranger_on_the_others() {
+    let world = World::new();
+    let (alice, carol) = (register(&world, "alice").await, register(&world, "carol").await);
+    let phone = link(&world, "phone", &alice).await;
+    let (of_carol, to_alice) = (carol.account().account_id, carol.direct(alice.account().account_id));
+    let asks = async |client: &Client| {
+        let found = client.directs().await.unwrap().into_iter().find(|one| one.with.account_id == of_carol);
+        found.is_some_and(|one| one.requested)
+    };
+    to_alice.send("hello").await.unwrap();
+    for client in [&alice, &phone] {
+        has_said(&client.direct(of_carol), &["hello"]).await;
+        assert!(asks(client).await);
+    }
+    alice.direct(of_carol).send("who are you?").await.unwrap();
+    has_said(&phone.direct(of_carol), &["hello", "who are you?"]).await;
+    assert!(!asks(&phone).await);
+    to_alice.send("carol").await.unwrap();
+    has_said(&phone.direct(of_carol), &["hello", "who are you?", "carol"]).await;
+    assert!(!asks(&phone).await && !asks(&alice).await);
 }
 
 #[tokio::test]
@@ -291,7 +322,9 @@ async fn a_stolen_device_is_left_behind_with_an_identity_key_that_is_worth_nothi
     bob.direct(account).send("to all").await.unwrap();
     has_said(&tablet.direct(of_bob), &["to all"]).await;
 
-    alice.remove_stolen_device(phone.device_id(), None).await.unwrap();
+    // The thief has linked another, or what the user was shown is older than that.
+    assert!(matches!(alice.remove_stolen_device(phone.device_id(), &[], None).await, Err(Error::Untrusted(_))));
+    alice.remove_stolen_device(phone.device_id(), &kept(&alice).await, None).await.unwrap();
     wait_until("the phone to be signed out", async || (phone.connection() == Connection::SignedOut).then_some(()))
         .await;
     // The group goes on, with leaves of the new key, and without the phone.
@@ -362,8 +395,14 @@ async fn who_has_written_down_a_recovery_key_has_the_last_word() {
     assert!(matches!(alice.set_recovery_key(&other).await, Err(Error::Invalid(_))), "there is one already");
     assert!(matches!(bob.set_recovery_key(&key).await, Err(Error::Invalid(_))), "it is another account's");
     // Who has the phone has the identity key, and can take alice's device off. The identity key stays as it is.
-    assert!(matches!(phone.remove_stolen_device(alice.device_id(), None).await, Err(Error::Untrusted(_))));
-    assert!(matches!(phone.remove_stolen_device(alice.device_id(), Some(&other)).await, Err(Error::Untrusted(_))));
+    assert!(matches!(
+        phone.remove_stolen_device(alice.device_id(), &kept(&phone).await, None).await,
+        Err(Error::Untrusted(_))
+    ));
+    assert!(matches!(
+        phone.remove_stolen_device(alice.device_id(), &kept(&phone).await, Some(&other)).await,
+        Err(Error::Untrusted(_))
+    ));
     phone.remove_device(alice.device_id()).await.unwrap();
     wait_until("alice to be signed out", async || (alice.connection() == Connection::SignedOut).then_some(())).await;
     // But alice has the recovery key.
@@ -383,7 +422,7 @@ async fn who_has_written_down_a_recovery_key_has_the_last_word() {
     assert_eq!(bob.safety_number(account.account_id).await.unwrap(), recovered.safety_number(of_bob).await.unwrap());
     // It works again and again.
     let phone = link(&world, "another", &recovered).await;
-    recovered.remove_stolen_device(phone.device_id(), Some(&key)).await.unwrap();
+    recovered.remove_stolen_device(phone.device_id(), &kept(&recovered).await, Some(&key)).await.unwrap();
     learns_of_new_identity_after(&bob, &recovered).await;
 }
 
@@ -404,7 +443,7 @@ async fn who_leaves_two_stolen_devices_behind_at_once_keeps_the_account() {
         has_said(&device.direct(bob.account().account_id), &["to all"]).await;
     }
     for stolen in [&one, &other] {
-        alice.remove_stolen_device(stolen.device_id(), None).await.unwrap();
+        alice.remove_stolen_device(stolen.device_id(), &kept(&alice).await, None).await.unwrap();
     }
     for (by, name) in [(&alice, "watch"), (&tablet, "desk")] {
         let linked = wait_until("a device that has the key", async || {

@@ -91,10 +91,15 @@ async fn remove_stolen(
 ) -> Result<(), Failure> {
     let recovery_key = recovery_key.map(|key| secret(&key)).transpose()?;
     connect(client).await?;
-    client.remove_stolen_device(id, recovery_key.as_deref().map(String::as_str)).await?;
+    let others: Vec<_> = client.devices().await?.into_iter().filter(|one| one.device_id != id && !one.this).collect();
+    let keeping: Vec<_> = others.iter().map(|one| one.device_id).collect();
+    client.remove_stolen_device(id, &keeping, recovery_key.as_deref().map(String::as_str)).await?;
     output.tell(&Object::device(id), || {
         format!("{id} is no device of this account any more, and the account has a new identity key")
     })?;
+    for other in &others {
+        hint(&format!("this device has it too; if it is not yours, take it off as well: {}", people::device(other)));
+    }
     if recovery_key.is_none() {
         hint("whoever has the device could have done the same; undertone recovery-key makes a key that prevents that");
     }

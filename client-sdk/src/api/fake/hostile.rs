@@ -1,6 +1,8 @@
 //! What only a hostile relay does: it serves what it has made up.
 
-use undertone_wire::{DeviceId, DeviceList, Encoding, Prekey, SealingKey, SignedDeviceList, suite};
+use undertone_wire::{
+    AccountId, DeviceId, DeviceList, Encoding, Prekey, SealingKey, SignedDeviceList, Username, suite,
+};
 
 use super::{FakeRelay, keys::StoredKey, state::State};
 
@@ -11,6 +13,15 @@ impl FakeRelay {
         if let Ok(decoded) = Encoding::Cbor.decode(list.list.as_slice()) {
             self.change(|state| state.serve_list(list, &decoded));
         }
+    }
+
+    /// Calls an account by another name.
+    pub fn call(&self, account: &AccountId, name: Username) {
+        self.change(|state| {
+            if let Some(account) = state.accounts.get_mut(account) {
+                account.username = Some(name);
+            }
+        });
     }
 
     /// Hands out this prekey for a device, whoever has signed it, again and again.

@@ -17,7 +17,7 @@ use undertone_wire::{
 use crate::{
     Error,
     crypto::{
-        Member,
+        CryptoError, Member,
         direct::{Correspondent, Note},
         envelope::{self, Letter},
     },
@@ -87,6 +87,10 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
             if row.content_id.is_none() && tx.standing(other)? == Standing::Blocked {
                 return inbox::finish(tx, &row, Ok(())).map_err(Error::from);
             }
+            // A new identity key may just have come.
+            if row.content_id.is_some() && tx.waits_for_user(other)? {
+                return Ok(());
+            }
             for listed in both.each() {
                 // Somebody was listed or removed meanwhile: the row's turn comes again.
                 if tx.listed(listed.account)?.is_none_or(|now| now.version != listed.version) {
@@ -137,8 +141,13 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
                     true => tx.sealing_secrets()?.first().map(|secret| secret.public()).transpose()?,
                     false => tx.seal(*to, relay_now_ms)?.map(|seal| seal.sealing_key.key),
                 };
-                let sealed = match key {
-                    Some(key) => envelope::seal(entropy, key.as_slice(), to.device, letter, bytes_min)?,
+                let sealed = key.map(|key| envelope::seal(entropy, key.as_slice(), to.device, letter, bytes_min));
+                let sealed = match sealed {
+                    // What one of this account's devices has published must not keep the others from writing.
+                    Some(Err(CryptoError::Invalid(_))) if to.account == own.account => {
+                        envelope::of_nothing(entropy, bytes_min)?
+                    }
+                    Some(sealed) => sealed?,
                     // Nobody can write to it: it has been away for so long that its keys are over.
                     None => envelope::of_nothing(entropy, bytes_min)?,
                 };

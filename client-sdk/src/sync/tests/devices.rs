@@ -1,7 +1,7 @@
 //! Devices of one account among themselves, and what one that was stolen can do with what it has, while it is listed and
 //! afterwards.
 
-use undertone_wire::{AccountId, Hash, public_key};
+use undertone_wire::{AccountId, DeviceId, Hash, public_key};
 
 use super::{
     until,
@@ -23,6 +23,11 @@ async fn link(world: &World, name: &str, to: &Client) -> Client {
     approving.await.unwrap().unwrap();
     online(&linked).await;
     linked
+}
+
+/// What an account has of devices now.
+async fn kept(client: &Client) -> Vec<DeviceId> {
+    client.devices().await.unwrap().into_iter().map(|one| one.device_id).collect()
 }
 
 /// A device says something that no app says.
@@ -106,7 +111,7 @@ async fn the_identity_key_that_comes_next_is_never_one_that_others_have_told_of(
         says(&phone, own, 1, Body::IdentityKey { seed: seed.as_slice().into() }).await;
     }
     until("alice to have taken them", async || world.relay.queue_len(&alice.device_id()) == 0).await;
-    alice.remove_stolen_device(phone.device_id(), None).await.unwrap();
+    alice.remove_stolen_device(phone.device_id(), &kept(&alice).await, None).await.unwrap();
     let list = world.relay.device_list(&own).unwrap().verify(&own).unwrap();
     assert_eq!(list.generation(), 1);
     assert_ne!(list.identity_key(), public_key(&seed));

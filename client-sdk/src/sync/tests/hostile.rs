@@ -261,6 +261,34 @@ async fn a_prekey_that_the_relay_has_made_begins_no_session() {
 }
 
 #[tokio::test]
+async fn a_device_of_ones_own_that_publishes_nonsense_stops_nobody() {
+    let world = World::new();
+    let (alice, _bob, to_bob, to_alice) = two(&world).await;
+    let spy = Spy::new();
+    let [with, _] = removed(&world, &alice, &spy).await;
+    world.relay.serve_list(&with);
+    let not_after_ms = world.relay.time_ms() + 60 * DAY_MS;
+    // No point of ML-KEM's.
+    let key = vec![0xFF; SealingKey::LENGTH].into();
+    world.relay.serve_sealing_key(&spy.device, &SealingKey::sign(spy.device, key, not_after_ms, &spy.device_seed));
+    is_sent(&alice, &to_bob, "hello").await;
+    until("it to arrive", async || said(&to_alice).await == ["hello"]).await;
+}
+
+#[tokio::test]
+async fn who_is_known_by_a_name_keeps_it() {
+    let world = World::new();
+    let (alice, bob, to_bob, to_alice) = two(&world).await;
+    to_bob.send("hello").await.unwrap();
+    until("the first", async || said(&to_alice).await == ["hello"]).await;
+    world.relay.call(&bob.account().account_id, "mallory".parse().unwrap());
+    let (contact, _) = alice.engine().learn(bob.account().account_id).await.unwrap();
+    assert_eq!(contact.username.unwrap().as_str(), "mallory", "that is what the relay says");
+    let known = alice.contacts().await.unwrap();
+    assert!(known.iter().any(|one| one == &bob.account()), "{known:?}");
+}
+
+#[tokio::test]
 async fn ciphertexts_that_are_swapped_or_come_again_change_nothing() {
     let world = World::new();
     let (alice, bob, to_bob, to_alice) = two(&world).await;
