@@ -122,7 +122,7 @@ impl Client {
 
     /// From now on nothing of this account is to be seen: groups to which it adds this one are passed over, and so is
     /// what it writes elsewhere. It is not told: at the relay, this account is a member of such a group all the same,
-    /// which counts for the relay's limit of groups.
+    /// which counts for the relay's limit of groups. This holds on this device: tell the account's others the same.
     pub async fn block(&self, account: AccountId) -> Result<(), Error> {
         self.set_standing(account, Standing::Blocked).await
     }

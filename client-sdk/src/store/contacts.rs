@@ -11,6 +11,9 @@ use crate::{
     event::Contact,
 };
 
+/// So many lists of an account may not have been seen.
+const AHEAD_MAX: i64 = 1_000;
+
 /// The devices of an account.
 pub(crate) struct Listed {
     pub(crate) account: AccountId,
@@ -91,12 +94,12 @@ impl Tx<'_> {
     }
 
     /// Notes that one of the account's devices names this version of its list. If no such version was ever seen or named
-    /// before, it is to be looked at.
+    /// before, it is to be looked at. One that no account comes to is none.
     pub(crate) fn note_claim(&self, by: Member, version: u64) -> Result<(), StoreError> {
         const UPDATE: &str = "UPDATE contacts SET claimed_version = ?2, claimed_by = ?3, looks = looks + 1
-            WHERE account = ?1 AND claimed_version < ?2 AND list_version < ?2";
+            WHERE account = ?1 AND claimed_version < ?2 AND list_version < ?2 AND ?2 - list_version <= ?4";
         let version = i64::try_from(version).unwrap_or(i64::MAX);
-        if self.execute(UPDATE, params![by.account.as_bytes(), version, by.device.as_bytes()])? > 0 {
+        if self.execute(UPDATE, params![by.account.as_bytes(), version, by.device.as_bytes(), AHEAD_MAX])? > 0 {
             self.changes.work.set(true);
         }
         Ok(())

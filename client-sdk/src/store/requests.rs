@@ -49,6 +49,21 @@ impl Tx<'_> {
         Ok(said)
     }
 
+    /// Whether an account has written so many messages in a conversation, or so many bytes.
+    pub(crate) fn has_written_more(
+        &self,
+        conversation: impl Into<ConversationId>,
+        account: AccountId,
+        messages: u64,
+        bytes: u64,
+    ) -> Result<bool, StoreError> {
+        const SELECT: &str = "SELECT count(*) >= ?3 OR coalesce(sum(length(content)), 0) >= ?4 FROM messages
+            WHERE conversation = ?1 AND sender = ?2";
+        let conversation = conversation.into();
+        let of = params![conversation.as_bytes(), account.as_bytes(), messages, bytes];
+        Ok(self.query_row(SELECT, of, |row| row.get(0))?)
+    }
+
     /// The accounts that are blocked, in ascending order.
     pub(crate) fn blocked(&self) -> Result<Vec<AccountId>, StoreError> {
         let mut select = self.prepare_cached("SELECT account FROM standings WHERE blocked = 1 ORDER BY account")?;

@@ -2,7 +2,7 @@
 
 use undertone::{Client, Conversation, Error, Event, MessageId, MessageStatus};
 
-use crate::world::{World, event, is_sent, online, wait_until};
+use crate::world::{PATIENCE, World, event, is_sent, online, wait_until};
 
 /// What was said, oldest first.
 async fn said(conversation: &Conversation) -> Vec<String> {
@@ -101,6 +101,27 @@ async fn what_a_stranger_writes_is_a_request() {
         (alice.message_status(message).await.unwrap() != MessageStatus::Sent).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_stranger_who_writes_without_end_is_not_kept_without_end() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let (to_bob, to_alice) = between(&alice, &bob);
+    for number in 0..102 {
+        to_bob.send(number.to_string()).await.unwrap();
+    }
+    let all: Vec<_> = (0..100).map(|number| number.to_string()).collect();
+    let mut expected: Vec<_> = all.iter().map(String::as_str).collect();
+    assert_eq!(alice.outbox_empty(PATIENCE).await.unwrap(), 0);
+    let device = bob.device_id();
+    wait_until("all to be taken", async || (world.relay.queue_len(&device) == 0).then_some(())).await;
+    has_said(&to_alice, &expected).await;
+    // Who is known may write as much as they like.
+    to_alice.accept().await.unwrap();
+    to_bob.send("thank you").await.unwrap();
+    expected.push("thank you");
+    has_said(&to_alice, &expected).await;
 }
 
 #[tokio::test]

@@ -24,6 +24,10 @@ use crate::{
     },
 };
 
+/// So many messages of a stranger are kept, and no more once they have so many bytes, until the user accepts.
+const REQUEST_MESSAGES_MAX: u64 = 100;
+const REQUEST_BYTES_MAX: u64 = 1024 * 1024;
+
 /// Applies a direct message.
 pub(in crate::sync) fn apply(tx: &Tx<'_>, context: &Context<'_>, ciphertext: &Bytes) -> Result<Outcome, StoreError> {
     if let Some(row) = tx.task_by_hash(&Hash::of(ciphertext.as_slice()))?
@@ -165,6 +169,10 @@ fn receive(
     }
     // A stranger asks anew each time that the user has said no.
     let strange = from.account == other && tx.standing(other)? == Standing::Stranger;
+    if strange && shows && tx.has_written_more(conversation, other, REQUEST_MESSAGES_MAX, REQUEST_BYTES_MAX)? {
+        tx.note_gap(conversation)?;
+        return Ok(Effect::default());
+    }
     if shows && strange && tx.requested_by(conversation)?.is_none() {
         tx.set_requested(conversation, Some(other))?;
         tx.add_event(&StoredEvent::Requested { by: other })?;
