@@ -17,7 +17,7 @@ use openmls::{
     },
 };
 use serde::{Deserialize, Serialize};
-use undertone_wire::{AuthenticatedData, Bytes, DeviceId, Encoding, GroupId, WelcomeParts};
+use undertone_wire::{AuthenticatedData, Bytes, DeviceId, Encoding, GroupId, PublicKey, WelcomeParts};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{
@@ -375,6 +375,14 @@ pub(crate) fn members(provider: &impl Provider, group: GroupId) -> Result<Vec<Me
     members.sort_unstable();
     provider.keep(mls);
     Ok(members)
+}
+
+/// The members, each with the key of its leaf.
+pub(crate) fn leaf_keys(provider: &impl Provider, group: GroupId) -> Result<Vec<(Member, PublicKey)>, CryptoError> {
+    let mls = take(provider, group)?;
+    let keys = leaves(&mls)?.into_iter().map(|(_, leaf)| (leaf.member, leaf.mls_key)).collect();
+    provider.keep(mls);
+    Ok(keys)
 }
 
 /// Deletes all secrets of a group that this device is no longer in.

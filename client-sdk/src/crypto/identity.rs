@@ -278,6 +278,17 @@ impl Identity {
         Ok((recovered, list))
     }
 
+    /// What whoever has this identity key can make up of a device that is another's.
+    #[cfg(test)]
+    pub(crate) fn in_the_name_of(&self, device: DeviceId) -> Self {
+        let (account, mls_seed) = (self.account, Seed([0xBA; 32]));
+        let (mls_key, key_set) = (public_key(&mls_seed.0), undertone_wire::Hash::of(b"a key set"));
+        let certificate = undertone_wire::Certificate { account, device, mls_key, key_set };
+        let certificate = undertone_wire::SignedCertificate::issue(&certificate, &self.identity_seed.0, &mls_seed.0);
+        let credential = LeafCredential { certificate, ..self.credential.clone() };
+        Self { device, mls_seed, credential, ..self.clone() }
+    }
+
     /// Somebody.
     #[cfg(test)]
     pub(crate) fn random() -> Self {
@@ -333,7 +344,8 @@ impl Identity {
         }
     }
 
-    fn mls_key(&self) -> PublicKey {
+    /// The MLS key.
+    pub(crate) fn mls_key(&self) -> PublicKey {
         public_key(&self.mls_seed.0)
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Member {
 pub(super) struct VerifiedLeaf {
     pub(super) member: Member,
     /// The device's, for its whole life.
-    mls_key: PublicKey,
+    pub(super) mls_key: PublicKey,
     rotations: Vec<Rotation>,
 }
 

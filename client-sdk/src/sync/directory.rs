@@ -7,13 +7,14 @@
 //!
 //! Invariant: what is still to be looked at stands in the store, until an answer has settled it.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use undertone_wire::{AccountId, DeviceId};
+use undertone_wire::{AccountId, DeviceId, GroupId, PublicKey};
 
 use super::{Engine, backoff::Backoff, inbox, rotation};
 use crate::{
     Error,
+    crypto::{Member, group},
     event::{Connection, StoredEvent},
     store::{Listed, StoreError, Task, Tx},
 };
@@ -142,6 +143,18 @@ pub(super) fn tell_devices(tx: &Tx<'_>, before: &Listed, own: AccountId) -> Resu
     tx.add_event(&StoredEvent::Devices { added, removed })
 }
 
+/// The leaves of an account that have the name of a listed device, and another key than that one.
+fn impostors(tx: &Tx<'_>, group: GroupId, account: AccountId) -> Result<Vec<Member>, Error> {
+    let (Some(group), Some(list)) = (tx.group(group)?, tx.verified_list(account)?) else { return Ok(vec![]) };
+    if !tx.has_mls_state(group.live)? {
+        return Ok(vec![]);
+    }
+    let listed: BTreeMap<_, _> = list.certificates().flatten().map(|one| (one.device, one.mls_key)).collect();
+    let leaves = group::leaf_keys(&tx.mls(), group.live)?.into_iter().filter(|(one, _)| one.account == account);
+    let is_other = |(one, key): &(Member, PublicKey)| listed.get(&one.device).is_some_and(|listed| listed != key);
+    Ok(leaves.filter(is_other).map(|(one, _)| one).collect())
+}
+
 fn settle(tx: &Tx<'_>, context: &inbox::Context<'_>, account: AccountId, said: &Said) -> Result<(), Error> {
     let listed: &[DeviceId] = match said {
         Said::Contradicts => return Ok(tx.add_event(&StoredEvent::StaleList { account })?),
@@ -156,13 +169,15 @@ fn settle(tx: &Tx<'_>, context: &inbox::Context<'_>, account: AccountId, said: &
         return Ok(());
     }
     for group_id in tx.groups_with(account)? {
+        let impostors = impostors(tx, group_id, account)?;
+        let is_unlisted = |one: &Member| !listed.contains(&one.device) || impostors.contains(one);
         let members = tx.members(group_id)?.into_iter();
-        let unlisted: Vec<_> = members.filter(|one| one.account == account && !listed.contains(&one.device)).collect();
+        let unlisted: Vec<_> = members.filter(|one| one.account == account && is_unlisted(one)).collect();
         if unlisted.is_empty() {
             continue;
         }
         // Who was listed once has been removed by the account.
-        let mut never_listed = false;
+        let mut never_listed = !impostors.is_empty();
         for one in &unlisted {
             never_listed |= !tx.was_listed(*one)?;
         }

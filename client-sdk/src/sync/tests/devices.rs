@@ -1,17 +1,23 @@
 //! Devices of one account among themselves, and what one that was stolen can do with what it has, while it is listed and
 //! afterwards.
 
-use undertone_wire::{AccountId, DeviceId, Hash, public_key};
+use openmls_rust_crypto::OpenMlsRustCrypto;
+use undertone_api::RelayApi as _;
+use undertone_wire::{AccountId, CommitRequest, DeviceId, GroupId, Hash, public_key};
 
 use super::{
-    until,
+    now_ms, told, until,
     world::{World, is_in, online, reads},
 };
 use crate::{
-    Client, Error,
-    crypto::Member,
+    Client, Error, Event,
+    crypto::{
+        Member, Suite,
+        group::{self, Change},
+        key_package,
+    },
     message::{Body, Content},
-    store::{StoreError, Task},
+    store::{GroupRow, StoreError, Task},
 };
 
 /// Links a device to somebody's account.
@@ -118,6 +124,51 @@ async fn the_identity_key_that_comes_next_is_never_one_that_others_have_told_of(
     assert!(alice.engine().identity().has_identity_key_of(&list));
     // She goes on with the key that is her own now.
     link(&world, "tablet", &alice).await;
+}
+
+/// A device commits what no app commits.
+async fn commits(device: &Client, id: GroupId, change: Change) {
+    let engine = device.engine();
+    let (identity, message_id) = (engine.identity(), engine.message_id().unwrap());
+    let staged = engine.store.with_tx(move |tx| {
+        let row = tx.group(id)?.unwrap();
+        let staged = group::stage(&tx.mls(), &identity, id, row.commit_seq, &row.rejoin_key, &change, now_ms())?;
+        let now = group::merge_pending(&tx.mls(), id)?.now.unwrap();
+        let rejoin_key = now.rejoin_key.unwrap_or_else(|| row.rejoin_key.clone());
+        tx.save_group(&GroupRow { commit_seq: row.commit_seq + 1, rejoin_key, ..row })?;
+        Ok::<_, Error>(staged.unwrap())
+    });
+    let group::Staged { commit, welcome, sealed_group_info } = staged.await.unwrap();
+    let request = &CommitRequest { message_id, commit, welcome, sealed_group_info };
+    engine.signed_in(|token| async move { engine.api.commit(&token, id, request).await }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_leaf_that_has_the_name_of_another_device_is_taken_out() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let group = world.group(&[&alice, &bob]).await;
+    let id = group[0].id();
+    let (phone, tablet) = (link(&world, "phone", &alice).await, link(&world, "tablet", &alice).await);
+    for device in [&phone, &tablet] {
+        is_in(device, id).await;
+    }
+    until("all to be members", async || world.relay.group_members(&id).len() == 4).await;
+    until("the phone to know", async || world.relay.queue_len(&phone.device_id()) == 0).await;
+    phone.engine().stop();
+    // Who has stolen the phone takes the tablet out, and in its place comes somebody with the tablet's name.
+    let named = Member { account: alice.account().account_id, device: tablet.device_id() };
+    commits(&phone, id, Change { remove: vec![named.device], ..Change::default() }).await;
+    let impostor = phone.engine().identity().in_the_name_of(named.device);
+    let made = key_package::make(&OpenMlsRustCrypto::default(), &impostor, Suite::Classic, now_ms(), false).unwrap();
+    commits(&phone, id, Change { add: vec![(named, made)], ..Change::default() }).await;
+    let key = impostor.mls_key();
+    told(&bob, "a device that is not listed", |event| matches!(event, Event::UnlistedDevice { .. })).await;
+    until("it to be taken out", async || {
+        let leaves = bob.engine().store.with_tx(move |tx| Ok::<_, Error>(group::leaf_keys(&tx.mls(), id)?));
+        !leaves.await.unwrap().contains(&(named, key))
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use undertone_wire::{
     DeviceEntry, DeviceId, DeviceList, Encoding, Envelope, KeySet, Prekey, SealingKey, SignedDeviceList, X25519Key,
 };
 
-use super::{PATIENCE, until, world::World};
+use super::{PATIENCE, told, until, world::World};
 use crate::{
     Client, Conversation, Event, MessageStatus, SendFailure,
     crypto::{
@@ -216,9 +216,7 @@ async fn a_list_that_is_withheld_is_asked_for_until_it_comes() {
         is_sent(&alice, &to_bob, "secret").await;
         return;
     }
-    let is_told = |event: &Event| matches!(event, Event::StaleDeviceList { .. });
-    let events = alice.events();
-    while !is_told(&events.next().await.unwrap()) {}
+    told(&alice, "that the list is stale", |event| matches!(event, Event::StaleDeviceList { .. })).await;
     fails_until_honest(&alice, (&to_bob, &to_alice), "secret", || world.relay.serve_list(&without)).await;
 }
 

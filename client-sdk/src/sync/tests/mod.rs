@@ -26,7 +26,7 @@ use undertone_wire::{Bytes, ClaimRequest, CommitRequest, Delivery, Envelope, Gro
 
 use super::inbox;
 use crate::{
-    Client, Clock, Connection, Error, MessageStatus, StoreKey, SystemClock,
+    Client, Clock, Connection, Error, Event, MessageStatus, StoreKey, SystemClock,
     api::fake::FakeRelay,
     crypto::{
         Entropy, Identity, Member, Suite,
@@ -53,6 +53,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 // openmls looks at lifetimes with the system's clock.
 fn now_ms() -> u64 {
     SystemClock.now_ms()
+}
+
+/// Waits until somebody is told what is wanted; what they are told before is passed over.
+async fn told(client: &Client, what: &str, is_wanted: impl Fn(&Event) -> bool) {
+    let events = client.events();
+    let told = async { while !events.next().await.is_some_and(|event| is_wanted(&event)) {} };
+    tokio::time::timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
