@@ -62,8 +62,8 @@ pub enum Event {
         requested: bool,
     },
     /// A stranger has written directly (who was never written to or added by this account, nor accepted). That is a request:
-    /// they are not told that it came until the app calls [`Conversation::accept`] or writes to them. Until then 100 messages of
-    /// theirs are kept, and no more than a mebibyte.
+    /// they are not told that it came until the app calls [`Conversation::accept`] or writes to them. Until then 100 messages
+    /// of theirs are kept, and none once they have a mebibyte.
     ///
     /// [`Conversation::accept`]: crate::Conversation::accept
     Requested {

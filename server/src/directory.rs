@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use undertone_wire::{
     Account, AccountId, Certificate, DeviceEntry, DeviceId, DeviceList, DeviceListError, Domain, Encoding, ErrorCode,
-    Hash, Problem, RecoveryRequest, RegisterRequest, Registration, Relay, RelayId, SignedDeviceList,
+    Hash, Problem, PublicKey, RecoveryRequest, RegisterRequest, Registration, Relay, RelayId, SignedDeviceList,
     UpdateDeviceListRequest, Username, path, suite, verify,
 };
 
@@ -352,17 +352,14 @@ async fn put_devices(tx: &mut Tx, list: &DeviceList, before: &[DeviceEntry]) -> 
     for (certificate, entry) in certificates(list)?.into_iter().zip(&list.devices) {
         let device = StoredDevice {
             account: list.account,
-            device_key: entry.key_set().map_err(|error| bad_list(error.to_string()))?.device_key,
+            device_key: device_key(entry)?,
             certificate_hash: mls::certificate_hash(&entry.certificate),
         };
-        let was = before.iter().find(|one| one.is_of(certificate.device));
-        let before = accounts::device(tx, &certificate.device).await?;
         if !accounts::put_device(tx, &certificate.device, &device).await? {
             return Err(bad_list("a device in the list belongs to another account"));
         }
-        if let Some(before) = before {
-            let has_other_keys = was.is_none_or(|was| was.key_set != entry.key_set);
-            take_back(tx, &certificate.device, &before, &device, has_other_keys).await?;
+        if let Some(before) = before.iter().find(|one| one.is_of(certificate.device)) {
+            take_back(tx, &certificate.device, before, entry).await?;
         }
     }
     Ok(())
@@ -370,20 +367,14 @@ async fn put_devices(tx: &mut Tx, list: &DeviceList, before: &[DeviceEntry]) -> 
 
 /// Takes from a listed device what hangs on what was replaced: key packages on its certificate, prekeys and the sealing key on
 /// its key set, sessions on its device key.
-async fn take_back(
-    tx: &mut Tx,
-    id: &DeviceId,
-    before: &StoredDevice,
-    now: &StoredDevice,
-    has_other_keys: bool,
-) -> Result<(), StoreError> {
-    if before.certificate_hash != now.certificate_hash {
+async fn take_back(tx: &mut Tx, id: &DeviceId, before: &DeviceEntry, now: &DeviceEntry) -> Result<(), Error> {
+    if before.certificate != now.certificate {
         accounts::delete_key_packages(tx, id).await?;
     }
-    if has_other_keys {
+    if before.key_set != now.key_set {
         accounts::delete_keys(tx, id).await?;
     }
-    if before.device_key != now.device_key {
+    if device_key(before)? != device_key(now)? {
         accounts::end_sessions(tx, id).await?;
         tx.wake_after(*id);
     }
@@ -407,6 +398,10 @@ fn verified_list(node: &Node, account: &AccountId, signed: &SignedDeviceList) ->
 
 fn certificates(list: &DeviceList) -> Result<Vec<Certificate>, Error> {
     list.certificates().collect::<Result<_, _>>().map_err(|error| bad_list(error.to_string()))
+}
+
+fn device_key(entry: &DeviceEntry) -> Result<PublicKey, Error> {
+    Ok(entry.key_set().map_err(|error| bad_list(error.to_string()))?.device_key)
 }
 
 fn bad_list(rule: impl Into<std::borrow::Cow<'static, str>>) -> Error {

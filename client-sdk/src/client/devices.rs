@@ -79,16 +79,17 @@ impl Client {
         Ok(RecoverySecret::new(engine.entropy, engine.identity().account())?.to_string())
     }
 
-    /// Whether this account has a recovery key, as far as this device knows ([`Event::RecoveryKeySet`](crate::Event::RecoveryKeySet)).
+    /// Whether this account has a recovery key, as far as this device knows
+    /// ([`Event::RecoveryKeySet`](crate::Event::RecoveryKeySet)).
     pub async fn has_recovery_key(&self) -> Result<bool, Error> {
         let own = self.engine().identity().account();
         let list = self.engine().store.with_tx(move |tx| tx.verified_list(own).map_err(Error::from)).await?;
         Ok(list.is_some_and(|list| list.recovery_key.is_some()))
     }
 
-    /// From now on an account whose devices are all lost gets a first device again by this key ([`ClientBuilder::recover`](crate::ClientBuilder::recover)), and
-    /// without it nobody, not even who has stolen a device, can replace the identity key, or the recovery key by another.
-    /// The same key once more changes nothing.
+    /// From now on an account whose devices are all lost gets a first device again by this key
+    /// ([`ClientBuilder::recover`](crate::ClientBuilder::recover)), and without it nobody, not even who has stolen a
+    /// device, can replace the identity key, or the recovery key by another. The same key once more changes nothing.
     ///
     /// # Errors
     /// [`Error::Invalid`] if it is none of this account, or there is another already; [`Error::Offline`].

@@ -60,7 +60,8 @@ impl Client {
     }
 
     /// The user takes an account's new identity key ([`Event::IdentityChanged`](crate::Event::IdentityChanged)) without having
-    /// compared it. What waits for that ([`ClientBuilder::hold_changed_identities`](crate::ClientBuilder::hold_changed_identities)) is sent.
+    /// compared it. What waits for that
+    /// ([`ClientBuilder::hold_changed_identities`](crate::ClientBuilder::hold_changed_identities)) is sent.
     pub async fn accept_identity(&self, account: AccountId) -> Result<(), Error> {
         self.engine().store.with_tx(move |tx| tx.take_identity(account).map_err(Error::from)).await
     }

@@ -9,7 +9,7 @@ use super::{Conversation, GroupSummary, accept, contact, decline, know, usable};
 use crate::{
     Client, Error,
     crypto::{
-        Member, Suite,
+        Members, Suite,
         group::{self, NAME_BYTES_MAX, Profile},
     },
     event::Connection,
@@ -81,12 +81,12 @@ impl Group {
                 let rejoin_key = created.rejoin_key;
                 let state = GroupState::Active;
                 tx.save_group(&GroupRow { id, live: id, suite, name, state, commit_seq: 0, rejoin_key })?;
-                let own = Member { account: identity.account(), device: identity.device() };
-                tx.save_members(id, &[own], &[])?;
+                tx.save_members(id, &Members::from([(identity.member(), identity.mls_key())]), |_| true)?;
                 let sealed_group_info = created.sealed_group_info;
                 tx.add_task(id, &Task::Create { sealed_group_info }, None, 0)?;
-                if tx.listed(own.account)?.is_some_and(|listed| listed.devices.len() > 1) {
-                    tx.add_task(id, &Task::Add { account: own.account }, None, 0)?;
+                let account = identity.account();
+                if tx.listed(account)?.is_some_and(|listed| listed.devices.len() > 1) {
+                    tx.add_task(id, &Task::Add { account }, None, 0)?;
                 }
                 Ok::<_, Error>(())
             })

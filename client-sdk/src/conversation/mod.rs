@@ -132,7 +132,8 @@ impl Conversation {
             .await
     }
 
-    /// Declines that, which is to leave a group; who writes directly again asks again. Who should not add this account again is blocked ([`Client::block`]).
+    /// Declines that, which is to leave a group; who writes directly again asks again. Who should not add this account
+    /// again is blocked ([`Client::block`]).
     ///
     /// # Errors
     /// As for [`Group::leave`].

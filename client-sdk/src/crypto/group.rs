@@ -17,11 +17,11 @@ use openmls::{
     },
 };
 use serde::{Deserialize, Serialize};
-use undertone_wire::{AuthenticatedData, Bytes, DeviceId, Encoding, GroupId, PublicKey, WelcomeParts};
+use undertone_wire::{AuthenticatedData, Bytes, DeviceId, Encoding, GroupId, WelcomeParts};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{
-    CryptoError, Identity, Member, PROFILE_EXTENSION, Provider, REJOIN_EXTENSION, Suite,
+    CryptoError, Identity, Member, Members, PROFILE_EXTENSION, Provider, REJOIN_EXTENSION, Suite,
     changes::{By, Changes, check_authenticated},
     create_config, join_config, key_package,
     member::{VerifiedLeaf, check_tree, leaves, member_at, no_such_leaf},
@@ -368,21 +368,12 @@ pub(crate) fn join(
     Ok(Joined { group, by, suite, profile, rejoin_key })
 }
 
-/// The members, in ascending order of accounts and devices.
-pub(crate) fn members(provider: &impl Provider, group: GroupId) -> Result<Vec<Member>, CryptoError> {
+/// The members, each with the key of its leaf.
+pub(crate) fn members(provider: &impl Provider, group: GroupId) -> Result<Members, CryptoError> {
     let mls = take(provider, group)?;
-    let mut members: Vec<_> = leaves(&mls)?.into_iter().map(|(_, leaf)| leaf.member).collect();
-    members.sort_unstable();
+    let members = leaves(&mls)?.into_iter().map(|(_, leaf)| (leaf.member, leaf.mls_key)).collect();
     provider.keep(mls);
     Ok(members)
-}
-
-/// The members, each with the key of its leaf.
-pub(crate) fn leaf_keys(provider: &impl Provider, group: GroupId) -> Result<Vec<(Member, PublicKey)>, CryptoError> {
-    let mls = take(provider, group)?;
-    let keys = leaves(&mls)?.into_iter().map(|(_, leaf)| (leaf.member, leaf.mls_key)).collect();
-    provider.keep(mls);
-    Ok(keys)
 }
 
 /// Deletes all secrets of a group that this device is no longer in.
@@ -514,11 +505,14 @@ mod tests {
         }
 
         fn member(&self) -> Member {
-            Member { account: self.identity.account(), device: self.identity.device() }
+            self.identity.member()
         }
 
         fn key_package(&self) -> (Member, Bytes) {
-            (self.member(), key_package::make(&self.provider, &self.identity, Suite::Classic, now_ms(), false).unwrap())
+            (
+                self.identity.member(),
+                key_package::make(&self.provider, &self.identity, Suite::Classic, now_ms(), false).unwrap(),
+            )
         }
 
         fn stage(&self, at: u64, key: &RejoinKey, change: &Change) -> Staged {
@@ -573,8 +567,7 @@ mod tests {
         let from = alice.member();
         assert_eq!(bob.open(1, &message).unwrap(), Opened::Message { from, content: b"snow!".to_vec() });
         assert_eq!(alice.open(1, &message).unwrap(), Opened::Own);
-        let mut everyone = vec![alice.member(), bob.member()];
-        everyone.sort_unstable();
+        let everyone = Members::from([&alice, &bob].map(|one| (one.member(), one.identity.mls_key())));
         assert_eq!(members(&bob.provider, group_id()).unwrap(), everyone);
     }
 

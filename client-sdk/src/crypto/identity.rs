@@ -15,7 +15,7 @@ use undertone_wire::{
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::{CryptoError, recovery_key::RecoverySecret};
+use super::{CryptoError, Member, recovery_key::RecoverySecret};
 
 /// Where random bytes come from.
 #[derive(Clone, Copy)]
@@ -304,6 +304,11 @@ impl Identity {
     /// The account.
     pub(crate) fn account(&self) -> AccountId {
         self.account
+    }
+
+    /// This device, as it is called in groups.
+    pub(crate) fn member(&self) -> Member {
+        Member { account: self.account, device: self.device }
     }
 
     /// This device.

@@ -10,7 +10,8 @@ use super::{CryptoError, Identity, Member, Provider, Suite, capabilities, member
 
 const DAY_S: u64 = 24 * 60 * 60;
 
-/// A key package lives this long from its making, as do prekeys and sealing keys. A key package is dated back a day for those whose clocks are behind.
+/// A key package lives this long from its making, as do prekeys and sealing keys. A key package is dated back a day for
+/// those whose clocks are behind.
 pub(crate) const LIFETIME_S: u64 = 90 * DAY_S;
 
 /// Makes a key package; its private half goes into the provider's storage.

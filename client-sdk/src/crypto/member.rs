@@ -2,6 +2,8 @@
 //!
 //! Invariant: all leaves of an account agree on its chain of identity keys; a new leaf never goes back on it.
 
+use std::collections::BTreeMap;
+
 use openmls::prelude::{Credential, LeafNode, LeafNodeIndex, MlsGroup};
 use serde::{Deserialize, Serialize};
 use undertone_wire::{AccountId, DeviceId, LeafCredential, PublicKey, Rotation, chain_continues};
@@ -16,6 +18,9 @@ pub(crate) struct Member {
     /// The device.
     pub(crate) device: DeviceId,
 }
+
+/// The members of a group, in ascending order of accounts and devices, each with the key that its leaf signs with.
+pub(crate) type Members = BTreeMap<Member, PublicKey>;
 
 /// A leaf whose credential holds.
 #[derive(Debug, Clone)]

@@ -33,7 +33,7 @@ use openmls::prelude::{
 };
 
 pub(crate) use identity::{Entropy, Identity};
-pub(crate) use member::Member;
+pub(crate) use member::{Member, Members};
 pub(crate) use suite::Suite;
 
 /// What an openmls provider must be for this SDK: its storage is the caller's open transaction.

@@ -47,7 +47,7 @@ pub(crate) fn rejoin(
     if info.ciphersuite() != suite.mls() {
         return Err(CryptoError::Invalid("the group info is of another cipher suite".into()));
     }
-    let own = Member { account: identity.account(), device: identity.device() };
+    let own = identity.member();
     let credential = identity.credential();
     let removed = has_leaf(&info, own, &credential)?.then_some(own.device);
     let data = AuthenticatedData { at: commit_seq, added: vec![own.device], removed: removed.into_iter().collect() };

@@ -63,7 +63,8 @@ impl Linking {
         Ok(Self { api, store, clock, entropy, name, code, key, ends_ms, hold_changed })
     }
 
-    /// What the user shows to a device of the account: letters and digits, also in a QR code. It can be used once, for ten minutes.
+    /// What the user shows to a device of the account: letters and digits, also in a QR code. It can be used once, for ten
+    /// minutes.
     pub fn code(&self) -> String {
         self.code.to_string()
     }

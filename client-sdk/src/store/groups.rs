@@ -3,10 +3,10 @@
 //! Invariant: `members` mirrors the leaves of the tree; one function writes it, after every commit and join.
 
 use rusqlite::{OptionalExtension as _, Row, params};
-use undertone_wire::{AccountId, DeviceId, GroupId};
+use undertone_wire::{AccountId, DeviceId, GroupId, PublicKey};
 
-use super::{StoreError, Tx, bytes, not_expected};
-use crate::crypto::{Member, Suite, group::RejoinKey};
+use super::{StoreError, Tx, bytes, bytes_if_any, not_expected};
+use crate::crypto::{Member, Members, Suite, group::RejoinKey};
 
 /// Whether a group can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,16 +163,23 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Makes `members` mirror the tree. Who is marked gone stays so for as long as its leaf does: one of those in
-    /// `fresh` has a new leaf.
-    pub(crate) fn save_members(&self, group: GroupId, members: &[Member], fresh: &[Member]) -> Result<(), StoreError> {
-        const ADD: &str = "INSERT INTO members (group_id, account, device) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+    /// Makes `members` mirror the tree. Who is marked gone stays so for as long as its leaf does: who is `fresh` has a
+    /// new leaf.
+    pub(crate) fn save_members(
+        &self,
+        group: GroupId,
+        members: &Members,
+        fresh: impl Fn(&Member) -> bool,
+    ) -> Result<(), StoreError> {
+        const ADD: &str = "INSERT INTO members (group_id, account, device, mls_key) VALUES (?1, ?2, ?3, ?4)
+            ON CONFLICT DO UPDATE SET mls_key = excluded.mls_key WHERE mls_key IS NOT excluded.mls_key";
         const DROP: &str = "DELETE FROM members WHERE group_id = ?1 AND account = ?2 AND device = ?3";
-        for old in self.members(group)?.iter().filter(|old| !members.contains(old) || fresh.contains(old)) {
+        for old in self.members(group)?.iter().filter(|old| !members.contains_key(old) || fresh(old)) {
             self.execute(DROP, params![group.as_bytes(), old.account.as_bytes(), old.device.as_bytes()])?;
         }
-        for member in members {
-            self.execute(ADD, params![group.as_bytes(), member.account.as_bytes(), member.device.as_bytes()])?;
+        for (member, key) in members {
+            let (account, device) = (member.account.as_bytes(), member.device.as_bytes());
+            self.execute(ADD, params![group.as_bytes(), account, device, key.as_bytes()])?;
         }
         self.changes.work.set(true);
         Ok(())
@@ -185,6 +192,20 @@ impl Tx<'_> {
         let member = |row: &Row<'_>| Ok(Member { account: bytes(row, 0)?, device: bytes(row, 1)? });
         let members = statement.query_map([group.as_bytes()], member)?.collect::<Result<_, _>>()?;
         Ok(members)
+    }
+
+    /// The devices of an account in the tree, each with the key of its leaf; `None` if no commit has come since those
+    /// are kept.
+    pub(crate) fn leaves(
+        &self,
+        group: GroupId,
+        account: AccountId,
+    ) -> Result<Vec<(Member, Option<PublicKey>)>, StoreError> {
+        const SELECT: &str = "SELECT device, mls_key FROM members WHERE group_id = ?1 AND account = ?2 ORDER BY device";
+        let mut statement = self.prepare_cached(SELECT)?;
+        let leaf = |row: &Row<'_>| Ok((Member { account, device: bytes(row, 0)? }, bytes_if_any(row, 1)?));
+        let leaves = statement.query_map([group.as_bytes(), account.as_bytes()], leaf)?.collect::<Result<_, _>>()?;
+        Ok(leaves)
     }
 
     /// Whether more devices than this are in the tree.

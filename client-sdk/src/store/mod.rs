@@ -94,6 +94,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0016_trust.sql"),
     include_str!("schema/0017_suites.sql"),
     include_str!("schema/0018_untrusted.sql"),
+    include_str!("schema/0019_leaf_keys.sql"),
 ];
 
 /// The one after which the history is to be found by its words.
@@ -445,6 +446,11 @@ pub(crate) fn exists(path: &Path) -> bool {
 fn bytes<T: for<'a> TryFrom<&'a [u8]>>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     let value = row.get_ref(column)?.as_blob()?;
     T::try_from(value).map_err(|_| not_expected(column, "bytes of another kind"))
+}
+
+/// The same, if it is not NULL.
+fn bytes_if_any<T: for<'a> TryFrom<&'a [u8]>>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
+    if row.get_ref(column)?.as_blob_or_null()?.is_some() { bytes(row, column).map(Some) } else { Ok(None) }
 }
 
 /// A column with a value in CBOR.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use undertone_wire::{AccountId, Bytes, DeviceId, Encoding, GroupId, Hash, MessageId};
 
-use super::{StoreError, Tx, bytes, cbor, not_expected};
+use super::{StoreError, Tx, bytes, bytes_if_any, cbor, not_expected};
 use crate::{Error, conversation_id::ConversationId, crypto::Member};
 
 /// What is to be done.
@@ -384,12 +384,12 @@ impl Tx<'_> {
 }
 
 fn row_from(row: &Row<'_>) -> rusqlite::Result<OutboxRow> {
-    let content_id = if row.get_ref(3)?.as_blob_or_null()?.is_some() { Some(bytes(row, 3)?) } else { None };
+    let content_id = bytes_if_any(row, 3)?;
     let posted = match row.get::<_, Option<Vec<u8>>>(7)? {
         Some(request) => Some((bytes(row, 6)?, request)),
         None => None,
     };
-    let live = if row.get_ref(10)?.as_blob_or_null()?.is_some() { Some(bytes(row, 10)?) } else { None };
+    let live = bytes_if_any(row, 10)?;
     Ok(OutboxRow {
         id: row.get(0)?,
         conversation: bytes(row, 1)?,

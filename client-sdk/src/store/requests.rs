@@ -49,8 +49,8 @@ impl Tx<'_> {
         Ok(said)
     }
 
-    /// Whether an account has written so many messages in a conversation, or so many bytes.
-    pub(crate) fn has_written_more(
+    /// Whether an account has written so many messages in a conversation, or so many bytes, or more.
+    pub(crate) fn has_written(
         &self,
         conversation: impl Into<ConversationId>,
         account: AccountId,

@@ -81,7 +81,7 @@ impl Tx<'_> {
             WHERE account = ?1 AND device = ?2 AND id <> ?3 AND (read_only, -generation, id) >
             (SELECT read_only, -generation, id FROM sessions WHERE account = ?1 AND device = ?2 AND id = ?3)";
         self.execute(DELETE, params![with.account.as_bytes(), with.device.as_bytes(), id])?;
-        // Who begins others all the time keeps none but the last.
+        // Who begins others all the time has no more than a few.
         const FEW: &str = "DELETE FROM sessions WHERE account = ?1 AND device = ?2 AND id <> ?3 AND id NOT IN
             (SELECT id FROM sessions WHERE account = ?1 AND device = ?2
              ORDER BY read_only, generation DESC, id LIMIT ?4)";

@@ -7,16 +7,18 @@
 //!
 //! Invariant: what is still to be looked at stands in the store, until an answer has settled it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use undertone_wire::{AccountId, DeviceId, GroupId, PublicKey};
+use undertone_wire::{AccountId, DeviceId, DeviceList, PublicKey};
 
 use super::{Engine, backoff::Backoff, inbox, rotation};
 use crate::{
     Error,
-    crypto::{Member, group},
     event::{Connection, StoredEvent},
-    store::{Listed, StoreError, Task, Tx},
+    store::{StoreError, Task, Tx},
 };
 
 /// So much time a device of this account has to join its groups by itself.
@@ -27,8 +29,8 @@ const GATHER_AGAIN_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// What the relay said of an account.
 enum Said {
-    /// Its devices.
-    Listed(Vec<DeviceId>),
+    /// Its devices, each with its MLS key.
+    Listed(BTreeMap<DeviceId, PublicKey>),
     /// There is no such account.
     Gone,
     /// Something that cannot be.
@@ -107,7 +109,7 @@ async fn look_at_all(engine: &Engine, about_own: &mut Own) -> Result<(), Error> 
 /// Asks the relay for an account's devices.
 async fn look(engine: &Engine, account: AccountId) -> Result<Said, Error> {
     match engine.learn(account).await {
-        Ok((_, list)) => Ok(Said::Listed(list.certificates().flatten().map(|one| one.device).collect())),
+        Ok((_, list)) => Ok(Said::Listed(list.certificates().flatten().map(|one| (one.device, one.mls_key)).collect())),
         Err(Error::UnknownAccount) => Ok(Said::Gone),
         Err(Error::Untrusted(_)) => Ok(Said::Contradicts),
         Err(error) => Err(error),
@@ -129,57 +131,51 @@ fn gather_own(tx: &Tx<'_>, context: &inbox::Context<'_>) -> Result<(), StoreErro
     Ok(())
 }
 
-/// Tells the app which devices this account has that it did not have before, and the other way round.
-pub(super) fn tell_devices(tx: &Tx<'_>, before: &Listed, own: AccountId) -> Result<(), StoreError> {
-    let Some(now) = tx.listed(own)? else { return Ok(()) };
-    let not_in = |these: &Listed, those: &Listed| -> Vec<_> {
-        let these = these.devices.iter().map(|one| one.member.device);
-        these.filter(|device| those.device(*device).is_none()).collect()
+/// Tells the app which devices this account has that it did not have before, and the other way round; and that it has a
+/// recovery key now.
+pub(super) fn tell_own(tx: &Tx<'_>, before: &DeviceList, now: &DeviceList) -> Result<(), Error> {
+    let devices = |list: &DeviceList| -> Result<BTreeSet<_>, _> {
+        list.certificates().map(|certificate| certificate.map(|one| one.device)).collect()
     };
-    let (added, removed) = (not_in(&now, before), not_in(before, &now));
-    if added.is_empty() && removed.is_empty() {
-        return Ok(());
+    let (had, has) = (devices(before)?, devices(now)?);
+    if had != has {
+        let (added, removed) = (has.difference(&had), had.difference(&has));
+        tx.add_event(&StoredEvent::Devices { added: added.copied().collect(), removed: removed.copied().collect() })?;
     }
-    tx.add_event(&StoredEvent::Devices { added, removed })
-}
-
-/// The leaves of an account that have the name of a listed device, and another key than that one.
-fn impostors(tx: &Tx<'_>, group: GroupId, account: AccountId) -> Result<Vec<Member>, Error> {
-    let (Some(group), Some(list)) = (tx.group(group)?, tx.verified_list(account)?) else { return Ok(vec![]) };
-    if !tx.has_mls_state(group.live)? {
-        return Ok(vec![]);
+    if before.recovery_key.is_none() && now.recovery_key.is_some() {
+        tx.add_event(&StoredEvent::RecoveryKey)?;
     }
-    let listed: BTreeMap<_, _> = list.certificates().flatten().map(|one| (one.device, one.mls_key)).collect();
-    let leaves = group::leaf_keys(&tx.mls(), group.live)?.into_iter().filter(|(one, _)| one.account == account);
-    let is_other = |(one, key): &(Member, PublicKey)| listed.get(&one.device).is_some_and(|listed| listed != key);
-    Ok(leaves.filter(is_other).map(|(one, _)| one).collect())
+    Ok(())
 }
 
 fn settle(tx: &Tx<'_>, context: &inbox::Context<'_>, account: AccountId, said: &Said) -> Result<(), Error> {
-    let listed: &[DeviceId] = match said {
+    let nobody = BTreeMap::new();
+    let listed = match said {
         Said::Contradicts => return Ok(tx.add_event(&StoredEvent::StaleList { account })?),
-        Said::Gone => &[],
+        Said::Gone => &nobody,
         Said::Listed(listed) => listed,
     };
     if tx.list_is_behind(account)? {
         return Ok(tx.add_event(&StoredEvent::StaleList { account })?);
     }
     // One that is no longer listed itself has no say in groups.
-    if account == context.identity.account() && !listed.contains(&context.identity.device()) {
+    if account == context.identity.account() && !listed.contains_key(&context.identity.device()) {
         return Ok(());
     }
     for group_id in tx.groups_with(account)? {
-        let impostors = impostors(tx, group_id, account)?;
-        let is_unlisted = |one: &Member| !listed.contains(&one.device) || impostors.contains(one);
-        let members = tx.members(group_id)?.into_iter();
-        let unlisted: Vec<_> = members.filter(|one| one.account == account && is_unlisted(one)).collect();
+        let (mut unlisted, mut never_listed) = (vec![], false);
+        for (leaf, key) in tx.leaves(group_id, account)? {
+            let named = listed.get(&leaf.device);
+            // One that has a listed device's name and another key is not that device.
+            let impostor = named.zip(key).is_some_and(|(listed, key)| *listed != key);
+            if named.is_none() || impostor {
+                unlisted.push(leaf);
+                // Who was listed once has been removed by the account.
+                never_listed |= impostor || !tx.was_listed(leaf)?;
+            }
+        }
         if unlisted.is_empty() {
             continue;
-        }
-        // Who was listed once has been removed by the account.
-        let mut never_listed = !impostors.is_empty();
-        for one in &unlisted {
-            never_listed |= !tx.was_listed(*one)?;
         }
         if never_listed && matches!(said, Said::Listed(_)) {
             tx.add_event(&StoredEvent::Unlisted { group_id, account })?;

@@ -419,7 +419,7 @@ fn after_commit(
         ..group.clone()
     })?;
     let members = group::members(&tx.mls(), group.live)?;
-    tx.save_members(group.id, &members, &applied.added)?;
+    tx.save_members(group.id, &members, |one| applied.added.contains(one))?;
     let let_in = |row: &OutboxRow| match row.task {
         Task::LetIn { account, device } => applied.added.contains(&Member { account, device }),
         _ => false,

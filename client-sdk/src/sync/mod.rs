@@ -250,16 +250,12 @@ impl Engine {
         let (message_id, now_ms) = (self.message_id()?, self.clock.now_ms());
         let changed = self.store.with_tx(move |tx| {
             let own = said.account_id;
-            let before = tx.listed(own)?;
-            let had_recovery_key = tx.verified_list(own)?.is_some_and(|list| list.recovery_key.is_some());
+            let before = tx.verified_list(own)?;
             inbox::remember(tx, &said, &list)?;
-            if list.recovery_key.is_some() && !had_recovery_key {
-                tx.add_event(&StoredEvent::RecoveryKey)?;
-            }
             // One's own waits for nobody.
             tx.take_identity(own)?;
             if let Some(before) = before {
-                directory::tell_devices(tx, &before, own)?;
+                directory::tell_own(tx, &before, &list)?;
             }
             rotation::follow(tx, message_id, now_ms)
         });

@@ -132,12 +132,12 @@ pub(super) fn install(
     inbox::tell_name(tx, group, None, &row.name, &built.name)?;
     tx.save_group(&GroupRow { name: built.name, commit_seq, state: GroupState::Active, ..row })?;
     let members = group::members(&tx.mls(), live)?;
-    tx.save_members(group, &members, &members)?;
+    tx.save_members(group, &members, |_| true)?;
     tx.note_gap(group)?;
     if let Some(known) = built.members {
         let own = context.identity.device();
         let gone: Vec<_> =
-            members.iter().filter(|one| one.device != own && !known.contains(&one.device)).copied().collect();
+            members.into_keys().filter(|one| one.device != own && !known.contains(&one.device)).collect();
         inbox::plan_tidying(tx, context, group, &gone)?;
     }
     inbox::tell_members(tx, group, None, &before, &tx.member_accounts(group)?)?;

@@ -91,8 +91,11 @@ fn say(
 ) -> Result<(), StoreError> {
     let account = identity.account();
     // The same that waits still is heard by all who are listed when it goes.
-    let says_it = |task: &Task| matches!(task, Task::Send { content } if Content::decode(content.as_slice()).is_some_and(|one| one.body == body));
-    if list.devices.len() < 2 || tx.tasks(account)?.iter().any(|row| says_it(&row.task)) {
+    let waits = |task: &Task| match task {
+        Task::Send { content } => Content::decode(content.as_slice()).is_some_and(|content| content.body == body),
+        _ => false,
+    };
+    if list.devices.len() < 2 || tx.tasks(account)?.iter().any(|row| waits(&row.task)) {
         return Ok(());
     }
     let content = Content { id: message_id, sent_at_ms: now_ms, list_version: list.version, body }.encode();

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Error,
     crypto::{
-        CryptoError, Member,
+        CryptoError, Member, Members,
         group::{self, Continues, Joined, Profile, RejoinKey},
     },
     event::Recovered,
@@ -149,7 +149,7 @@ pub(super) fn follow(
         tx.put_off(row.id, context.now_ms)?;
         return Ok(inbox::Outcome::default());
     };
-    let accounts: Vec<_> = group::members(&tx.mls(), joined.group)?.iter().map(|member| member.account).collect();
+    let accounts: Vec<_> = group::members(&tx.mls(), joined.group)?.keys().map(|member| member.account).collect();
     let with_culprit = recovery.culprit.is_some_and(|culprit| accounts.contains(&culprit));
     let continues = Some(Continues { group: row.live, at: successor.at });
     let another = successor.group != joined.group || joined.suite != row.suite;
@@ -377,8 +377,8 @@ fn go_on_there(
         rejoin_key: founding.rejoin_key.clone(),
         ..row.clone()
     })?;
-    let own = Member { account: context.identity.account(), device: context.identity.device() };
-    tx.save_members(row.id, &[own], &[own])?;
+    let own = (context.identity.member(), context.identity.mls_key());
+    tx.save_members(row.id, &Members::from([own]), |_| true)?;
     inbox::tell_members(tx, row.id, None, &before, &expected)?;
     goes_on(tx, row, founding.culprit)?;
     tx.add_first_task(row.id, &Task::Gather { accounts: expected })

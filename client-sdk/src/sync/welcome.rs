@@ -128,5 +128,5 @@ pub(super) fn enter(tx: &Tx<'_>, id: GroupId, commit_seq: u64, joined: &Joined) 
     })?;
     let members = group::members(&tx.mls(), joined.group)?;
     tx.note_gap(id)?;
-    tx.save_members(id, &members, &members)
+    tx.save_members(id, &members, |_| true)
 }

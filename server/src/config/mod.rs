@@ -4,7 +4,8 @@
 //! command line; `show` writes them out again. What a value must be stands here.
 //!
 //! Invariant: what is wrong is refused before anything is opened or made, in one line that names the key, where it was
-//! given, and what it must be. A [`Config`] that was read sends no token across a network in clear, but for what passes between it and a trusted proxy.
+//! given, and what it must be. A [`Config`] that was read sends no token across a network in clear, but for what passes
+//! between it and a trusted proxy.
 
 mod arguments;
 mod keys;

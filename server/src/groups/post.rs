@@ -2,8 +2,8 @@
 //!
 //! Invariant: a post is accepted iff its sender is a member, its `at` is the group's `commit_seq` and its epoch the
 //! group's. A commit by which a device joins on its own is accepted iff its account has a member, it adds that device, and
-//! removes nothing but the leaf that it had. So nothing old follows a commit. A refusal says where the group stands, and where in the sender's own queue
-//! the commits are that it lacks.
+//! removes nothing but the leaf that it had. So nothing old follows a commit. A refusal says where the group stands, and
+//! where in the sender's own queue the commits are that it lacks.
 
 use std::collections::BTreeSet;
 

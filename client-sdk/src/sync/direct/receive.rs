@@ -35,7 +35,7 @@ pub(in crate::sync) fn apply(tx: &Tx<'_>, context: &Context<'_>, ciphertext: &By
     {
         return apply_own(tx, context, &row).map(Outcome::Applied);
     }
-    let own = Member { account: context.identity.account(), device: context.identity.device() };
+    let own = context.identity.member();
     let opened =
         tx.sealing_secrets()?.iter().find_map(|secret| envelope::open(secret, own.device, ciphertext.as_slice()).ok());
     let Some(Letter::Session { from, message }) = opened else {
@@ -169,7 +169,7 @@ fn receive(
     }
     // A stranger asks anew each time that the user has said no.
     let strange = from.account == other && tx.standing(other)? == Standing::Stranger;
-    if strange && shows && tx.has_written_more(conversation, other, REQUEST_MESSAGES_MAX, REQUEST_BYTES_MAX)? {
+    if strange && shows && tx.has_written(conversation, other, REQUEST_MESSAGES_MAX, REQUEST_BYTES_MAX)? {
         tx.note_gap(conversation)?;
         return Ok(Effect::default());
     }

@@ -131,7 +131,7 @@ pub(in crate::sync) async fn encrypt(engine: &Engine, row: &OutboxRow, other: Ac
             for to in prekeys.keys() {
                 heal::replace(tx, *to)?;
             }
-            let own = Member { account: identity.account(), device: identity.device() };
+            let own = identity.member();
             let letters = letters(tx, own, &both, &prekeys, &content, only)?;
             let bytes_min = letters.values().map(envelope::padded_bytes).max().unwrap_or(0);
             let mut ciphertexts = BTreeMap::new();

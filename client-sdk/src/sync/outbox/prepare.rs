@@ -136,7 +136,7 @@ fn group_to_use(tx: &Tx<'_>, row: &OutboxRow, entropy: Entropy, now_ms: u64) -> 
 
 #[cfg(test)]
 mod tests {
-    use undertone_wire::AccountId;
+    use undertone_wire::{AccountId, PublicKey};
 
     use super::*;
     use crate::{
@@ -169,7 +169,8 @@ mod tests {
                     rejoin_key,
                 };
                 tx.save_group(&group).unwrap();
-                tx.save_members(id, &devices(members), &[]).unwrap();
+                let members = devices(members).into_iter().map(|one| (one, PublicKey::from([1; 32]))).collect();
+                tx.save_members(id, &members, |_| false).unwrap();
                 let add: Vec<_> = devices(add).into_iter().map(|one| (one, Bytes::from(vec![]))).collect();
                 let remove: Vec<_> = remove.iter().map(|one| one.device).collect();
                 check_size(tx, &group, &add, &remove).is_ok()

@@ -306,5 +306,5 @@ pub(super) async fn members_of(client: &Client, id: GroupId) -> BTreeSet<DeviceI
         let live = tx.group(id)?.unwrap().live;
         group::members(&tx.mls(), live).map_err(Error::from)
     });
-    members.await.unwrap_or_default().iter().map(|one| one.device).collect()
+    members.await.unwrap_or_default().keys().map(|one| one.device).collect()
 }
