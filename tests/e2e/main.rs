@@ -12,6 +12,7 @@ mod crash_table;
 mod devices;
 mod direct;
 mod encrypted;
+mod hostile;
 mod image;
 mod memory;
 mod misconfigured;
