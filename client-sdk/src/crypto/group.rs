@@ -509,10 +509,7 @@ mod tests {
         }
 
         fn key_package(&self) -> (Member, Bytes) {
-            (
-                self.identity.member(),
-                key_package::make(&self.provider, &self.identity, Suite::Classic, now_ms(), false).unwrap(),
-            )
+            (self.member(), key_package::make(&self.provider, &self.identity, Suite::Classic, now_ms(), false).unwrap())
         }
 
         fn stage(&self, at: u64, key: &RejoinKey, change: &Change) -> Staged {
