@@ -129,21 +129,14 @@ async fn part(node: &Node, part: &Part) -> Result<PipePart, Error> {
 
 /// Writes a part, unless it is there.
 async fn put(tx: &mut Tx, node: &Node, part: &Part, content: &[u8]) -> Result<(), Error> {
-    let (now_ms, limits) = (node.now_ms(), &node.limits);
-    let begins = !part.is_answer && part.number == 0;
-    let written = if begins {
-        let expires_ms = now_ms.saturating_add(limits.pipe_ttl_s.saturating_mul(1_000));
-        pipes::begin(tx, &part.pipe_hash, content, expires_ms, now_ms, limits.pipes_max).await?
-    } else {
-        pipes::add(tx, part, content, now_ms).await?
-    };
-    if written {
+    let now_ms = node.now_ms();
+    if pipes::put(tx, part, content, now_ms, &node.limits).await? {
         return Ok(());
     }
     match pipes::content(tx, part, now_ms).await? {
         Some(there) if there == content => Ok(()),
         Some(_) => Err(Error::refused(ErrorCode::PartTaken, "begin another pipe")),
-        None if begins => {
+        None if part.begins() || pipes::content(tx, &part.first(), now_ms).await?.is_some() => {
             Err(Error::refused(ErrorCode::Unavailable, "too many devices are being linked; try again in a few minutes"))
         }
         None => Err(Error::not_found()),

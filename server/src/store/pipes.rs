@@ -4,7 +4,7 @@
 //! its id only. It lives as long as its first request does; all its parts end with it, and one whose time is over is as
 //! none, whether it is deleted or not.
 
-use undertone_wire::Hash;
+use undertone_wire::{Hash, Limits};
 
 use super::{
     Conn, StoreError, Tx,
@@ -12,24 +12,27 @@ use super::{
     execute, on, stored,
 };
 
-/// Has those who begin pipes wait for each other until they commit, so that each counts those before it. It is said to
-/// Postgres only: SQLite has one writer.
+/// Has those who write wait for each other until they commit, so that each counts those before it. It is said to Postgres
+/// only: SQLite has one writer.
 const TAKE_TURN: &str = "SELECT pg_advisory_xact_lock(CAST('pipe_parts'::regclass AS BIGINT))";
 
-/// Begins a pipe with its first request, if fewer than `$5` pipes live. Changes nothing if it lives already.
+/// Begins a pipe with its first request, if fewer than `$5` pipes live and all parts together stay within `$6` bytes. Changes
+/// nothing if it lives already.
 const BEGIN: &str = "
     INSERT INTO pipe_parts (pipe_hash, is_answer, number, content, expires_ms)
     SELECT $1, 0, 0, $2, $3
     WHERE (SELECT COUNT(*) FROM pipe_parts WHERE expires_ms > $4 AND is_answer = 0 AND number = 0) < $5
+    AND (SELECT COALESCE(SUM(LENGTH(content)), 0) FROM pipe_parts) + LENGTH($2) <= $6
     ON CONFLICT (pipe_hash, is_answer, number) DO UPDATE
     SET content = EXCLUDED.content, expires_ms = EXCLUDED.expires_ms WHERE pipe_parts.expires_ms <= $4";
 
-/// Adds a part to a pipe. Changes nothing if the pipe does not live, or has that part already. One of an earlier life of
-/// the pipe, which has expired, is replaced.
+/// Adds a part to a pipe, if all parts together stay within `$6` bytes. Changes nothing if the pipe does not live, or has
+/// that part already. One of an earlier life of the pipe, which has expired, is replaced.
 const ADD: &str = "
     INSERT INTO pipe_parts (pipe_hash, is_answer, number, content, expires_ms)
     SELECT pipe_hash, $2, $3, $4, expires_ms FROM pipe_parts AS begun
     WHERE pipe_hash = $1 AND is_answer = 0 AND number = 0 AND expires_ms > $5
+    AND (SELECT COALESCE(SUM(LENGTH(content)), 0) FROM pipe_parts) + LENGTH($4) <= $6
     ON CONFLICT (pipe_hash, is_answer, number) DO UPDATE
     SET content = EXCLUDED.content, expires_ms = EXCLUDED.expires_ms WHERE pipe_parts.expires_ms <= $5";
 
@@ -47,34 +50,47 @@ const EXPIRE: Pair = pair!(
 );
 
 /// Which part of which pipe.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) pipe_hash: Hash,
     pub(crate) is_answer: bool,
     pub(crate) number: u64,
 }
 
-/// Begins a pipe that lives until `expires_ms`. `false` if it lives at `now_ms` already, and is as it was, or if `pipes_max`
-/// others do. Those who begin pipes wait for each other, before they lock anything else.
-pub(crate) async fn begin(
+impl Part {
+    /// The one that begins this part's pipe.
+    pub(crate) fn first(&self) -> Self {
+        Self { is_answer: false, number: 0, ..*self }
+    }
+
+    /// Whether it begins its pipe.
+    pub(crate) fn begins(&self) -> bool {
+        *self == self.first()
+    }
+}
+
+/// Writes a part of a pipe, unless it is there, or the limits do not allow it; answers whether it did. The first request
+/// begins the pipe; others need one that lives. Those who write wait for each other.
+pub(crate) async fn put(
     tx: &mut Tx,
-    pipe_hash: &Hash,
+    part: &Part,
     content: &[u8],
-    expires_ms: u64,
     now_ms: u64,
-    pipes_max: u64,
+    limits: &Limits,
 ) -> Result<bool, StoreError> {
     if let Conn::Postgres(_) = **tx {
         execute!(**tx, TAKE_TURN)?;
     }
-    let pipe = pipe_hash.as_bytes().as_slice();
-    Ok(execute!(**tx, BEGIN, pipe, content, stored(expires_ms), stored(now_ms), stored(pipes_max))? == 1)
-}
-
-/// Adds a part to a pipe that lives at `now_ms`; `false` if it does not, or if the part is there, and is as it was.
-pub(crate) async fn add(tx: &mut Tx, part: &Part, content: &[u8], now_ms: u64) -> Result<bool, StoreError> {
-    let (pipe, is_answer) = (part.pipe_hash.as_bytes().as_slice(), i64::from(part.is_answer));
-    Ok(execute!(**tx, ADD, pipe, is_answer, stored(part.number), content, stored(now_ms))? == 1)
+    let (pipe, bytes_max) = (part.pipe_hash.as_bytes().as_slice(), stored(limits.pipes_bytes_max));
+    let written = if part.begins() {
+        let expires_ms = now_ms.saturating_add(limits.pipe_ttl_s.saturating_mul(1_000));
+        let pipes_max = stored(limits.pipes_max);
+        execute!(**tx, BEGIN, pipe, content, stored(expires_ms), stored(now_ms), pipes_max, bytes_max)?
+    } else {
+        let is_answer = i64::from(part.is_answer);
+        execute!(**tx, ADD, pipe, is_answer, stored(part.number), content, stored(now_ms), bytes_max)?
+    };
+    Ok(written == 1)
 }
 
 /// What is in a part at `now_ms`, if it is there.

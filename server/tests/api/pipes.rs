@@ -16,6 +16,7 @@ both! {
     upkeep_deletes_what_is_over_and_no_more,
     a_part_has_a_size_and_a_number,
     so_many_pipes_live_at_a_time_and_no_more,
+    all_pipes_together_hold_so_many_bytes_and_no_more,
     of_two_who_answer_at_once_one_does,
     of_many_who_begin_pipes_at_once_as_many_do_as_may,
     nothing_in_the_store_names_who_answered,
@@ -178,6 +179,24 @@ async fn so_many_pipes_live_at_a_time_and_no_more(on: Backend) {
     relay.clock.advance(Duration::from_secs(30));
     new.put_pipe_request(new_pipe(), 0, b"request").await.done();
     new.put_pipe_request(new_pipe(), 0, b"request").await.no(ErrorCode::Unavailable);
+}
+
+async fn all_pipes_together_hold_so_many_bytes_and_no_more(on: Backend) {
+    let limits = Limits { pipes_bytes_max: 100, pipe_ttl_s: 60, ..Limits::default() };
+    let relay = TestRelay::with_limits(on, limits).await;
+    let (new, alice, pipe) = (relay.api(), relay.device().await, new_pipe());
+    new.put_pipe_request(pipe, 0, &[1; 40]).await.done();
+    alice.put_pipe_answer(pipe, 0, &[2; 61]).await.no(ErrorCode::Unavailable);
+    new.put_pipe_request(new_pipe(), 0, &[3; 61]).await.no(ErrorCode::Unavailable);
+    alice.put_pipe_answer(pipe, 0, &[2; 60]).await.done();
+    alice.put_pipe_answer(pipe, 0, &[2; 60]).await.done();
+    new.put_pipe_request(pipe, 1, b"request").await.no(ErrorCode::Unavailable);
+    alice.put_pipe_answer(new_pipe(), 1, b"answer").await.no(ErrorCode::NotFound);
+
+    // What is over makes room when it is deleted.
+    relay.clock.advance(Duration::from_secs(60));
+    relay.upkeep.run().await.unwrap();
+    new.put_pipe_request(pipe, 0, &[1; 100]).await.done();
 }
 
 async fn of_two_who_answer_at_once_one_does(on: Backend) {

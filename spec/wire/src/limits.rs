@@ -113,6 +113,8 @@ limits! {
     pipe_answer_bytes_max = 512 * KIB;
     /// Pipes at a time. More are refused with `unavailable`.
     pipes_max = 5_000;
+    /// Bytes in all pipes together. More are refused with `unavailable`.
+    pipes_bytes_max = 256 * MIB;
     /// How long a pipe lives.
     pipe_ttl_s = 600;
     /// Entries in one answer to a fetch.
