@@ -19,7 +19,7 @@ use crate::{
     node::Node,
     store::{
         Tx,
-        pipes::{self, Part},
+        pipes::{self, Part, Room},
     },
     strangers::Stranger,
 };
@@ -129,8 +129,15 @@ async fn part(node: &Node, part: &Part) -> Result<PipePart, Error> {
 
 /// Writes a part, unless it is there.
 async fn put(tx: &mut Tx, node: &Node, part: &Part, content: &[u8]) -> Result<(), Error> {
-    let now_ms = node.now_ms();
-    if pipes::put(tx, part, content, now_ms, &node.limits).await? {
+    let (now_ms, limits) = (node.now_ms(), &node.limits);
+    let room = Room { pipes_max: limits.pipes_max, bytes_max: limits.pipes_bytes_max };
+    let written = if part.begins() {
+        let expires_ms = now_ms.saturating_add(limits.pipe_ttl_s.saturating_mul(1_000));
+        pipes::begin(tx, &part.pipe_hash, content, expires_ms, now_ms, room).await?
+    } else {
+        pipes::add(tx, part, content, now_ms, room).await?
+    };
+    if written {
         return Ok(());
     }
     match pipes::content(tx, part, now_ms).await? {

@@ -6,7 +6,8 @@
 
 use tempfile::TempDir;
 use undertone::{
-    Client, ClientBuilder, Conversation, Error, Event, MessageId, MessageStatus, SendFailure, StoreAt, StoreKey,
+    Client, ClientBuilder, Connection, Conversation, Error, Event, MessageId, MessageStatus, SendFailure, StoreAt,
+    StoreKey,
 };
 use undertone_test_crowd::{PATIENCE, online, texts, wait_until};
 use undertone_tests::{Backend, Build, Relay, Store, on_both};
@@ -89,10 +90,15 @@ impl Host {
     /// Changes what is stored, and has everybody back.
     async fn change(&mut self, statements: &str, everybody: &[&Client]) {
         self.relay.stop().await;
+        for client in everybody {
+            wait_until("to be offline", async || (client.connection() == Connection::Offline).then_some(())).await;
+        }
         self.store.change(statements).await;
         self.relay.restart().await;
         for client in everybody {
-            client.network_changed();
+            if client.connection() == Connection::Offline {
+                client.network_changed();
+            }
             online(client).await;
         }
     }
@@ -118,7 +124,7 @@ impl Host {
         )
     }
 
-    /// The statement after which the relay has a device as it has had `like`.
+    /// The statement after which the relay has another device with the account, device key and certificate of `like`.
     fn adopt(&self, device: &str, like: &str) -> String {
         format!(
             "INSERT INTO devices (device_id, account_id, device_key, certificate_hash)
@@ -126,6 +132,17 @@ impl Host {
              INSERT INTO cursors (device_id, next_seq, acked_seq, stream)
              SELECT {device}, 1, 0, stream FROM cursors WHERE device_id = {like};"
         )
+    }
+
+    /// The statement that keeps a device's keys aside.
+    fn keep_keys(&self, device: &str) -> String {
+        format!("CREATE TABLE kept AS SELECT * FROM key_packages WHERE device_id = {device};")
+    }
+
+    /// The statement after which a removed device, whose keys were kept, can be written to again.
+    fn readmit(&self, device: &str, sibling: &Client) -> String {
+        self.adopt(device, &self.device(sibling))
+            + "INSERT INTO key_packages SELECT * FROM kept WHERE key_package IS NOT NULL;"
     }
 
     /// The statement after which it has the device no more.
@@ -170,10 +187,16 @@ fn between(one: &Client, other: &Client) -> Conversation {
     one.direct(other.account().account_id)
 }
 
-/// Writes what arrives.
-async fn is_heard(from: &Client, to: &Client, text: &str) {
-    between(from, to).send(text).await.unwrap();
+/// Writes what arrives, of which the author hears.
+async fn hears(from: &Client, to: &Client, text: &str) {
+    let id = between(from, to).send(text).await.unwrap();
     arrives(from, to, text).await;
+    between(to, from).accept().await.unwrap();
+    wait_until("it to be confirmed", async || {
+        let status = from.message_status(id).await.unwrap();
+        matches!(status, MessageStatus::Delivered { .. }).then_some(())
+    })
+    .await;
 }
 
 async fn arrives(from: &Client, to: &Client, text: &str) {
@@ -187,7 +210,7 @@ fn is_unchecked(check: &str) -> bool {
 }
 
 /// Writes what fails since the relay says what does not verify; or what goes where the host wants it, without this check.
-async fn is_refused(check: &str, from: &Client, to: &Client, text: &str) -> Option<MessageId> {
+async fn fails_untrusted(check: &str, from: &Client, to: &Client, text: &str) -> Option<MessageId> {
     let id = between(from, to).send(text).await.unwrap();
     let settled = from.message_settled(id, PATIENCE).await.unwrap();
     if is_unchecked(check) {
@@ -199,7 +222,7 @@ async fn is_refused(check: &str, from: &Client, to: &Client, text: &str) -> Opti
 }
 
 /// Sends again what has failed, now that the relay is honest.
-async fn is_sent_again(id: MessageId, from: &Client, to: &Client, text: &str) {
+async fn sends_again(id: MessageId, from: &Client, to: &Client, text: &str) {
     between(from, to).retry(id).await.unwrap();
     arrives(from, to, text).await;
 }
@@ -218,14 +241,15 @@ async fn a_device_that_the_relay_adds_is_not_written_to(backend: Backend) {
     let spy = host.bytes(spy.as_bytes());
     let added = host.serve(&SignedDeviceList::sign(&list, &seed)) + &host.adopt(&spy, &host.device(&bob)) + &published;
     host.change(&added, &[&alice, &bob]).await;
-    let Some(hello) = is_refused("list-signature", &alice, &bob, "hello").await else {
-        return assert_eq!(host.waiting(&spy).await, 1, "it is for the spy too");
+    let Some(hello) = fails_untrusted("list-signature", &alice, &bob, "hello").await else {
+        assert!(host.waiting(&spy).await > 0, "it is for the spy too");
+        return;
     };
     let found = alice.find("bob").await;
     assert!(matches!(found, Err(Error::Untrusted(_))), "{found:?}");
     assert_eq!(host.waiting(&spy).await, 0);
     host.change(&(host.serve(&honest) + &host.disown(&spy)), &[&alice, &bob]).await;
-    is_sent_again(hello, &alice, &bob, "hello").await;
+    sends_again(hello, &alice, &bob, "hello").await;
 }
 
 async fn a_removed_device_is_not_written_to_by_an_older_list(backend: Backend) {
@@ -233,35 +257,43 @@ async fn a_removed_device_is_not_written_to_by_an_older_list(backend: Backend) {
     let (alice, bob) = (host.register("alice").await, host.register("bob").await);
     let phone = host.link("phone", &bob).await;
     let (stolen, with) = (host.device(&phone), host.list(&bob).await);
-    let keep = format!("CREATE TABLE kept AS SELECT * FROM key_packages WHERE device_id = {stolen};");
-    host.change(&keep, &[&alice, &bob]).await;
+    let keep = host.keep_keys(&stolen);
+    host.change(&keep, &[&alice, &bob, &phone]).await;
     bob.remove_device(phone.device_id()).await.unwrap();
     let without = host.list(&bob).await;
-    is_heard(&alice, &bob, "hello").await;
-    let back = host.serve(&with)
-        + &host.adopt(&stolen, &host.device(&bob))
-        + "INSERT INTO key_packages SELECT * FROM kept WHERE key_package IS NOT NULL;";
+    hears(&alice, &bob, "hello").await;
+    let back = host.serve(&with) + &host.readmit(&stolen, &bob);
     host.change(&back, &[&alice, &bob]).await;
-    let Some(secret) = is_refused("list-version", &alice, &bob, "a secret").await else {
-        return assert_eq!(host.waiting(&stolen).await, 1, "it is for the thief too");
+    let Some(secret) = fails_untrusted("list-version", &alice, &bob, "a secret").await else {
+        assert!(host.waiting(&stolen).await > 0, "it is for the thief too");
+        return;
     };
     assert_eq!(host.waiting(&stolen).await, 0);
     host.change(&(host.serve(&without) + &host.disown(&stolen)), &[&alice, &bob]).await;
-    is_sent_again(secret, &alice, &bob, "a secret").await;
+    sends_again(secret, &alice, &bob, "a secret").await;
 }
 
 async fn a_list_that_is_withheld_is_asked_for_until_it_comes(backend: Backend) {
     let mut host = Host::new(backend).await;
     let (alice, bob) = (host.register("alice").await, host.register("bob").await);
-    let first = host.list(&bob).await;
-    is_heard(&alice, &bob, "hello").await;
     let phone = host.link("phone", &bob).await;
+    let (stolen, with) = (host.device(&phone), host.list(&bob).await);
+    hears(&alice, &bob, "hello").await;
+    let keep = host.keep_keys(&stolen);
+    host.change(&keep, &[&alice, &bob, &phone]).await;
     bob.remove_device(phone.device_id()).await.unwrap();
-    let newest = host.list(&bob).await;
-    host.change(&host.serve(&first), &[&alice, &bob]).await;
+    let without = host.list(&bob).await;
+    // Only bob knows, until he writes.
+    host.change(&host.serve(&with), &[&alice, &bob]).await;
     let events = alice.events();
-    is_heard(&bob, &alice, "I have other devices now").await;
-    let Some(secret) = is_refused("list-withheld", &alice, &bob, "a secret").await else { return };
+    between(&bob, &alice).send("I have other devices now").await.unwrap();
+    arrives(&bob, &alice, "I have other devices now").await;
+    host.change(&host.readmit(&stolen, &bob), &[&alice, &bob]).await;
+    let Some(secret) = fails_untrusted("list-withheld", &alice, &bob, "a secret").await else {
+        assert!(host.waiting(&stolen).await > 0, "it is for the thief too");
+        return;
+    };
+    assert_eq!(host.waiting(&stolen).await, 0);
     let stale = async {
         loop {
             match events.next().await {
@@ -272,14 +304,13 @@ async fn a_list_that_is_withheld_is_asked_for_until_it_comes(backend: Backend) {
         }
     };
     assert_eq!(tokio::time::timeout(PATIENCE, stale).await.unwrap(), bob.account());
-    host.change(&host.serve(&newest), &[&alice, &bob]).await;
-    is_sent_again(secret, &alice, &bob, "a secret").await;
+    host.change(&(host.serve(&without) + &host.disown(&stolen)), &[&alice, &bob]).await;
+    sends_again(secret, &alice, &bob, "a secret").await;
 }
 
 async fn keys_of_another_device_begin_nothing(backend: Backend) {
     let mut host = Host::new(backend).await;
-    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| host.register(name));
-    let (alice, bob, carol) = (alice.await, bob.await, carol.await);
+    let (alice, bob, carol) = (host.register("alice").await, host.register("bob").await, host.register("carol").await);
     let both = [("prekey", suite::PREKEY, &bob, &carol), ("sealing-key", suite::SEALING, &carol, &bob)];
     for (check, suite, to, other) in both {
         let (owner, other_owner) = (host.device(to), host.device(other));
@@ -290,20 +321,17 @@ async fn keys_of_another_device_begin_nothing(backend: Backend) {
              WHERE device_id = {owner} AND suite = {suite};"
         );
         host.change(&swap, &[&alice, &bob, &carol]).await;
-        let Some(hello) = is_refused(check, &alice, to, "hello").await else {
+        let Some(hello) = fails_untrusted(check, &alice, to, "hello").await else {
             wait_until("it to be taken", async || (host.waiting(&owner).await == 0).then_some(())).await;
-            return assert!(
-                texts(&between(to, &alice)).await.is_empty(),
-                "who has that key reads it, and not {}",
-                to.account().name()
-            );
+            assert!(texts(&between(to, &alice)).await.is_empty(), "only who has that key reads it");
+            return;
         };
         let undo = format!(
             "DELETE FROM key_packages WHERE device_id = {owner} AND suite = {suite};
              INSERT INTO key_packages SELECT * FROM kept_{suite};"
         );
         host.change(&undo, &[&alice, &bob, &carol]).await;
-        is_sent_again(hello, &alice, to, "hello").await;
+        sends_again(hello, &alice, to, "hello").await;
     }
 }
 
@@ -311,8 +339,8 @@ async fn ciphertexts_that_are_swapped_or_come_again_change_nothing(backend: Back
     let mut host = Host::new(backend).await;
     let (alice, bob, carol) = (host.register("alice").await, host.register("bob").await, host.register("carol").await);
     for client in [&bob, &carol] {
-        is_heard(&alice, client, "first").await;
-        is_heard(client, &alice, "yes?").await;
+        hears(&alice, client, "first").await;
+        hears(client, &alice, "yes?").await;
     }
     assert_eq!(alice.outbox_empty(PATIENCE).await.unwrap(), 0);
     let (bobs, carols, of_alice) = (host.device(&bob), host.device(&carol), alice.account().account_id);
@@ -363,8 +391,10 @@ async fn ciphertexts_that_are_swapped_or_come_again_change_nothing(backend: Back
         assert_eq!(here, ["first", "second", "third", "yes?"], "time {time}");
         assert_eq!(texts(&of(&carol)).await, ["first", "yes?", "second"], "time {time}");
     }
+    let there = "SELECT COUNT(*) FROM kept JOIN envelopes ON envelopes.envelope_id = kept.envelope_id";
+    assert_eq!(host.store.number(there).await, 3, "they were there to be delivered");
     for client in [&bob, &carol] {
-        is_heard(client, &alice, "do I hear well?").await;
-        is_heard(&alice, client, "you do").await;
+        hears(client, &alice, "do I hear well?").await;
+        hears(&alice, client, "you do").await;
     }
 }

@@ -164,7 +164,7 @@ impl Tx<'_> {
     }
 
     /// Makes `members` mirror the tree. Who is marked gone stays so for as long as its leaf does: who is `fresh` has a
-    /// new leaf.
+    /// new leaf. A key that was not stored yet is a reason to look at the account's list.
     pub(crate) fn save_members(
         &self,
         group: GroupId,
@@ -172,7 +172,7 @@ impl Tx<'_> {
         fresh: impl Fn(&Member) -> bool,
     ) -> Result<(), StoreError> {
         const ADD: &str = "INSERT INTO members (group_id, account, device, mls_key) VALUES (?1, ?2, ?3, ?4)
-            ON CONFLICT DO UPDATE SET mls_key = excluded.mls_key WHERE mls_key IS NOT excluded.mls_key";
+            ON CONFLICT DO UPDATE SET mls_key = excluded.mls_key, looks = looks + 1 WHERE mls_key IS NULL";
         const DROP: &str = "DELETE FROM members WHERE group_id = ?1 AND account = ?2 AND device = ?3";
         for old in self.members(group)?.iter().filter(|old| !members.contains_key(old) || fresh(old)) {
             self.execute(DROP, params![group.as_bytes(), old.account.as_bytes(), old.device.as_bytes()])?;
@@ -194,8 +194,8 @@ impl Tx<'_> {
         Ok(members)
     }
 
-    /// The devices of an account in the tree, each with the key of its leaf; `None` if no commit has come since those
-    /// are kept.
+    /// The devices of an account in the tree, each with the key of its leaf; `None` for one stored before keys were, until
+    /// the group's next commit.
     pub(crate) fn leaves(
         &self,
         group: GroupId,

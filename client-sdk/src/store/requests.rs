@@ -50,7 +50,7 @@ impl Tx<'_> {
     }
 
     /// Whether an account has written so many messages in a conversation, or so many bytes, or more.
-    pub(crate) fn has_written(
+    pub(crate) fn has_written_so_much(
         &self,
         conversation: impl Into<ConversationId>,
         account: AccountId,

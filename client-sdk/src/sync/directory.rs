@@ -133,11 +133,9 @@ fn gather_own(tx: &Tx<'_>, context: &inbox::Context<'_>) -> Result<(), StoreErro
 
 /// Tells the app which devices this account has that it did not have before, and the other way round; and that it has a
 /// recovery key now.
-pub(super) fn tell_own(tx: &Tx<'_>, before: &DeviceList, now: &DeviceList) -> Result<(), Error> {
-    let devices = |list: &DeviceList| -> Result<BTreeSet<_>, _> {
-        list.certificates().map(|certificate| certificate.map(|one| one.device)).collect()
-    };
-    let (had, has) = (devices(before)?, devices(now)?);
+pub(super) fn tell_own(tx: &Tx<'_>, before: &DeviceList, now: &DeviceList) -> Result<(), StoreError> {
+    let devices = |list: &DeviceList| -> BTreeSet<_> { list.certificates().flatten().map(|one| one.device).collect() };
+    let (had, has) = (devices(before), devices(now));
     if had != has {
         let (added, removed) = (has.difference(&had), had.difference(&has));
         tx.add_event(&StoredEvent::Devices { added: added.copied().collect(), removed: removed.copied().collect() })?;

@@ -4,7 +4,7 @@
 //! its id only. It lives as long as its first request does; all its parts end with it, and one whose time is over is as
 //! none, whether it is deleted or not.
 
-use undertone_wire::{Hash, Limits};
+use undertone_wire::Hash;
 
 use super::{
     Conn, StoreError, Tx,
@@ -57,6 +57,15 @@ pub(crate) struct Part {
     pub(crate) number: u64,
 }
 
+/// How much there may be in all pipes together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// Pipes that live.
+    pub(crate) pipes_max: u64,
+    /// Bytes in all parts, those that have expired and are not deleted yet included.
+    pub(crate) bytes_max: u64,
+}
+
 impl Part {
     /// The one that begins this part's pipe.
     pub(crate) fn first(&self) -> Self {
@@ -69,28 +78,36 @@ impl Part {
     }
 }
 
-/// Writes a part of a pipe, unless it is there, or the limits do not allow it; answers whether it did. The first request
-/// begins the pipe; others need one that lives. Those who write wait for each other.
-pub(crate) async fn put(
+/// Begins a pipe that lives until `expires_ms`. `false` if it lives at `now_ms` already, and is as it was, or if there is no
+/// room.
+pub(crate) async fn begin(
     tx: &mut Tx,
-    part: &Part,
+    pipe_hash: &Hash,
     content: &[u8],
+    expires_ms: u64,
     now_ms: u64,
-    limits: &Limits,
+    room: Room,
 ) -> Result<bool, StoreError> {
+    take_turn(tx).await?;
+    let (pipe, pipes_max, bytes_max) =
+        (pipe_hash.as_bytes().as_slice(), stored(room.pipes_max), stored(room.bytes_max));
+    Ok(execute!(**tx, BEGIN, pipe, content, stored(expires_ms), stored(now_ms), pipes_max, bytes_max)? == 1)
+}
+
+/// Adds a part to a pipe that lives at `now_ms`; `false` if it does not, or if the part is there, and is as it was, or if
+/// there is no room.
+pub(crate) async fn add(tx: &mut Tx, part: &Part, content: &[u8], now_ms: u64, room: Room) -> Result<bool, StoreError> {
+    take_turn(tx).await?;
+    let (pipe, is_answer) = (part.pipe_hash.as_bytes().as_slice(), i64::from(part.is_answer));
+    let (number, bytes_max) = (stored(part.number), stored(room.bytes_max));
+    Ok(execute!(**tx, ADD, pipe, is_answer, number, content, stored(now_ms), bytes_max)? == 1)
+}
+
+async fn take_turn(tx: &mut Tx) -> Result<(), StoreError> {
     if let Conn::Postgres(_) = **tx {
         execute!(**tx, TAKE_TURN)?;
     }
-    let (pipe, bytes_max) = (part.pipe_hash.as_bytes().as_slice(), stored(limits.pipes_bytes_max));
-    let written = if part.begins() {
-        let expires_ms = now_ms.saturating_add(limits.pipe_ttl_s.saturating_mul(1_000));
-        let pipes_max = stored(limits.pipes_max);
-        execute!(**tx, BEGIN, pipe, content, stored(expires_ms), stored(now_ms), pipes_max, bytes_max)?
-    } else {
-        let is_answer = i64::from(part.is_answer);
-        execute!(**tx, ADD, pipe, is_answer, stored(part.number), content, stored(now_ms), bytes_max)?
-    };
-    Ok(written == 1)
+    Ok(())
 }
 
 /// What is in a part at `now_ms`, if it is there.

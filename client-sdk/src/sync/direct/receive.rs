@@ -169,7 +169,7 @@ fn receive(
     }
     // A stranger asks anew each time that the user has said no.
     let strange = from.account == other && tx.standing(other)? == Standing::Stranger;
-    if strange && shows && tx.has_written(conversation, other, REQUEST_MESSAGES_MAX, REQUEST_BYTES_MAX)? {
+    if strange && shows && tx.has_written_so_much(conversation, other, REQUEST_MESSAGES_MAX, REQUEST_BYTES_MAX)? {
         tx.note_gap(conversation)?;
         return Ok(Effect::default());
     }

@@ -96,10 +96,10 @@ async fn two(world: &World) -> (Client, Client, Conversation, Conversation) {
     (alice, bob, to_bob, to_alice)
 }
 
-/// alice writes to bob, and nothing is amiss.
-async fn is_sent(alice: &Client, to_bob: &Conversation, text: &str) {
-    let id = to_bob.send(text).await.unwrap();
-    assert!(alice.message_settled(id, PATIENCE).await.unwrap().is_sent());
+/// Somebody writes, and nothing is amiss.
+async fn is_sent(author: &Client, to: &Conversation, text: &str) {
+    let id = to.send(text).await.unwrap();
+    assert!(author.message_settled(id, PATIENCE).await.unwrap().is_sent());
 }
 
 /// alice writes to bob, which fails as untrusted, until the relay is honest: then it arrives.
@@ -201,19 +201,24 @@ async fn a_device_that_comes_again_with_other_keys_is_not_written_to() {
 async fn a_list_that_is_withheld_is_asked_for_until_it_comes() {
     let world = World::new();
     let (alice, bob, to_bob, to_alice) = two(&world).await;
+    let mut spy = Spy::new();
+    let [with, without] = removed(&world, &bob, &spy).await;
+    world.relay.serve_list(&with);
+    spy.publish_as(&world, spy.device);
     to_bob.send("hello").await.unwrap();
     until("the first", async || said(&to_alice).await == ["hello"]).await;
-    // bob's stolen device is off his list, and what he writes says which list that is.
-    let first = world.relay.device_list(&bob.account().account_id).unwrap();
-    let spy = Spy::new();
-    let [_, without] = removed(&world, &bob, &spy).await;
+    // bob's stolen device is off his list, and what he writes says which list that is; the relay keeps the list from alice.
+    world.relay.hold_deliveries();
     world.relay.serve_list(&without);
     bob.engine().learn(bob.account().account_id).await.unwrap();
-    world.relay.serve_list(&first);
-    to_alice.send("I have other devices now").await.unwrap();
+    is_sent(&bob, &to_alice, "I have other devices now").await;
+    world.relay.serve_list(&with);
+    spy.publish_as(&world, spy.device);
+    world.relay.release_deliveries();
     until("the second", async || said(&to_bob).await.len() == 2).await;
     if is_unchecked("list-withheld") {
         is_sent(&alice, &to_bob, "secret").await;
+        assert_eq!(spy.reads(&world, spy.device, olm_key(&alice, &world)), [true]);
         return;
     }
     told(&alice, "that the list is stale", |event| matches!(event, Event::StaleDeviceList { .. })).await;

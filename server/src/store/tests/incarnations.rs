@@ -52,7 +52,7 @@ pub(super) async fn furnish(db: &Db) {
             sessions::add_challenge(tx, &nonce(1), u64::MAX).await?;
             let invite = Invite { code_hash: Hash::of(b"code"), uses_left: 1, expires_ms: u64::MAX };
             invites::add(tx, &invite).await?;
-            pipes::begin(tx, &pipe().pipe_hash, b"request", u64::MAX, 1, 9).await?;
+            pipes::begin(tx, &pipe().pipe_hash, b"request", u64::MAX, 1, room_for(9)).await?;
             let keys = [key_packages::key("once", false, 30), key_packages::key("last", true, 30)];
             keys::add(tx, &device_id(1), &keys).await
         })

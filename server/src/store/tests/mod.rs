@@ -42,6 +42,7 @@ use super::{
     Conn, Db, Place, PostgresConfig, StoreError, Tx,
     accounts::{self, StoredDevice},
     groups, on,
+    pipes::Room as PipeRoom,
     queue::{self, Kind, NewEnvelope, Receiver, Room},
 };
 use crate::{clock::SystemRandom, wake::Wake};
@@ -302,6 +303,11 @@ async fn add_group_of(tx: &mut Tx, group: &GroupId, devices: &[u8]) -> Result<()
     assert!(groups::add(tx, group, &account_id(devices[0]), b"info").await?);
     let devices: Vec<_> = devices.iter().copied().map(device_id).collect();
     groups::begin_stays(tx, group, &devices, 0).await
+}
+
+/// Room for so many pipes.
+fn room_for(pipes_max: u64) -> PipeRoom {
+    PipeRoom { pipes_max, bytes_max: 1_000_000 }
 }
 
 fn message<'a>(group: &GroupId, payload: &'a [u8], expires_hour_ms: u64, receivers: &[DeviceId]) -> NewEnvelope<'a> {

@@ -2,7 +2,7 @@
 
 use super::{
     concurrency::{GROUPS, at_once, no_deadlock, remove_device, two_nodes},
-    *,
+    room_for, *,
 };
 use crate::store::{
     keys,
@@ -203,7 +203,7 @@ pub(super) async fn sweepers_share_the_work(fresh: &Fresh) {
                 sessions::add(tx, &hash, &device_id(1), 1, EACH).await?;
                 sessions::add_challenge(tx, &hash_nonce(&hash), 1).await?;
                 message_ids::claim(tx, &[NewStub { id_hash: hash, body_hash: hash, expires_hour_ms: 0 }]).await?;
-                pipes::begin(tx, &hash, b"request", 1, 0, EACH).await?;
+                pipes::begin(tx, &hash, b"request", 1, 0, room_for(EACH)).await?;
                 append_commit(tx, nth + 1, b"commit", 0).await?;
             }
             let keys: Vec<_> = (0..EACH).map(|nth| key_packages::key(&format!("{nth}"), false, 0)).collect();
