@@ -314,3 +314,43 @@ fn group_from(row: &Row<'_>) -> rusqlite::Result<GroupRow> {
         rejoin_key: RejoinKey::from_bytes(row.get(4)?),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Error,
+        store::{Store, StoreKey},
+    };
+
+    #[tokio::test]
+    async fn a_key_that_an_older_store_has_not_is_a_reason_to_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), StoreKey::Raw32([1; 32])).await.unwrap();
+        let id = GroupId::from_random([1; 16]);
+        let account = AccountId::from_identity_key(&PublicKey::from([2; 32]));
+        let member = Member { account, device: DeviceId::from_random([3; 16]) };
+        let own = AccountId::from_identity_key(&PublicKey::from([4; 32]));
+        let seen = store.with_tx(move |tx| {
+            let (name, rejoin_key) = ("trip".to_owned(), RejoinKey::from_bytes(vec![]));
+            let state = GroupState::Active;
+            tx.save_group(&GroupRow { id, live: id, suite: Suite::Classic, name, state, commit_seq: 0, rejoin_key })?;
+            let members = Members::from([(member, PublicKey::from([5; 32]))]);
+            let mut seen = vec![];
+            for is_older in [false, true, false] {
+                if is_older {
+                    tx.execute("UPDATE members SET mls_key = NULL", [])?;
+                    tx.looked_at(account, 1)?;
+                }
+                seen.push((tx.leaves(id, account)?, tx.next_look(own)?));
+                tx.save_members(id, &members, |_| false)?;
+            }
+            seen.push((tx.leaves(id, account)?, tx.next_look(own)?));
+            Ok::<_, Error>(seen)
+        });
+        let known = vec![(member, Some(PublicKey::from([5; 32])))];
+        let once = Some((account, 1));
+        let expected = [(vec![], None), (vec![(member, None)], None), (known.clone(), once), (known, once)];
+        assert_eq!(seen.await.unwrap(), expected);
+    }
+}
