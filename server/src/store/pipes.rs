@@ -16,23 +16,23 @@ use super::{
 /// only: SQLite has one writer.
 const TAKE_TURN: &str = "SELECT pg_advisory_xact_lock(CAST('pipe_parts'::regclass AS BIGINT))";
 
-/// Begins a pipe with its first request, if fewer than `$5` pipes live and all parts together stay within `$6` bytes. Changes
+/// Begins a pipe with its first request, if fewer than `$5` pipes live and their parts stay within `$6` bytes. Changes
 /// nothing if it lives already.
 const BEGIN: &str = "
     INSERT INTO pipe_parts (pipe_hash, is_answer, number, content, expires_ms)
     SELECT $1, 0, 0, $2, $3
     WHERE (SELECT COUNT(*) FROM pipe_parts WHERE expires_ms > $4 AND is_answer = 0 AND number = 0) < $5
-    AND (SELECT COALESCE(SUM(LENGTH(content)), 0) FROM pipe_parts) + LENGTH($2) <= $6
+    AND (SELECT COALESCE(SUM(LENGTH(content)), 0) FROM pipe_parts WHERE expires_ms > $4) + LENGTH($2) <= $6
     ON CONFLICT (pipe_hash, is_answer, number) DO UPDATE
     SET content = EXCLUDED.content, expires_ms = EXCLUDED.expires_ms WHERE pipe_parts.expires_ms <= $4";
 
-/// Adds a part to a pipe, if all parts together stay within `$6` bytes. Changes nothing if the pipe does not live, or has
-/// that part already. One of an earlier life of the pipe, which has expired, is replaced.
+/// Adds a part to a pipe, if the parts of all that live stay within `$6` bytes. Changes nothing if the pipe does not live,
+/// or has that part already. One of an earlier life of the pipe, which has expired, is replaced.
 const ADD: &str = "
     INSERT INTO pipe_parts (pipe_hash, is_answer, number, content, expires_ms)
     SELECT pipe_hash, $2, $3, $4, expires_ms FROM pipe_parts AS begun
     WHERE pipe_hash = $1 AND is_answer = 0 AND number = 0 AND expires_ms > $5
-    AND (SELECT COALESCE(SUM(LENGTH(content)), 0) FROM pipe_parts) + LENGTH($4) <= $6
+    AND (SELECT COALESCE(SUM(LENGTH(content)), 0) FROM pipe_parts WHERE expires_ms > $5) + LENGTH($4) <= $6
     ON CONFLICT (pipe_hash, is_answer, number) DO UPDATE
     SET content = EXCLUDED.content, expires_ms = EXCLUDED.expires_ms WHERE pipe_parts.expires_ms <= $5";
 
@@ -62,7 +62,7 @@ pub(crate) struct Part {
 pub(crate) struct Room {
     /// Pipes that live.
     pub(crate) pipes_max: u64,
-    /// Bytes in all parts, those that have expired and are not deleted yet included.
+    /// Bytes in all their parts.
     pub(crate) bytes_max: u64,
 }
 
